@@ -1,0 +1,195 @@
+"""The keys every experiment has, with the values most of them share.
+
+Every default of the software is in this folder; the code itself has none. An experiment starts from
+`base()` and changes what differs. `parse_options` reads the words after the colon of
+`--config=configs/NAME.py:8x8x16,nearest,two_core`.
+"""
+
+import re
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+
+
+def optimizer(name: str, learning_rate: float, **changes) -> ConfigDict:
+    """An outer optimiser: see functa/optim.py for what each key does."""
+    config = ConfigDict()
+    config.name = name  # adam, adamw, lamb, muon
+    config.learning_rate = learning_rate
+    config.schedule = "cosine"  # cosine, constant, exponential
+    config.warmup_steps = 50
+    config.end_fraction = 0.01  # last learning rate as a fraction of the peak
+    config.weight_decay = 0.0
+    config.clip_norm = 0.0  # largest global norm of the gradient; 0: no clipping
+    config.update(changes)
+    return config
+
+
+def base() -> ConfigDict:
+    """All keys but the name, the data and the sizes, which each experiment sets."""
+    config = ConfigDict()
+    config.name = ""
+    config.seed = 0
+    config.stages = ("meta_learn", "encode", "classify")
+
+    config.data = ConfigDict()
+    config.data.source = "tfds"  # digits (embedded) or tfds (a TFDS data set in ArrayRecord form)
+    config.data.name = ""  # name of the TFDS data set
+    config.data.data_dir = "data"  # the folder that holds NAME/..., a local or gs:// path
+    config.data.image_shape = (32, 32, 3)  # h, w, c
+    config.data.num_classes = 10
+    config.data.train_split = "train"
+    config.data.test_split = "test"
+    config.data.validation_examples = 5000  # the last ones of the train split
+    config.data.max_examples = 0  # only the first so many of every split; 0: all
+    config.data.cache = "host"  # host: decoded once into memory; none: decoded whenever read
+
+    config.field = ConfigDict()
+    config.field.latent_shape = (8, 8, 16)  # i, j, d
+    config.field.lookup = "nearest"  # nearest, bilinear
+    config.field.coords = "local"  # local, binary, global, periodic
+    config.field.map = "linear"  # linear, conv3x3, mlp
+    config.field.modulation = "shift"  # shift, shift_scale
+    config.field.width = 64
+    config.field.depth = 6  # linear layers, the output layer included
+    config.field.w0 = 10.0
+
+    config.inner_loop = ConfigDict()
+    config.inner_loop.steps = 3
+    config.inner_loop.lr_shape = "channel"  # scalar, channel, cell, full
+    config.inner_loop.lr_per_step = False
+    config.inner_loop.initial_lr = 1.0
+    config.inner_loop.min_lr = 1e-3
+    config.inner_loop.max_lr = 1e3
+    config.inner_loop.second_order = True
+
+    config.meta_learn = ConfigDict()
+    config.meta_learn.batch_size = 128  # images a step, over all devices
+    config.meta_learn.cells_per_image = 4  # random cells of each image; 0: whole images
+    config.meta_learn.steps = 1000
+    config.meta_learn.optimizer = optimizer("muon", 4e-3)
+    config.meta_learn.ema_decay = 0.0  # 0: no moving average
+    config.meta_learn.eval_batch_size = 128
+    config.meta_learn.log_every = 50
+    config.meta_learn.eval_every = 250
+    config.meta_learn.checkpoint_every = 250
+
+    config.encode = ConfigDict()
+    config.encode.batch_size = 128  # images a device at a time
+    config.encode.dtype = "float16"  # float16, bfloat16, float32, int8
+    config.encode.examples_per_shard = 5000
+    config.encode.num_augmentations = 1  # copies of a training image; the first is the image itself
+    config.encode.flip = False  # left-right, with probability one half
+    config.encode.crop = "none"  # none, pad (and crop back), resize (a crop to full size)
+    config.encode.crop_padding = 4  # pixels; crop=pad
+    config.encode.crop_min_area = 0.5  # smallest crop as a fraction of the area; crop=resize
+
+    config.classify = ConfigDict()
+    config.classify.model = transformer()
+    config.classify.normalization = "channel"  # scalar, channel: of the functaset's statistics
+    config.classify.latent_noise = 0.0  # standard deviation, in units of normalised latents
+    config.classify.mixup = 0.0  # Beta(a, a) parameter; 0: off
+    config.classify.label_smoothing = 0.1
+    config.classify.batch_size = 128
+    config.classify.steps = 1000
+    config.classify.optimizer = optimizer("adamw", 1e-3, weight_decay=0.05)
+    config.classify.ema_decay = 0.99
+    config.classify.cache = "host"  # host, none
+    config.classify.eval_batch_size = 500
+    config.classify.log_every = 50
+    config.classify.eval_every = 250
+    config.classify.checkpoint_every = 250
+    return config
+
+
+def transformer(**changes) -> ConfigDict:
+    """Pre-LN transformer with a CLS token."""
+    config = ConfigDict(
+        dict(name="transformer", width=128, depth=4, heads=4, mlp_width=256, dropout=0.1)
+    )
+    config.update(changes)
+    return config
+
+
+def mlp(**changes) -> ConfigDict:
+    """Residual MLP on the flattened latents."""
+    config = ConfigDict(dict(name="mlp", width=512, depth=2, dropout=0.2))
+    config.update(changes)
+    return config
+
+
+def convnext(**changes) -> ConfigDict:
+    """Small ConvNeXt-style network on the latent grid; one entry of widths and depths a resolution."""
+    config = ConfigDict(
+        dict(name="convnext", widths=(64, 128), depths=(2, 2), drop_path=0.1, dropout=0.0)
+    )
+    config.update(changes)
+    return config
+
+
+def use_bilinear(config: ConfigDict) -> None:
+    """Bilinear lookup with coords that are continuous across cells, on whole images: a pixel sees four cells."""
+    config.field.lookup = "bilinear"
+    config.field.coords = "periodic"
+    config.meta_learn.cells_per_image = 0
+    config.meta_learn.batch_size = 8
+
+
+def use_tiny(config: ConfigDict) -> None:
+    """Every stage in seconds: too small to learn much, large enough to run every line."""
+    config.data.max_examples = 96
+    config.data.validation_examples = 40
+    config.field.width = 16
+    config.field.depth = 3
+    config.meta_learn.update(
+        batch_size=16, steps=12, eval_batch_size=16, log_every=4, eval_every=6, checkpoint_every=3
+    )
+    config.meta_learn.optimizer.warmup_steps = 2
+    config.encode.update(batch_size=16, examples_per_shard=40, num_augmentations=2)
+    if config.classify.model.name == "transformer":
+        config.classify.model.update(width=16, depth=1, heads=2, mlp_width=32)
+    elif config.classify.model.name == "convnext":
+        config.classify.model.update(widths=(8, 16), depths=(1, 1))
+    else:
+        config.classify.model.update(width=32, depth=1)
+    config.classify.update(
+        batch_size=16, steps=12, eval_batch_size=16, log_every=4, eval_every=6, checkpoint_every=3
+    )
+    config.classify.optimizer.warmup_steps = 2
+
+
+def run_name(name: str, options: str | None) -> str:
+    """digits, or cifar10_spatial-8x8x16-two_core: also the directory of the run below runs/."""
+    return "-".join([name, *filter(None, (options or "").split(","))])
+
+
+def parse_options(options: str | None, *, latent_shapes: Iterable[str], presets: Iterable[str]):
+    """Reads `8x8x16,nearest,two_core` in any order.
+
+    Returns:
+      (latent_shape string or None, lookup or None, preset or None).
+    Raises:
+      ValueError: an unknown word, or two words of one kind; the message lists what is known.
+    """
+    found: dict[str, str | None] = {"latent shape": None, "lookup": None, "preset": None}
+    known = {
+        "latent shape": tuple(latent_shapes),
+        "lookup": ("nearest", "bilinear"),
+        "preset": tuple(presets),
+    }
+    for word in filter(None, (options or "").split(",")):
+        kinds = [kind for kind, words in known.items() if word in words]
+        if not kinds and re.fullmatch(r"\d+x\d+x\d+", word):
+            kinds = ["latent shape"]  # any grid may be tried; the config check judges it
+        if not kinds:
+            choices = "; ".join(f"{kind}: {', '.join(words)}" for kind, words in known.items())
+            raise ValueError(f"unknown option {word!r} after the colon; known are {choices}")
+        if found[kinds[0]] is not None:
+            raise ValueError(f"two options for the {kinds[0]}: {found[kinds[0]]!r} and {word!r}")
+        found[kinds[0]] = word
+    return found["latent shape"], found["lookup"], found["preset"]
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """`8x8x16` -> (8, 8, 16)."""
+    return tuple(int(part) for part in text.split("x"))

@@ -1,0 +1,38 @@
+"""Handwritten digits, 8x8 pixels, as 2x2 grids of 8 channels: the whole pipeline in minutes on a laptop.
+
+Data: the 1,797 digits that come with scikit-learn (UCI "Optical Recognition of Handwritten Digits", Alpaydin and Kaynak
+1998); nothing is downloaded.
+Command: python -m functa.main --config=configs/digits.py
+Options: a latent shape (2x2x8), a lookup (nearest, bilinear), a preset (tiny: seconds, for tests).
+"""
+
+from configs import common
+from ml_collections import ConfigDict
+
+
+def get_config(options: str | None = None) -> ConfigDict:
+    latent_shape, lookup, preset = common.parse_options(
+        options, latent_shapes=("2x2x8",), presets=("tiny",)
+    )
+    config = common.base()
+    config.name = common.run_name("digits", options)
+    config.data.source = "digits"
+    config.data.name = "digits"
+    config.data.image_shape = (8, 8, 1)
+    config.data.validation_examples = 137
+    config.field.latent_shape = common.shape(latent_shape or "2x2x8")
+    if lookup == "bilinear":
+        common.use_bilinear(config)
+    config.meta_learn.steps = 2000
+    config.meta_learn.batch_size = 128
+    config.meta_learn.cells_per_image = 4 if lookup != "bilinear" else 0
+    config.meta_learn.eval_batch_size = 360
+    config.encode.examples_per_shard = 2000
+    config.encode.num_augmentations = 8
+    config.encode.crop = "pad"
+    config.encode.crop_padding = 1
+    config.classify.model = common.transformer(width=64, depth=2, mlp_width=128)
+    config.classify.eval_batch_size = 360
+    if preset == "tiny":
+        common.use_tiny(config)
+    return config

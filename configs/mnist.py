@@ -1,0 +1,33 @@
+"""MNIST as 7x7 grids of 8 channels.
+
+Data: the four original idx files, written as a TFDS set by
+    tools/prepare_data.py mnist --source=FOLDER --data_dir=data
+Command: python -m functa.main --config=configs/mnist.py:two_core
+Options: a latent shape (7x7x8, 4x4x8), a lookup (nearest, bilinear), a preset (two_core: two CPU cores; tiny: for tests).
+"""
+
+from configs import common
+from ml_collections import ConfigDict
+
+
+def get_config(options: str | None = None) -> ConfigDict:
+    latent_shape, lookup, preset = common.parse_options(
+        options, latent_shapes=("7x7x8", "4x4x8"), presets=("two_core", "tiny")
+    )
+    config = common.base()
+    config.name = common.run_name("mnist", options)
+    config.data.name = "mnist"
+    config.data.image_shape = (28, 28, 1)
+    config.data.validation_examples = 10_000
+    config.field.latent_shape = common.shape(latent_shape or "7x7x8")
+    if lookup == "bilinear":
+        common.use_bilinear(config)
+    config.meta_learn.steps = 20_000
+    config.classify.model = common.convnext(widths=(48, 96), depths=(2, 2))
+    config.classify.steps = 20_000
+    if preset == "two_core":
+        config.meta_learn.steps = 3000
+        config.classify.steps = 3000
+    if preset == "tiny":
+        common.use_tiny(config)
+    return config

@@ -1,0 +1,117 @@
+"""Checkpoints: Orbax, with checksums of our own.
+
+Orbax restores flipped bytes as wrong numbers without an error, so the digest of every array is saved beside the arrays
+and compared after reading.
+"""
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+
+def array_digests(tree: Any) -> dict[str, str]:
+    """{path of a leaf: "dtype[shape]:sha256 of its bytes"}, of arrays on the host or fully on this process."""
+    digests = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        value = np.ascontiguousarray(leaf)
+        content = hashlib.sha256(value.tobytes()).hexdigest()
+        digests[jax.tree_util.keystr(path)] = f"{value.dtype}{list(value.shape)}:{content}"
+    return digests
+
+
+def digest(tree: Any) -> str:
+    """One name for the exact values of a pytree: "sha256:..."."""
+    lines = sorted(f"{path} {content}" for path, content in array_digests(tree).items())
+    return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class Checkpoints:
+    """The latest `keep` checkpoints of one directory.
+
+    A checkpoint is a pytree of arrays and a dict `info` of JSON values. Saving goes on in the background; a save that
+    was killed leaves nothing that is ever read.
+    """
+
+    def __init__(self, directory: epath.PathLike, *, keep: int):
+        self.directory = epath.Path(directory)
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, cleanup_tmp_directories=True, step_prefix="step"
+            ),
+            item_names=("state", "info"),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps that were saved completely, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
+        """Saves in the background.
+
+        A step that is there already is left: it was computed by the same program from the same state.
+        """
+        if step in self._manager.all_steps():
+            return
+        record = {"digests": array_digests(state), "info": info}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(record)
+            ),
+        )
+
+    def info(self, step: int) -> dict[str, Any]:
+        """What was saved beside the arrays."""
+        restored = self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))
+        return restored["info"]["info"]
+
+    def restore(self, template: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """The newest checkpoint whose arrays are what was saved; damaged newer ones are removed.
+
+        Args:
+          template: pytree of jax.ShapeDtypeStruct with the shardings wanted.
+        Returns:
+          (step, arrays, info), or None if nothing was ever saved.
+        Raises:
+          ValueError: every checkpoint is damaged; the message says how each is.
+        """
+        damage = []
+        for step in reversed(self.steps()):
+            path = self.directory / f"step_{step}"
+            problem = None
+            try:
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(template), info=ocp.args.JsonRestore()
+                    ),
+                )
+            except Exception as error:  # Orbax raises a dozen types for a damaged file
+                problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            else:
+                digests = array_digests(restored["state"])
+                saved = restored["info"]["digests"]
+                wrong = [name for name, content in digests.items() if saved.get(name) != content]
+                if not wrong:
+                    for newer in [other for other in self.steps() if other > step]:
+                        self._manager.delete(newer)
+                    return step, restored["state"], restored["info"]["info"]
+                problem = f"checksum of {wrong[0]} and {len(wrong) - 1} more arrays"
+            damage.append(f"{path}: {problem}")
+            logging.warning("damaged checkpoint, trying the one before: %s", damage[-1])
+        if damage:
+            raise ValueError("no undamaged checkpoint is left:\n  " + "\n  ".join(damage))
+        return None
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()

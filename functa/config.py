@@ -1,0 +1,77 @@
+"""Configs as plain data: reading, writing, comparing. Their defaults live in configs/ and nowhere else."""
+
+import json
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+# May differ between two commands on one workdir: which stages to run, not what they compute.
+_FREE = ("stages",)
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """Nested dict of JSON values; tuples become lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_dict(values: dict[str, Any]) -> ConfigDict:
+    """The inverse of `to_dict`; lists become tuples."""
+
+    def restore(value):
+        if isinstance(value, dict):
+            return {key: restore(item) for key, item in value.items()}
+        return tuple(restore(item) for item in value) if isinstance(value, list) else value
+
+    return ConfigDict(restore(values))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def load(workdir: epath.PathLike) -> ConfigDict:
+    """The frozen config of a run.
+
+    Raises:
+      ValueError: `workdir` holds no run.
+    """
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: {workdir} is not the directory of a run")
+    return from_dict(json.loads(path.read_text()))
+
+
+def freeze(config: ConfigDict, workdir: epath.PathLike) -> list[str]:
+    """Writes workdir/config.json, or compares with the one that is there.
+
+    Returns:
+      One line a key that differs: the run there was made by another config.
+    """
+    path = epath.Path(workdir) / "config.json"
+    new = to_dict(config)
+    if path.exists():
+        old, now = flatten(json.loads(path.read_text())), flatten(new)
+        return [
+            f"{key}: {old.get(key, '(absent)')} in {path}, {now.get(key, '(absent)')} now"
+            for key in sorted(old.keys() | now.keys())
+            if key.split(".")[0] not in _FREE and old.get(key) != now.get(key)
+        ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, new)
+    return []
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes beside and renames: a reader never sees half a file."""
+    path = epath.Path(path)
+    beside = path.parent / f"{path.name}.partial"
+    beside.write_text(json.dumps(value, indent=1))
+    beside.replace(path)

@@ -1,0 +1,295 @@
+"""Reading a functaset: a data set of latents in ArrayRecord files that TFDS also opens.
+
+    functaset/manifest.json                                  written last; alone makes the set valid
+    functaset/functaset-SPLIT.array_record-00000-of-00009    shards
+    functaset/dataset_info.json, features.json               what TFDS reads
+    functaset/parts/SHARD.json                               what is known of each finished shard
+
+Somebody else's program needs neither this package nor TensorFlow:
+
+    source = tfds.builder_from_directory("runs/NAME/functaset").as_data_source("train")
+
+A record holds
+    latents  [i, j, d] of the manifest's dtype. bfloat16 appears as its bits, in uint16
+             (`latents.view(ml_dtypes.bfloat16)`); int8 needs its scale: latents * scale.
+    scale    [d] float16, int8 only
+    label    class, -1 if there is none
+    id       index of the image in the split that its own data set has
+    copy     number of the augmented copy; 0 is the image itself
+    psnr     dB, data range 1, of the fit before the latents were rounded to the dtype
+"""
+
+import dataclasses
+import json
+from typing import Any, Literal
+
+import numpy as np
+from array_record.python import array_record_data_source, array_record_module
+from etils import epath
+
+from functa.data import functaset_format
+from functa.data.functaset_format import RecordLayout
+
+_READ_BLOCK = 1024  # records decoded at once when a whole shard is read
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What manifest.json holds, under the same names.
+
+    Attributes:
+      format_version: of all files.
+      digest: of the manifest itself.
+      field_digest: of the field and inner rates that made the latents.
+      config: the parts of the run's config that decide the records.
+      latent_shape: [i, j, d].
+      dtype: of the latents: float16, bfloat16, float32, int8.
+      num_classes: labels are in [0, num_classes); 0: unknown.
+      splits: {split: {examples: records, augmented copies included; psnr: dB, mean over records;
+        psnr_of_mean_mse: dB; shards: [{file, records, bytes, sha256, ids: [least, greatest]}]}};
+        both numbers are null in a split without records.
+      mean, std: [d], of the stored latents of the train split.
+      scalar_mean, scalar_std: of all their numbers alike.
+      files: {file that TFDS reads: digest}.
+    """
+
+    format_version: int
+    digest: str
+    field_digest: str
+    config: dict[str, Any]
+    latent_shape: list[int]
+    dtype: str
+    num_classes: int
+    splits: dict[str, dict[str, Any]]
+    mean: list[float]
+    std: list[float]
+    scalar_mean: float
+    scalar_std: float
+    files: dict[str, str]
+
+    @property
+    def layout(self) -> RecordLayout:
+        i, j, d = self.latent_shape
+        return RecordLayout(latent_shape=(i, j, d), dtype=self.dtype)
+
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        """Of all splits, in order."""
+        return [shard for split in self.splits.values() for shard in split["shards"]]
+
+
+class Functaset:
+    """A complete functaset; see `open_functaset`.
+
+    Attributes:
+      path: its directory.
+      manifest: its Manifest.
+    """
+
+    def __init__(self, *, path: epath.Path, manifest: Manifest):
+        self.path = path
+        self.manifest = manifest
+
+    def num_examples(self, split: str) -> int:
+        """Records of a split, augmented copies included."""
+        return self._split(split)["examples"]
+
+    def source(self, split: str, cache: Literal["host", "none"]) -> "HostSource | FileSource":
+        """Random access to a split.
+
+        Args:
+          cache: host: decoded once into memory as float32; none: read and decoded at every access.
+        Returns:
+          An object with `num_examples` and read(indices [k]) -> latents float32 [k, i, j, d] (int8
+          times its scale), label int32 [k], id int64 [k], copy int32 [k], psnr float32 [k].
+        """
+        if cache not in ("host", "none"):
+            raise ValueError(f"cache must be host or none, not {cache!r}")
+        source = FileSource(path=self.path, split=self._split(split), layout=self.manifest.layout)
+        return source if cache == "none" else HostSource(source)
+
+    def _split(self, split: str) -> dict[str, Any]:
+        if split not in self.manifest.splits:
+            raise ValueError(f"no split {split!r}; there are {', '.join(self.manifest.splits)}")
+        return self.manifest.splits[split]
+
+
+class FileSource:
+    """Decodes the asked-for records at every read; can be pickled and shared by threads."""
+
+    def __init__(self, *, path: epath.Path, split: dict[str, Any], layout: RecordLayout):
+        self.num_examples = split["examples"]
+        self._layout = layout
+        files = [f"{path / shard['file']}[0:{shard['records']}]" for shard in split["shards"]]
+        self._records = array_record_data_source.ArrayRecordDataSource(files) if files else None
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Functaset.source`.
+
+        Raises:
+          IndexError: an index is negative or not less than num_examples.
+          ValueError: a record cannot be decoded; `verify` tells the file.
+        """
+        indices = _checked(indices, self.num_examples)
+        if self._records is None or not indices.size:
+            return self._layout.unpack([])
+        return self._layout.unpack(self._records.__getitems__(indices.tolist()))
+
+
+class HostSource:
+    """A whole split in memory."""
+
+    def __init__(self, source: FileSource):
+        self.num_examples = source.num_examples
+        arrays: dict[str, np.ndarray] = {}
+        for start in range(0, self.num_examples, _READ_BLOCK):
+            stop = min(start + _READ_BLOCK, self.num_examples)
+            block = source.read(np.arange(start, stop))
+            for name, values in block.items():
+                if name not in arrays:
+                    arrays[name] = np.empty((self.num_examples, *values.shape[1:]), values.dtype)
+                arrays[name][start:stop] = values
+        self._arrays = arrays or source.read(np.arange(0))
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Functaset.source`."""
+        indices = _checked(indices, self.num_examples)
+        return {name: values[indices] for name, values in self._arrays.items()}
+
+
+def open_functaset(path: epath.PathLike, *, field_digest: str | None) -> Functaset:
+    """Opens a complete functaset.
+
+    Args:
+      path: its directory.
+      field_digest: of the field that is going to decode it; None: any.
+    Raises:
+      ValueError: no complete set there; the manifest is damaged or of another format; a shard is
+        missing or has another size than when it was written; the set was made with another field
+        (names both sides).
+    """
+    path = epath.Path(path)
+    manifest = read_manifest(path)
+    if field_digest is not None and field_digest != manifest.field_digest:
+        raise ValueError(_another_field(path, manifest, field_digest))
+    for shard in manifest.shards:
+        file = path / shard["file"]
+        if not file.exists():
+            raise ValueError(f"{file} is missing; encode again to make it anew")
+        if (size := file.stat().length) != shard["bytes"]:
+            raise ValueError(
+                f"{file} has {size} bytes, not the {shard['bytes']} written; encode again to make it"
+                " anew"
+            )
+    return Functaset(path=path, manifest=manifest)
+
+
+def read_manifest(path: epath.PathLike) -> Manifest:
+    """The manifest of a functaset's directory.
+
+    Raises:
+      ValueError: there is none, so the set is not complete; or it is damaged or of another format
+        version.
+    """
+    file = epath.Path(path) / functaset_format.MANIFEST
+    try:
+        values = json.loads(file.read_text())
+        version, digest = values["format_version"], values["digest"]
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{file} does not exist: no complete functaset there; run the encode stage"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}); encode again to make it anew") from error
+    if version != functaset_format.FORMAT_VERSION:
+        raise ValueError(
+            f"{file} has format version {version}, this program reads"
+            f" {functaset_format.FORMAT_VERSION}; encode again"
+        )
+    if digest != (found := functaset_format.json_digest(values | {"digest": ""})):
+        raise ValueError(f"{file} is damaged: its digest is {found}, not {digest}; encode again")
+    return Manifest(**values)
+
+
+def verify(path: epath.PathLike, *, field_digest: str | None = None) -> list[str]:
+    """Reads everything again and lists what is wrong, each with its file; empty: all is as written.
+
+    Args:
+      field_digest: of the field that the set should be of; None: not compared.
+    """
+    path = epath.Path(path)
+    try:
+        manifest = read_manifest(path)
+    except ValueError as error:
+        return [str(error)]
+    problems = []
+    if field_digest is not None and field_digest != manifest.field_digest:
+        problems.append(_another_field(path, manifest, field_digest))
+    for name, digest in manifest.files.items():
+        problems += _verify_digest(path / name, digest)
+    for name, split in manifest.splits.items():
+        total = sum(shard["records"] for shard in split["shards"])
+        if total != split["examples"]:
+            problems.append(
+                f"{path / functaset_format.MANIFEST}: {name} has {split['examples']} examples, its"
+                f" shards {total}"
+            )
+        for shard in split["shards"]:
+            problems += _verify_shard(path / shard["file"], shard, manifest.layout)
+    known = {shard["file"] for shard in manifest.shards}
+    for file in sorted(path.iterdir()):
+        if file.name.startswith(f"{functaset_format.NAME}-") and file.name not in known:
+            problems.append(f"{file} is not a shard of this set")
+    return problems
+
+
+def _verify_shard(file: epath.Path, shard: dict[str, Any], layout: RecordLayout) -> list[str]:
+    """Problems of a shard: missing, size, digest, count, records that cannot be decoded."""
+    problems = _verify_digest(file, shard["sha256"], shard["bytes"])
+    if problems:
+        return problems  # its records are not worth a look, and a broken file may crash the reader
+    reader = array_record_module.ArrayRecordReader(str(file))
+    try:
+        if (count := reader.num_records()) != shard["records"]:
+            return [f"{file} has {count} records, not {shard['records']}"]
+        for start in range(0, count, _READ_BLOCK):
+            block = layout.unpack(reader.read(start, min(start + _READ_BLOCK, count)))
+            bad = ~np.isfinite(block["latents"]).all(axis=(1, 2, 3)) | ~np.isfinite(block["psnr"])
+            if bad.any():
+                k = int(np.argmax(bad))
+                return [f"{file}: record {start + k} (id {block['id'][k]}) is not finite"]
+            if not shard["ids"][0] <= block["id"].min() <= block["id"].max() <= shard["ids"][1]:
+                return [
+                    f"{file}: ids {block['id'].min()} to {block['id'].max()}, not in {shard['ids']}"
+                ]
+    except (ValueError, RuntimeError, IndexError) as error:
+        return [f"{file}: a record cannot be decoded: {error}"]
+    finally:
+        reader.close()
+    return []
+
+
+def _verify_digest(file: epath.Path, digest: str, size: int | None = None) -> list[str]:
+    if not file.exists():
+        return [f"{file} is missing"]
+    if size is not None and (found := file.stat().length) != size:
+        return [f"{file} has {found} bytes, not {size}"]
+    if (found_digest := functaset_format.file_digest(file)) != digest:
+        return [f"{file} is damaged: its digest is {found_digest}, not {digest}"]
+    return []
+
+
+def _another_field(path: epath.Path, manifest: Manifest, field_digest: str) -> str:
+    return (
+        f"{path} was encoded with the field {manifest.field_digest}, this field is"
+        f" {field_digest}; encode again with this field, or use the field that made the set"
+    )
+
+
+def _checked(indices: np.ndarray, num_examples: int) -> np.ndarray:
+    indices = np.asarray(indices, np.int64)
+    if indices.size and not 0 <= indices.min() <= indices.max() < num_examples:
+        raise IndexError(
+            f"indices {indices.min()} to {indices.max()} are not in [0, {num_examples})"
+        )
+    return indices

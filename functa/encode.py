@@ -1,0 +1,333 @@
+"""The encode stage: images -> latents -> the shards of a functaset.
+
+Three things go on at once: the device fits a batch, the main thread reads and augments the next ones, and
+a writer thread fetches, rounds and writes the ones before. Shards are independent of each other: a batch
+never spans two, has a fixed size (the last one of a shard is padded) and a fixed share of every device. So
+any process can make any shard, and a shard that is made again holds the same bytes.
+
+Files are all that processes need of each other: shard s, counted over all splits, belongs to process
+s % process_count; process 0 waits for all and writes the manifest, the others wait for the manifest.
+"""
+
+import collections
+import contextlib
+import time
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import AxisType
+from ml_collections import ConfigDict
+
+from functa import config as config_lib
+from functa import mesh as mesh_lib
+from functa.data import functaset_format
+from functa.data.augment import augment
+from functa.data.functaset import Manifest
+from functa.data.functaset_format import RecordLayout
+from functa.data.functaset_manifest import complete_set, write_manifest
+from functa.data.functaset_writer import (
+    Recipe,
+    Shard,
+    ShardWriter,
+    finished_part,
+    plan_shards,
+    require_space,
+)
+from functa.data.images import ImageSource
+
+Fit = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+Parts = list[dict[str, Any]]
+
+_AHEAD = 4  # batches that may wait for the writer thread
+_POLL_SECONDS = 0.5
+_STALL_SECONDS = (
+    600.0  # without any change in the directory, the other processes are taken for dead
+)
+# Parts of the config that decide what the records hold; meta_learn does by the field's digest.
+_DECISIVE = ("name", "seed", "data", "field", "inner_loop", "encode")
+_INDIFFERENT = ("data_dir", "cache")  # of config.data: where images lie changes no record
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError with all that is impossible in config.encode, one line each."""
+    c = config.encode
+    problems = [
+        f"encode.{key}={c[key]} must be at least 1"
+        for key in ("batch_size", "examples_per_shard", "num_augmentations")
+        if c[key] < 1
+    ]
+    if c.dtype not in functaset_format.STORED_AS:
+        known = ", ".join(functaset_format.STORED_AS)
+        problems.append(f"encode.dtype={c.dtype!r}: known are {known}")
+    if c.crop not in ("none", "pad", "resize"):
+        problems.append(f"encode.crop={c.crop!r}: known are none, pad, resize")
+    if c.crop_padding < 0:
+        problems.append(f"encode.crop_padding={c.crop_padding} must not be negative")
+    if not 0 < c.crop_min_area <= 1:
+        problems.append(f"encode.crop_min_area={c.crop_min_area} must be in (0, 1]")
+    if c.num_augmentations > 1 and not c.flip and c.crop == "none":
+        problems.append(
+            f"encode.num_augmentations={c.num_augmentations} equal copies: set encode.flip or encode.crop"
+        )
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def encode(
+    *,
+    directory: epath.PathLike,
+    splits: dict[str, ImageSource],
+    fit: Fit,
+    field_digest: str,
+    config: ConfigDict,
+    process_index: int,
+    process_count: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Makes the functaset at `directory`, or what is missing of it.
+
+    Args:
+      directory: of the functaset; local.
+      splits: train, validation and test.
+      fit: images [b, h, w, c] float32 in [0, 1], sharded over this process's devices -> (latents
+        [b, i, j, d] float32, psnr [b] float32, dB at data range 1). Called with one batch size,
+        config.encode.batch_size times the process's devices. Arrays in its closure must be host arrays
+        or lie on this process's devices.
+      field_digest: of what `fit` fits with.
+      config: the whole config.
+      progress: called with (records done, records of this process); what it raises ends the encoding,
+        and what was complete stays.
+    Returns:
+      psnr, psnr_of_mean_mse: of the test split, dB (before the latents were rounded to dtype).
+      train_psnr, validation_psnr: likewise, where the split has records.
+      examples, shards: records and files of all splits.
+      bytes_per_example: bytes of all shards by records.
+      examples_per_second: records by seconds, all processes together, without compilation; the shards of
+        earlier calls count with the seconds they took.
+    Raises:
+      ValueError: impossible config.encode, no images to train or test on, latents of another shape than
+        config.field.latent_shape, or a complete functaset of another field or config stands there.
+      FloatingPointError: latents that are not finite or too large for the dtype; names the example.
+      OSError: ENOSPC: no room; names the bytes needed.
+      TimeoutError: other processes have stopped writing.
+    """
+    check(config)
+    directory = epath.Path(directory)
+    recipe = _recipe(splits, field_digest, config)
+    shards = plan_shards(recipe.num_records, config.encode.examples_per_shard)
+    complete = complete_set(directory, shards, recipe)
+    if complete is None:
+        directory.mkdir(parents=True, exist_ok=True)
+        if process_index == 0:
+            (directory / functaset_format.MANIFEST).unlink(missing_ok=True)
+        unfinished = [s for s in shards if finished_part(directory, s, recipe) is None]
+        require_space(directory, unfinished, recipe.layout)
+        mine = shards[process_index::process_count]
+        _make_shards(
+            directory, mine, splits=splits, fit=fit, recipe=recipe, config=config, progress=progress
+        )
+        if process_index == 0:
+            _wait(directory, lambda: all(finished_part(directory, s, recipe) for s in shards))
+            write_manifest(directory, shards=shards, recipe=recipe)
+        complete = _wait(directory, lambda: complete_set(directory, shards, recipe))
+    return _metrics(*complete, process_count=process_count)
+
+
+def _recipe(splits: dict[str, ImageSource], field_digest: str, config: ConfigDict) -> Recipe:
+    """What will be made.
+
+    Raises:
+      ValueError: there are no images to train or test on.
+    """
+    copies = {"train": config.encode.num_augmentations, "validation": 1, "test": 1}
+    num_records = {split: splits[split].num_examples * copies[split] for split in copies}
+    for split in ("train", "test"):
+        if not num_records[split]:
+            raise ValueError(f"the {split} split has no images; see config.data")
+    values = config_lib.to_dict(config)
+    decisive = {key: values[key] for key in _DECISIVE}
+    decisive["data"] = {
+        key: value for key, value in values["data"].items() if key not in _INDIFFERENT
+    }
+    i, j, d = config.field.latent_shape
+    return Recipe(
+        field_digest=field_digest,
+        config=decisive,
+        layout=RecordLayout(latent_shape=(i, j, d), dtype=config.encode.dtype),
+        num_classes=config.data.num_classes,
+        num_records=num_records,
+    )
+
+
+def _make_shards(
+    directory: epath.Path,
+    shards: list[Shard],
+    *,
+    splits: dict[str, ImageSource],
+    fit: Fit,
+    recipe: Recipe,
+    config: ConfigDict,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Makes those of `shards` that are not finished."""
+    total = sum(shard.records for shard in shards)
+    todo = [shard for shard in shards if finished_part(directory, shard, recipe) is None]
+    done = total - sum(shard.records for shard in todo)
+    progress(done, total)
+    if not todo:
+        return
+    on_devices = _to_devices()
+    batch_size = config.encode.batch_size * jax.local_device_count()
+    images = np.zeros((batch_size, *config.data.image_shape), np.uint8)
+    latents, psnr = jax.block_until_ready(fit(on_devices(images)))  # compiles
+    expected = (batch_size, *recipe.layout.latent_shape), (batch_size,)
+    if (latents.shape, psnr.shape) != expected:
+        raise ValueError(
+            f"fit returns latents and psnr of shapes {latents.shape}, {psnr.shape}, not {expected}"
+        )
+    waiting: collections.deque[tuple[futures.Future, int]] = collections.deque()
+
+    def settle(most: int) -> None:
+        nonlocal done
+        while len(waiting) > most:
+            future, count = waiting.popleft()
+            future.result()
+            done += count
+            progress(done, total)
+
+    with (
+        contextlib.closing(_Output(directory, recipe)) as output,
+        futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="functaset") as thread,
+    ):
+        for shard in todo:
+            for start in range(shard.start, shard.stop, batch_size):
+                rows = np.arange(start, min(start + batch_size, shard.stop))
+                batch = _read(splits[shard.split], shard.split, rows, config)
+                fitted = fit(on_devices(_pad(batch.pop("image"), batch_size)))
+                waiting.append((thread.submit(output.append, shard, batch, *fitted), len(rows)))
+                settle(_AHEAD)
+        settle(0)
+
+
+class _Output:
+    """The writer thread's side: blocks of records arrive in order and become shards."""
+
+    def __init__(self, directory: epath.Path, recipe: Recipe):
+        self._directory, self._recipe = directory, recipe
+        self._writer: ShardWriter | None = None
+        self._failed = False
+        self._mark = time.perf_counter()
+
+    def append(self, shard: Shard, batch: dict[str, np.ndarray], latents, psnr) -> None:
+        """The next records of `shard`; those of the padding are dropped."""
+        if self._failed:
+            return  # the failure has been raised where it happened; blocks behind it have no shard
+        try:
+            if self._writer is None:
+                self._writer = ShardWriter(self._directory, shard=shard, recipe=self._recipe)
+            count = len(batch["id"])
+            self._writer.write(
+                latents=np.asarray(latents)[:count], psnr=np.asarray(psnr)[:count], **batch
+            )
+            if self._writer.count == shard.records:
+                now = time.perf_counter()
+                self._writer.finish(seconds=now - self._mark)
+                self._writer, self._mark = None, now
+        except BaseException:
+            self._failed = True
+            raise
+
+    def close(self) -> None:
+        """Removes a shard that was not finished."""
+        if self._writer is not None:
+            self._writer.abort()
+
+
+def _read(
+    source: ImageSource, split: str, rows: np.ndarray, config: ConfigDict
+) -> dict[str, np.ndarray]:
+    """Images, labels, ids and copy numbers of records `rows` of a split."""
+    c = config.encode
+    examples, copies = rows, np.zeros_like(rows)
+    if split == "train":
+        examples, copies = np.divmod(rows, c.num_augmentations)
+    batch = source.read(np.arange(examples[0], examples[-1] + 1))
+    batch = {name: batch[name][examples - examples[0]] for name in ("image", "label", "id")}
+    for k in np.flatnonzero(copies):
+        batch["image"][k] = augment(
+            batch["image"][k],
+            seed=config.seed,
+            example_id=int(batch["id"][k]),
+            copy=int(copies[k]),
+            flip=c.flip,
+            crop=c.crop,
+            crop_padding=c.crop_padding,
+            crop_min_area=c.crop_min_area,
+        )
+    return batch | {"copy": copies}
+
+
+def _pad(images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Fills a batch with copies of its last image."""
+    missing = batch_size - len(images)
+    return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
+
+
+def _to_devices() -> Callable[[np.ndarray], jax.Array]:
+    """uint8 images on the host -> float32 in [0, 1], sharded over this process's devices.
+
+    Every device gets its own batch_size images, so that its program does not depend on how many there are.
+    """
+    mesh = jax.make_mesh(
+        (jax.local_device_count(),),
+        ("data",),
+        devices=jax.local_devices(),
+        axis_types=(AxisType.Auto,),
+    )
+    sharding = mesh_lib.batched(mesh)
+    to_unit = jax.jit(
+        lambda images: images.astype(jnp.float32) / jnp.float32(255), out_shardings=sharding
+    )
+    return lambda images: to_unit(jax.device_put(images, sharding))
+
+
+def _wait(directory: epath.Path, ready: Callable[[], Any]) -> Any:
+    """The first true result of `ready`; other processes must go on writing until then."""
+    seen: dict[str, int] = {}
+    since = time.monotonic()
+    while not (result := ready()):
+        state = {}
+        for file in directory.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # renamed since it was listed
+                state[file.name] = file.stat().length
+        if state != seen:
+            seen, since = state, time.monotonic()
+        elif time.monotonic() - since > _STALL_SECONDS:
+            raise TimeoutError(
+                f"nothing has changed in {directory} for {_STALL_SECONDS:.0f} s: other processes have"
+                " stopped. Shards that are complete stay valid; the same command goes on from there"
+            )
+        time.sleep(_POLL_SECONDS)
+    return result
+
+
+def _metrics(manifest: Manifest, parts: Parts, *, process_count: int) -> dict[str, Any]:
+    """See `encode`."""
+    examples = sum(split["examples"] for split in manifest.splits.values())
+    seconds = sum(part["seconds"] for part in parts) / process_count
+    test = manifest.splits["test"]
+    result = {"psnr": test["psnr"], "psnr_of_mean_mse": test["psnr_of_mean_mse"]}
+    for split in ("train", "validation"):
+        if manifest.splits[split]["examples"]:
+            result[f"{split}_psnr"] = manifest.splits[split]["psnr"]
+    return result | {
+        "examples": examples,
+        "shards": len(manifest.shards),
+        "bytes_per_example": sum(shard["bytes"] for shard in manifest.shards) / examples,
+        "examples_per_second": examples / seconds,
+    }

@@ -1,0 +1,230 @@
+"""The field: one network, shared by all examples, that turns latents and coords into values.
+
+    latents [b, i, j, d] --map--> modulations [b, i, j, m] --lookup--> points --SIREN--> values [b, h, w, c]
+
+The map acts on the latent grid and never on pixels; lookup is separable and linear. Two layouts of points serve
+all lookups. In the *cell* layout [b, i, j, n, ...] the n pixels of a cell share their modulations; it serves
+`nearest` whenever cells hold whole pixels. In the *pixel* layout [b, h, w, ...] every pixel has its own.
+
+Source: Bauer et al. 2023, section 3; Dupont et al. 2022, section 3. The functa of 2022 is the 1x1 grid.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from functa import coords, siren
+
+Params = dict[str, Any]
+
+LOOKUPS = ("nearest", "bilinear")
+MAPS = ("linear", "conv3x3", "mlp")
+MODULATIONS = ("shift", "shift_scale")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Field:
+    """The architecture; parameters are passed to its methods.
+
+    Attributes:
+      image_shape: (h, w, c) of the training images.
+      latent_shape: (i, j, d); i divides h and j divides w.
+      lookup: "nearest" | "bilinear".
+      coords: see coords.axis_features.
+      map: "linear" (1x1), "conv3x3" (zero padding) or "mlp" (1x1, one hidden layer of `width` GELUs).
+      modulation: "shift" | "shift_scale".
+      width, depth, w0: of the SIREN; depth counts the output layer.
+    Raises:
+      ValueError: an unknown word, or a grid that does not divide the image.
+    """
+
+    image_shape: tuple[int, int, int]
+    latent_shape: tuple[int, int, int]
+    lookup: str
+    coords: str
+    map: str
+    modulation: str
+    width: int
+    depth: int
+    w0: float
+
+    def __post_init__(self):
+        for name, known in (("lookup", LOOKUPS), ("map", MAPS), ("modulation", MODULATIONS),
+                            ("coords", coords.COORDS)):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise ValueError(f"field.{name}={getattr(self, name)!r}: known are {', '.join(known)}")
+        for name, least in (("depth", 2), ("width", 1), ("w0", 0.1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"field.{name}={getattr(self, name)}: must be at least {least}")
+        if min(self.latent_shape) < 1 or len(self.latent_shape) != 3:
+            raise ValueError(f"field.latent_shape={self.latent_shape}: want (i, j, d), all positive")
+        (h, w, _), (i, j, _) = self.image_shape, self.latent_shape
+        if h % i or w % j:
+            raise ValueError(f"a latent grid of {i}x{j} does not divide an image of {h}x{w} pixels")
+
+    @property
+    def num_modulations(self) -> int:
+        """m: shifts (and scales) of all sine layers."""
+        return (self.depth - 1) * self.width * (2 if self.modulation == "shift_scale" else 1)
+
+    @property
+    def num_features(self) -> int:
+        """f: what the SIREN sees of a position."""
+        return self._features(self.image_shape[:2]).shape[-1]
+
+    def cell_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """(p, q): pixels inside a cell of an image of `shape`."""
+        return shape[0] // self.latent_shape[0], shape[1] // self.latent_shape[1]
+
+    def init(self, key: jax.Array) -> Params:
+        """{"siren": ..., "map": {...}}: about 1 MB at width 256."""
+        siren_key, map_key, mlp_key = jax.random.split(key, 3)
+        d, m = self.latent_shape[2], self.num_modulations
+        params: Params = {
+            "siren": siren.init(
+                siren_key,
+                inputs=self.num_features,
+                outputs=self.image_shape[2],
+                width=self.width,
+                depth=self.depth,
+                w0=self.w0,
+            )
+        }
+        # A unit latent moves phases by about one radian; what latents are measured in is settled by the rates.
+        normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        if self.map == "linear":
+            params["map"] = {"weight": normal(map_key, (d, m))}
+        elif self.map == "conv3x3":
+            params["map"] = {"weight": normal(map_key, (3, 3, d, m))}
+        else:
+            params["map"] = {
+                "hidden_weight": normal(mlp_key, (d, self.width)),
+                "hidden_bias": jnp.zeros((self.width,)),
+                "weight": normal(map_key, (self.width, m)),
+            }
+        return params
+
+    def __call__(self, params: Params, latents: jax.Array, shape: tuple[int, int] | None = None):
+        """Values of whole images.
+
+        Args:
+          latents: [b, i, j, d] float32.
+          shape: (H, W) to decode at; the training resolution if None.
+        Returns:
+          [b, H, W, c] float32, about [0, 1], not clipped.
+        """
+        shape = shape or self.image_shape[:2]
+        return self.to_image(self.synthesise(params, self.modulations(params, latents), shape), shape)
+
+    def modulations(self, params: Params, latents: jax.Array) -> jax.Array:
+        """[b, i, j, d] -> [b, i, j, m], zero (a constant for "mlp") at zero latents."""
+        weights = params["map"]
+        if self.map == "linear":
+            return latents @ weights["weight"]
+        if self.map == "conv3x3":
+            return jax.lax.conv_general_dilated(
+                latents, weights["weight"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        bias = weights["hidden_bias"][None, None, None]
+        return jax.nn.gelu(latents @ weights["hidden_weight"] + bias) @ weights["weight"]
+
+    def uses_cells(self, shape: tuple[int, int]) -> bool:
+        """Whether images of `shape` are computed in the cell layout."""
+        i, j, _ = self.latent_shape
+        return self.lookup == "nearest" and shape[0] % i == 0 and shape[1] % j == 0
+
+    def synthesise(self, params: Params, modulations: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        """Values in the layout of `shape`: [b, i, j, n, c] (cells) or [b, H, W, c] (pixels)."""
+        at_points = self.look_up(modulations, shape)
+        return self.at_points(params, self.layout_features(shape), at_points)
+
+    def at_points(self, params: Params, features, modulations: jax.Array) -> jax.Array:
+        """The SIREN at points whose modulations [..., m] are known."""
+        if self.modulation == "shift_scale":
+            shifts, scales = jnp.split(modulations, 2, axis=-1)
+            return siren.apply(
+                params["siren"],
+                jnp.asarray(features),
+                jnp.split(shifts, self.depth - 1, axis=-1),
+                jnp.split(scales, self.depth - 1, axis=-1),
+                w0=self.w0,
+            )
+        shifts = jnp.split(modulations, self.depth - 1, axis=-1)
+        return siren.apply(params["siren"], jnp.asarray(features), shifts, None, w0=self.w0)
+
+    def look_up(self, grid: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        """Any channels on the latent grid [b, i, j, k] at the points of `shape`.
+
+        Returns:
+          [b, i, j, 1, k] in the cell layout, [b, H, W, k] in the pixel layout.
+        """
+        if self.uses_cells(shape):
+            return grid[:, :, :, None]
+        rows, columns = (coords.pixel_centers(size) for size in shape)
+        i, j, _ = self.latent_shape
+        if self.lookup == "nearest":
+            grid = grid[:, coords.nearest_index(rows, i)]
+            return grid[:, :, coords.nearest_index(columns, j)]
+        row_weights = coords.interpolation_matrix(rows, i)
+        column_weights = coords.interpolation_matrix(columns, j)
+        grid = jnp.einsum("wj,bijk->biwk", column_weights, grid)
+        return jnp.einsum("hi,biwk->bhwk", row_weights, grid)
+
+    def to_image(self, values: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        """Undoes the layout: [b, H, W, c]."""
+        if not self.uses_cells(shape):
+            return values
+        b, i, j, _, c = values.shape
+        p, q = self.cell_shape(shape)
+        return values.reshape(b, i, j, p, q, c).swapaxes(2, 3).reshape(b, *shape, c)
+
+    def to_layout(self, images: jax.Array) -> jax.Array:
+        """[b, h, w, c] -> the layout of that shape; the inverse of `to_image`."""
+        b, h, w, c = images.shape
+        if not self.uses_cells((h, w)):
+            return images
+        i, j, _ = self.latent_shape
+        p, q = self.cell_shape((h, w))
+        return images.reshape(b, i, p, j, q, c).swapaxes(2, 3).reshape(b, i, j, p * q, c)
+
+    def of_cell(self) -> "Field":
+        """The same network seen as the field of single cells: a 1x1 grid on images of one cell.
+
+        Raises:
+          ValueError: a cell of this field depends on more than its own latent vector and pixels.
+        """
+        if self.lookup != "nearest" or self.coords not in ("local", "periodic") or self.map == "conv3x3":
+            raise ValueError(
+                "single cells can be trained on only with lookup=nearest, coords=local or periodic and map=linear or "
+                f"mlp, not {self.lookup}, {self.coords}, {self.map}; set meta_learn.cells_per_image=0"
+            )
+        p, q = self.cell_shape(self.image_shape[:2])
+        return dataclasses.replace(
+            self, image_shape=(p, q, self.image_shape[2]), latent_shape=(1, 1, self.latent_shape[2])
+        )
+
+    def _features(self, shape: tuple[int, int]) -> np.ndarray:
+        """[H, W, f]."""
+        rows, columns = (coords.pixel_centers(size) for size in shape)
+        return coords.grid_features(
+            self.coords, rows, columns, cells=self.latent_shape[:2], pixels=self.image_shape[:2]
+        )
+
+    def layout_features(self, shape: tuple[int, int]) -> np.ndarray:
+        """Features without a batch axis: [n, f] where all cells see the same, else [i, j, n, f] or [H, W, f]."""
+        features = self._features(shape)
+        if not self.uses_cells(shape):
+            return features
+        i, j, _ = self.latent_shape
+        p, q = self.cell_shape(shape)
+        cells = features.reshape(i, p, j, q, -1).swapaxes(1, 2).reshape(i, j, p * q, -1)
+        return cells[0, 0] if self.coords in ("local", "periodic") else cells
+
+
+def make_field(config: ConfigDict) -> Field:
+    """The field of a whole config (config.field and the shape of its images)."""
+    return Field(image_shape=tuple(config.data.image_shape), **config.field)

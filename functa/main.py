@@ -1,0 +1,77 @@
+"""python -m functa.main --config=configs/NAME.py[:options] [--workdir=DIR] [--config.a.b=value ...]
+
+Flags only; the stages are in pipeline.py. Exit status: 0 done, or stopped by SIGTERM with everything saved; 1 a
+training run went wrong; 2 something in the command, the config, the data or the disk must be mended first.
+"""
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment: configs/NAME.py[:options].", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/NAME by default.")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        return _fail(f"unknown arguments: {' '.join(argv[1:])}")
+    if _CONFIG.value is None:
+        return _fail("--config=configs/NAME.py is needed; see configs/ for the names")
+    config = _CONFIG.value
+    workdir = _WORKDIR.value or str(Path("runs") / config.name)
+
+    import jax
+
+    _use_compilation_cache(jax)
+    from functa import pipeline, report
+    from functa.interruption import Interrupted
+
+    try:
+        summary = pipeline.run_stages(config, workdir, say=lambda line: print(line, flush=True))
+    except ValueError as error:
+        return _fail(f"cannot run {config.name}:\n{error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        return _fail(str(error))
+    except FloatingPointError as error:
+        print(f"functa: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as stop:
+        print(f"functa: {stop}; the same command goes on from there", flush=True)
+        return 0
+    if jax.process_index() == 0:
+        report.write_summary(workdir)
+        print(report.results_table(summary))
+        print(f"report: {report.write_report(workdir)}")
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"functa: {message}", file=sys.stderr)
+    return 2
+
+
+def _use_compilation_cache(jax) -> None:
+    """A second run of the same program starts in seconds; JAX_COMPILATION_CACHE_DIR moves the cache."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        home = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "functa" / "xla"))
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's parser, with a misspelt key or a wrong type told in one line instead of a traceback."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        sys.exit(_fail(str(error.args[0] if error.args else error)))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)

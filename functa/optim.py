@@ -1,0 +1,119 @@
+"""Outer optimisers, all from optax, behind one keyword-only function.
+
+`learning_rate` is what the update is multiplied by. Adam's update has entries of about one; LAMB's has the norm of
+the weights; Muon's (Jordan et al. 2024) has singular values of one for matrices, and it is Adam for the rest.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+OPTIMIZERS = ("adam", "adamw", "lamb", "muon")
+SCHEDULES = ("cosine", "constant", "exponential")
+
+
+class Optimizer(NamedTuple):
+    """transformation: of optax; learning_rate: step -> its learning rate, for logging."""
+
+    transformation: optax.GradientTransformation
+    learning_rate: Callable[[Any], Any]
+
+
+def make(
+    *,
+    name: str,
+    learning_rate: float,
+    schedule: str,
+    warmup_steps: int,
+    end_fraction: float,
+    weight_decay: float,
+    clip_norm: float,
+    steps: int,
+    decay_mask: Callable[[Any], Any] | None = None,
+) -> Optimizer:
+    """Builds an optimiser.
+
+    Args:
+      name: "adam", "adamw", "lamb" or "muon".
+      learning_rate: peak, reached linearly after `warmup_steps`.
+      schedule: "cosine" and "exponential" fall to end_fraction * learning_rate at `steps`; "constant" stays.
+      weight_decay: decoupled, times the learning rate; "adam" takes none.
+      clip_norm: largest global norm of the gradient, 0 for none.
+      steps: length of the whole run.
+      decay_mask: params -> pytree of bool, what is decayed; None: everything.
+    Raises:
+      ValueError: an unknown name, or a weight decay that "adam" would ignore.
+    """
+    rate = make_schedule(
+        learning_rate, schedule=schedule, warmup_steps=warmup_steps, end_fraction=end_fraction, steps=steps
+    )
+    if name == "adam":
+        if weight_decay:
+            raise ValueError(f"optimizer.weight_decay={weight_decay}: adam takes none; use adamw")
+        transformation = optax.adam(rate)
+    elif name == "adamw":
+        transformation = optax.adamw(rate, weight_decay=weight_decay, mask=decay_mask)
+    elif name == "lamb":
+        transformation = optax.lamb(rate, weight_decay=weight_decay, mask=decay_mask)
+    elif name == "muon":
+        transformation = contrib.muon(
+            rate,
+            weight_decay=weight_decay,
+            weight_decay_mask=decay_mask,
+            adam_weight_decay=weight_decay,
+        )
+    else:
+        raise ValueError(f"optimizer.name={name!r}: known are {', '.join(OPTIMIZERS)}")
+    if clip_norm:
+        transformation = optax.chain(optax.clip_by_global_norm(clip_norm), transformation)
+    return Optimizer(transformation, rate)
+
+
+def make_schedule(
+    learning_rate: float, *, schedule: str, warmup_steps: int, end_fraction: float, steps: int
+) -> Callable[[Any], Any]:
+    """step -> learning rate; linear warm-up from 0, then as `make` says.
+
+    Raises:
+      ValueError: an unknown schedule, or a warm-up as long as the run.
+    """
+    if not 0 <= warmup_steps < steps:
+        raise ValueError(f"optimizer.warmup_steps={warmup_steps} must be at least 0 and below steps={steps}")
+    if learning_rate <= 0 or not 0 < end_fraction <= 1:
+        raise ValueError(
+            f"optimizer: want learning_rate > 0 and 0 < end_fraction <= 1, got learning_rate={learning_rate} and "
+            f"end_fraction={end_fraction}"
+        )
+    if schedule not in SCHEDULES:
+        raise ValueError(f"optimizer.schedule={schedule!r}: known are {', '.join(SCHEDULES)}")
+    rest = steps - warmup_steps
+
+    def rate(step):
+        step = jnp.asarray(step, jnp.float32)
+        done = jnp.clip((step - warmup_steps) / rest, 0.0, 1.0)
+        if schedule == "cosine":
+            factor = end_fraction + (1 - end_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        elif schedule == "exponential":
+            factor = jnp.float32(end_fraction) ** done
+        else:
+            factor = jnp.float32(1)
+        warm = jnp.minimum((step + 1) / max(warmup_steps, 1), 1.0)
+        return learning_rate * warm * factor
+
+    return rate
+
+
+def clamp(low: float, high: float) -> optax.GradientTransformation:
+    """Changes the updates so that params + updates stay within [low, high]; the last of a chain."""
+
+    def update(updates, state, params=None):
+        if params is None:
+            raise ValueError("clamp needs the params")
+        updates = jax.tree.map(lambda u, p: jnp.clip(p + u, low, high) - p, updates, params)
+        return updates, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -1,0 +1,287 @@
+"""The stages in order: what is complete is skipped, what is not is begun or resumed."""
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from functa import classifier, illustration, metrics, optim
+from functa import config as config_lib
+from functa import encode as encode_lib
+from functa import mesh as mesh_lib
+from functa.checkpoint import Checkpoints, digest
+from functa.dashboard import Dashboard, NullDashboard
+from functa.data import functaset as functaset_lib
+from functa.data import images as images_lib
+from functa.field import Field, make_field
+from functa.interruption import Interruption
+from functa.progress import Bar, device_name
+from functa.tasks import Task, classification, meta_learning
+from functa.train import Result, train
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "numpy",
+             "tensorflow-datasets", "clu", "ml_collections")  # fmt: skip
+
+
+class Run:
+    """What all stages share: config, directories, devices, data."""
+
+    def __init__(self, config: ConfigDict, workdir: epath.PathLike, say: Callable[[str], None]):
+        self.config, self.say = config, say
+        self.workdir = epath.Path(workdir)
+        self.processes = {
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
+
+    @cached_property
+    def mesh(self):
+        return mesh_lib.make_mesh()
+
+    @cached_property
+    def interruption(self):
+        return Interruption()
+
+    @cached_property
+    def sources(self) -> dict[str, images_lib.ImageSource]:
+        return images_lib.open_splits(**self.config.data)
+
+    def metrics_path(self, stage: str) -> epath.Path:
+        return self.workdir / stage / "metrics.json"
+
+    def is_complete(self, stage: str) -> bool:
+        return self.metrics_path(stage).exists()
+
+    def train(self, task: Task) -> Result:
+        settings = self.config[task.name]
+        directory = self.workdir / task.name
+        make = Dashboard if jax.process_index() == 0 else NullDashboard
+        with contextlib.closing(make(directory, stage=task.name)) as dashboard:
+            dashboard.hparams(config_lib.flatten(config_lib.to_dict(self.config)))
+            return train(
+                task,
+                directory=directory,
+                mesh=self.mesh,
+                dashboard=dashboard,
+                interruption=self.interruption,
+                say=self.say,
+                seed=self.config.seed,
+                steps=settings.steps,
+                batch_size=settings.batch_size,
+                ema_decay=settings.ema_decay,
+                log_every=settings.log_every,
+                eval_every=settings.eval_every,
+                checkpoint_every=settings.checkpoint_every,
+            )
+
+    def write_arrays(self, stage: str, arrays: dict[str, np.ndarray]) -> None:
+        if jax.process_index() == 0:
+            with (self.workdir / stage / "report.npz").open("wb") as file:
+                np.savez_compressed(file, **arrays)
+
+
+def meta_learn(run: Run) -> dict[str, Any]:
+    """images -> field"""
+    task = meta_learning.make(run.config, run.sources, **run.processes)
+    result = run.train(task)
+    field = make_field(run.config)
+    export = Checkpoints(run.workdir / "meta_learn" / "field", keep=1)
+    export.save(result.metrics["best_step"], result.params, {"digest": digest(result.params)})
+    export.close()
+    baseline = meta_learning.pca_psnr(run.sources["train"], run.sources["test"], field)
+    few = run.sources["test"].read(np.arange(min(16, run.sources["test"].num_examples)))
+    pictures = illustration.field_pictures(run.config, result.params, few["image"])
+    run.write_arrays(
+        "meta_learn", pictures | {"psnr": result.test["psnr"], "pca_psnr": baseline}
+    )
+    return result.metrics | {
+        "pca_psnr": float(np.mean(baseline)),
+        "field_parameters": sum(leaf.size for leaf in jax.tree.leaves(result.params["field"])),
+        "latent_floats": int(np.prod(field.latent_shape)),
+        "test_images": len(baseline),
+    }
+
+
+def encode(run: Run) -> dict[str, Any]:
+    """field + images -> functaset"""
+    _, params = load_field(run.workdir)
+    fit = meta_learning.make_fit(run.config)
+
+    @jax.jit
+    def fit_batch(images):
+        result = fit(params, images)
+        return result.latents, metrics.psnr(result.losses[-1])
+
+    begin = time.monotonic()
+    result = encode_lib.encode(
+        directory=run.workdir / "functaset",
+        splits=run.sources,
+        fit=fit_batch,
+        field_digest=digest(params),
+        config=run.config,
+        progress=Bar(run.say, "encode"),
+        **run.processes,
+    )
+    return result | {"seconds": time.monotonic() - begin}
+
+
+def classify(run: Run) -> dict[str, Any]:
+    """functaset -> labels"""
+    _, params = load_field(run.workdir)
+    functaset = functaset_lib.open_functaset(
+        run.workdir / "functaset", field_digest=digest(params)
+    )
+    result = run.train(classification.make(run.config, functaset, **run.processes))
+    confusion = classification.confusion_matrix(
+        result.test["label"], result.test["prediction"], run.config.data.num_classes
+    )
+    run.write_arrays("classify", {"confusion": confusion})
+    return result.metrics | {
+        "classifier_parameters": sum(leaf.size for leaf in jax.tree.leaves(result.params)),
+        "test_examples": int(confusion.sum()),
+    }
+
+
+STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "meta_learn": meta_learn,
+    "encode": encode,
+    "classify": classify,
+}
+
+
+def run_stages(
+    config: ConfigDict, workdir: epath.PathLike, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Runs config.stages; returns the summary {stage: metrics} of all complete stages.
+
+    Raises:
+      ValueError: something a person can mend, all of it listed; nothing was compiled or overwritten.
+      Interrupted, FloatingPointError: see train.train.
+    """
+    run = Run(config, workdir, say)
+    missing = [stage for stage in config.stages if not run.is_complete(stage)]
+    problems = check_stages(run)
+    if missing and not problems:
+        problems = check(config)
+    if not problems:
+        problems = [
+            f"{line}; give another --workdir or the same config"
+            for line in config_lib.freeze(config, run.workdir)
+        ]
+    if problems:
+        raise ValueError("\n".join(f"  - {problem}" for problem in problems))
+    for stage in missing:
+        say(f"{stage}  {STAGES[stage].__doc__}")
+        (run.workdir / stage).mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            config_lib.write_json(run.workdir / "environment.json", environment())
+        result = STAGES[stage](run) | {"device": device_name()}
+        if jax.process_index() == 0:
+            config_lib.write_json(run.metrics_path(stage), result)
+    if not missing:
+        say(f"all stages of {run.workdir} are complete: {', '.join(config.stages)}")
+    return {
+        stage: json.loads(run.metrics_path(stage).read_text())
+        for stage in STAGES
+        if run.is_complete(stage)
+    }
+
+
+def check_stages(run: Run) -> list[str]:
+    """Unknown stages, and stages whose input is neither there nor made by an earlier one."""
+    order, problems = list(STAGES), []
+    for position, stage in enumerate(run.config.stages):
+        if stage not in STAGES:
+            problems.append(f"config.stages: unknown stage {stage!r}; known are {', '.join(STAGES)}")
+            continue
+        for needed in order[: order.index(stage)]:
+            if needed not in run.config.stages[:position] and not run.is_complete(needed):
+                problems.append(
+                    f"config.stages: {stage} needs {needed}, which is neither complete in {run.workdir} nor listed "
+                    "before it"
+                )
+    return problems
+
+
+def check(config: ConfigDict) -> list[str]:
+    """Every error of a config and its data that can be found before anything compiles."""
+    problems: list[str] = []
+
+    def attempt(function: Callable[..., Any], *args, **kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            problems.append(str(error))
+
+    attempt(meta_learning.make, config, {}, process_index=0, process_count=1)
+    attempt(classifier.make_model, **config.classify.model, num_classes=config.data.num_classes)
+    attempt(optim.make, **config.classify.optimizer, steps=config.classify.steps)
+    attempt(encode_lib.check, config)
+    problems += images_lib.check(**config.data)
+    devices = jax.device_count()
+    for key in ("meta_learn.batch_size", "meta_learn.eval_batch_size",
+                "classify.batch_size", "classify.eval_batch_size"):  # fmt: skip
+        stage, name = key.split(".")
+        size = config[stage][name]
+        if size < 1 or size % devices:
+            problems.append(f"{key}={size} must be a positive multiple of the {devices} devices")
+    for stage in ("meta_learn", "classify"):
+        for name in ("log_every", "eval_every", "checkpoint_every", "steps"):
+            if config[stage][name] < 1:
+                problems.append(f"{stage}.{name}={config[stage][name]} must be at least 1")
+        if not 0 <= config[stage].ema_decay < 1:
+            problems.append(f"{stage}.ema_decay={config[stage].ema_decay} must be in [0, 1)")
+    return problems
+
+
+def load_field(workdir: epath.PathLike) -> tuple[Field, Any]:
+    """(field, params of the task meta_learn) of a run whose stage meta_learn is complete.
+
+    Raises:
+      ValueError: there is none, or its file is damaged.
+    """
+    config = config_lib.load(workdir)
+    directory = epath.Path(workdir) / "meta_learn" / "field"
+    if not directory.exists():
+        raise ValueError(f"{directory} does not exist: the stage meta_learn of {workdir} is not complete")
+    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    sharding = mesh_lib.replicated(mesh_lib.make_mesh())
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+    checkpoints = Checkpoints(directory, keep=1)
+    restored = checkpoints.restore(template)
+    checkpoints.close()
+    if restored is None:
+        raise ValueError(f"{directory} holds no complete checkpoint")
+    return make_field(config), restored[1]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and commit, for the report."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=epath.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": device_name(),
+        "processes": jax.process_count(),
+        "commit": commit.stdout.strip() or "unknown (not a git checkout)",
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }

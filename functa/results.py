@@ -1,0 +1,111 @@
+"""What a run has measured: one summary of all stages, and how each number is named and shown."""
+
+import json
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from functa import charts, config
+
+STAGES = ("meta_learn", "encode", "classify", "generate")  # in the order they run
+
+
+class Measure(NamedTuple):
+    """Unit and one line of meaning of a key of metrics.json."""
+
+    unit: str
+    meaning: str
+
+
+# In the order they are shown.
+MEASURES = {
+    "psnr": Measure("dB", "mean over all test images of each image's PSNR; higher is better"),
+    "pca_psnr": Measure("dB", "the same for PCA with as many floats: the baseline to beat"),
+    "psnr_of_mean_mse": Measure("dB", "PSNR of the mean error: the other convention, never higher"),
+    "validation_psnr": Measure("dB", "psnr of the validation split, at the kept checkpoint"),
+    "accuracy": Measure("%", "test examples given the right label"),
+    "accuracy_standard_error": Measure("%", "of the accuracy, by the size of the test split"),
+    "loss": Measure("nats", "mean cross-entropy of the test split; lower is better"),
+    "validation_accuracy": Measure("%", "of the validation split, at the kept checkpoint"),
+    "examples": Measure("", "encoded examples: all splits, all augmented copies"),
+    "test_examples": Measure("", "examples in the test split, every one of them scored"),
+    "bytes_per_example": Measure("bytes", "size of an example in the functaset"),
+    "latent_floats": Measure("floats", "latents of one image"),
+    "field_parameters": Measure("", "weights of the field, which all images share"),
+    "images_per_second": Measure("images/s", "speed of training, evaluation left out"),
+    "examples_per_second": Measure("examples/s", "speed, evaluation left out"),
+    "steps_per_second": Measure("steps/s", "speed of training, evaluation left out"),
+    "steps": Measure("", "optimiser steps of the run"),
+    "best_step": Measure("", "step of the kept checkpoint, the best on validation"),
+    "first_step_seconds": Measure("s", "until the first step was done, compilation included"),
+    "seconds": Measure("s", "time the stage took, restarts included"),
+    "device": Measure("", "what it ran on"),
+}
+
+
+def measure(key: str) -> Measure:
+    """Of a key of metrics.json; without unit and meaning if nothing is known of it."""
+    return MEASURES.get(key, Measure("", ""))
+
+
+def in_order(metrics: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Keys and values as they are shown: the known ones first."""
+    known = [key for key in MEASURES if key in metrics]
+    return [
+        (key, metrics[key]) for key in [*known, *(key for key in metrics if key not in MEASURES)]
+    ]
+
+
+def shown(key: str, value: Any) -> str:
+    """A value as text, in the unit of `measure`; what is no number stays as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value if isinstance(value, str) else json.dumps(value)
+    unit = measure(key).unit
+    if unit == "%":
+        return f"{100 * value:.2f}"
+    if unit == "dB":
+        return f"{value:.2f}"
+    return charts.number(value)
+
+
+def read_json(path: epath.Path) -> Any:
+    """Contents of a JSON file.
+
+    Raises:
+      ValueError: it is damaged; the message has its path.
+    """
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}); delete it and run again: its stage writes it anew"
+        ) from error
+
+
+def read_metrics(workdir: epath.PathLike) -> dict[str, dict[str, Any]]:
+    """{stage: contents of its metrics.json}, of the stages that have one, in their order."""
+    paths = epath.Path(workdir).glob("*/metrics.json")
+    order = {stage: index for index, stage in enumerate(STAGES)}
+    found = sorted(paths, key=lambda path: (order.get(path.parent.name, len(order)), path))
+    return {path.parent.name: read_json(path) for path in found}
+
+
+def write_summary(workdir: epath.PathLike) -> dict[str, dict[str, Any]]:
+    """Writes summary.json, every stage's metrics in one place, and returns what it holds."""
+    summary = read_metrics(workdir)
+    config.write_json(epath.Path(workdir) / "summary.json", summary)
+    return summary
+
+
+def results_table(summary: dict[str, dict[str, Any]]) -> str:
+    """A table of text: stage, measure, value and unit, aligned for a terminal."""
+    rows = [("stage", "measure", "value", "unit")]
+    for stage, metrics in summary.items():
+        for index, (key, value) in enumerate(in_order(metrics)):
+            name = "" if index else stage
+            rows.append((name, key, shown(key, value), measure(key).unit))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows
+    ]
+    return "\n".join([lines[0], "-" * (sum(widths) + 6), *lines[1:]])

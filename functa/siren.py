@@ -1,0 +1,141 @@
+"""SIREN: networks of sine layers with modulations per example.
+
+Everything is stored *multiplied by w0*: a layer is sin(W h + b + s), where the textbook writes
+sin(w0 (W' h + b' + s')) with W = w0 W' and so on. The function is the same; but a learning rate now means the same
+relative change of the weights for every w0. The textbook's hidden weights shrink as 1/w0 while Adam's steps do
+not: that is how training at w0 = 30 explodes.
+
+Source: Sitzmann et al. 2020, section 3.2 (initialisation); Dupont et al. 2022, section 3.1 (modulations).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Params = dict[str, Any]
+
+# pi in three parts: k times the first is exact for |k| < 2^12, so the reduction loses nothing.
+_PI = (np.float32(3.140625), np.float32(9.67502593994140625e-4), np.float32(1.50995799097e-7))
+_INVERSE_PI = np.float32(1 / np.pi)
+# Minimax on [-pi/2, pi/2]: sin(r) = r + r^3 P(r^2), error 5e-9; cos(r) = 1 + r^2 Q(r^2), error 3e-10.
+_SINE = (-0.16666657096352683, 0.008333017288634325, -0.00019806615026536937, 2.6000544378094667e-06)
+_COSINE = (
+    -0.49999999549550855,
+    0.04166664072784781,
+    -0.00138884035058789,
+    2.4761886143288836e-05,
+    -2.607710369445515e-07,
+)
+
+
+def _reduce(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x = k pi + r with |r| <= pi / 2: returns r and (-1)^k."""
+    k = jnp.round(x * _INVERSE_PI)
+    r = ((x - k * _PI[0]) - k * _PI[1]) - k * _PI[2]
+    odd = k - 2 * jnp.floor(0.5 * k)
+    return r, 1 - 2 * odd
+
+
+def _polynomial(coefficients: tuple[float, ...], t: jax.Array) -> jax.Array:
+    value = jnp.full_like(t, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        value = value * t + coefficient
+    return value
+
+
+@jax.custom_jvp
+def sine(x: jax.Array) -> jax.Array:
+    """sin(x) for float32 x, absolute error below 2e-7 for |x| <= 60, ten times faster than jnp.sin on a CPU."""
+    r, sign = _reduce(x)
+    t = r * r
+    return sign * (r + r * t * _polynomial(_SINE, t))
+
+
+@jax.custom_jvp
+def cosine(x: jax.Array) -> jax.Array:
+    """cos(x), as `sine`; in one fused loop the two share their range reduction."""
+    r, sign = _reduce(x)
+    t = r * r
+    return sign * (1 + t * _polynomial(_COSINE, t))
+
+
+@sine.defjvp
+def _sine_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return sine(x), cosine(x) * dx
+
+
+@cosine.defjvp
+def _cosine_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return cosine(x), -sine(x) * dx
+
+
+def init(key: jax.Array, *, inputs: int, outputs: int, width: int, depth: int, w0: float) -> Params:
+    """Weights of `depth` linear layers.
+
+    Returns:
+      {"weights": [[inputs, width], [width, width] ..., [width, outputs]], "biases": [[width], ..., [outputs]]},
+      float32. First layer w0 U(+-1 / inputs), all others U(+-sqrt(6 / width));
+      biases of sine layers are phases U(+-pi), which spreads the first features over sine and cosine
+      (deviation: the papers start at zero or U(+-1 / sqrt(inputs))); the output's is zero.
+    """
+    sizes = [inputs] + [width] * (depth - 1) + [outputs]
+    weights, biases = [], []
+    for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        weight_key, bias_key = jax.random.split(jax.random.fold_in(key, layer))
+        bound = w0 / fan_in if layer == 0 else (6 / fan_in) ** 0.5
+        weights.append(jax.random.uniform(weight_key, (fan_in, fan_out), minval=-bound, maxval=bound))
+        phase = np.pi if layer < depth - 1 else 0.0
+        biases.append(jax.random.uniform(bias_key, (fan_out,), minval=-phase, maxval=phase))
+    return {"weights": weights, "biases": biases}
+
+
+def apply(
+    params: Params,
+    inputs: jax.Array,
+    shifts: list[jax.Array],
+    scales: list[jax.Array] | None,
+    *,
+    w0: float,
+) -> jax.Array:
+    """Values of the network at points.
+
+    Args:
+      inputs: [..., n, f] features, usually shared by all examples (no batch axis): the product of the first
+        layer is then taken once.
+      shifts: one array a sine layer, broadcasting against [..., n, width], in radians.
+      scales: the same for the factors 1 + scale of the phase before the shift, or None.
+    Returns:
+      [..., n, outputs] float32: W h / w0 + b + 0.5.
+    """
+    h = inputs
+    *hidden, last = zip(params["weights"], params["biases"], strict=True)
+    for layer, (weight, bias) in enumerate(hidden):
+        phase = h @ weight + _row(bias, h.ndim)
+        if scales is not None:
+            phase = _times(phase, 1 + scales[layer])
+        h = sine(_plus(phase, shifts[layer]))
+    return h @ (last[0] / w0) + _row(last[1], h.ndim) + 0.5
+
+
+def _row(vector: jax.Array, ndim: int) -> jax.Array:
+    return vector.reshape((1,) * (ndim - 1) + vector.shape)
+
+
+def _align(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Adds leading axes of one, so that shared inputs meet modulations of a batch."""
+    ndim = max(a.ndim, b.ndim)
+    return a.reshape((1,) * (ndim - a.ndim) + a.shape), b.reshape((1,) * (ndim - b.ndim) + b.shape)
+
+
+def _plus(a: jax.Array, b: jax.Array) -> jax.Array:
+    a, b = _align(a, b)
+    return a + b
+
+
+def _times(a: jax.Array, b: jax.Array) -> jax.Array:
+    a, b = _align(a, b)
+    return a * b

@@ -1,0 +1,52 @@
+"""Tasks: what the one training loop needs to know of a stage, as pure functions and its data."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+PyTree = Any
+Batch = dict[str, np.ndarray]
+
+
+class Task(NamedTuple):
+    """One stage that trains.
+
+    Attributes:
+      name: the stage: "meta_learn", "classify".
+      init: key -> params (a pytree of float32 arrays).
+      loss: (params, batch, key) -> (scalar mean over the global batch, {name: scalar to log}).
+        Pure; traced under jit; `key` depends on (seed, stream, step) only.
+      evaluate: (params, batch) -> {name: [b, ...] array, one row an example}. The loop drops the rows whose
+        batch["mask"] is 0 and concatenates the rest over the split, in order.
+      summarize: {name: [N, ...] rows of a whole split} -> {name: float}, the metrics of that split.
+      score: the key of `summarize` that tells the best checkpoint; higher is better.
+      optimizer: of params.
+      learning_rate: step -> outer learning rate, to be logged.
+      train_batches: (first_step, last_step) -> this process's share of the batches of steps
+        first_step ... last_step - 1.
+      eval_batches: split ("validation", "test") -> this process's share of the whole split, every
+        batch of the same shape, with "mask" [b] float32 that is 0 for padding.
+      illustrate: params -> Illustrations for the dashboard, shown at evaluations.
+    """
+
+    name: str
+    init: Callable[[jax.Array], PyTree]
+    loss: Callable[[PyTree, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+    evaluate: Callable[[PyTree, Any], dict[str, jax.Array]]
+    summarize: Callable[[dict[str, np.ndarray]], dict[str, float]]
+    score: str
+    optimizer: optax.GradientTransformation
+    learning_rate: Callable[[Any], Any]
+    train_batches: Callable[[int, int], Iterator[Batch]]
+    eval_batches: Callable[[str], Iterator[Batch]]
+    illustrate: Callable[[PyTree], "Illustrations"]
+
+
+class Illustrations(NamedTuple):
+    """images: {name: [n, h, w, c] float32 in [0, 1]}; histograms: {name: array of any shape}."""
+
+    images: dict[str, np.ndarray]
+    histograms: dict[str, np.ndarray]

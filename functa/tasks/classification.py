@@ -1,0 +1,281 @@
+"""The classify stage: a classifier trained on the latents of a functaset."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from functa import classifier, optim
+from functa.data import functaset as functasets
+from functa.data import pipeline
+from functa.tasks import Batch, Illustrations, PyTree, Task
+
+ILLUSTRATED_EXAMPLES = 256
+
+
+def make(
+    config: ConfigDict,
+    functaset: functasets.Functaset,
+    *,
+    process_index: int,
+    process_count: int,
+) -> Task:
+    """The task of training `config.classify.model` on `functaset`.
+
+    Raises:
+      ValueError: impossible values in `config.classify` (all of them, see `check`), or a functaset
+        whose statistics cannot normalise.
+      TypeError: a misspelt optimiser key.
+    """
+    problems = check(config)
+    if problems:
+        raise ValueError("; ".join(problems))
+    settings = config.classify
+    num_classes = config.data.num_classes
+    module = classifier.make_model(num_classes=num_classes, **settings.model)
+    normalize = make_normalization(functaset.manifest, kind=settings.normalization)
+    optimizer = optim.make(
+        **settings.optimizer, steps=settings.steps, decay_mask=classifier.decay_mask
+    )
+    source = functools.cache(functools.partial(functaset.source, cache=settings.cache))
+    process = {"process_index": process_index, "process_count": process_count}
+    return Task(
+        name="classify",
+        init=make_init(module, latent_shape=tuple(config.field.latent_shape)),
+        loss=make_loss(
+            module,
+            normalize,
+            num_classes=num_classes,
+            label_smoothing=settings.label_smoothing,
+            mixup=settings.mixup,
+            latent_noise=settings.latent_noise,
+        ),
+        evaluate=make_evaluate(module, normalize),
+        summarize=summarize,
+        score="accuracy",
+        optimizer=optimizer.transformation,
+        learning_rate=optimizer.learning_rate,
+        train_batches=lambda first_step, last_step: _only(
+            ("latents", "label"),
+            pipeline.train_batches(
+                source("train"),
+                batch_size=settings.batch_size,
+                first_step=first_step,
+                last_step=last_step,
+                seed=config.seed,
+                **process,
+            ),
+        ),
+        eval_batches=lambda split: _only(
+            ("latents", "label", "mask"),
+            pipeline.eval_batches(source(split), batch_size=settings.eval_batch_size, **process),
+        ),
+        illustrate=make_illustrate(module, normalize, source=lambda: source("validation")),
+    )
+
+
+def check(config: ConfigDict) -> list[str]:
+    """Every impossible value in `config.classify`, each with its number; [] if there is none."""
+    settings = config.classify
+    problems = []
+    try:
+        classifier.make_model(num_classes=config.data.num_classes, **settings.model)
+    except (TypeError, ValueError) as error:
+        problems.append(f"classify.model: {error}")
+    if settings.normalization not in ("scalar", "channel"):
+        problems.append(f"classify.normalization={settings.normalization!r}: scalar or channel")
+    for key in ("mixup", "latent_noise"):
+        if not settings[key] >= 0:
+            problems.append(f"classify.{key}={settings[key]} must be at least 0")
+    if not 0 <= settings.label_smoothing < 1:
+        problems.append(f"classify.label_smoothing={settings.label_smoothing} must be in [0, 1)")
+    return problems
+
+
+def _only(names: tuple[str, ...], batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The arrays that the task reads: what else a functaset holds need not go to the devices."""
+    for batch in batches:
+        yield {name: batch[name] for name in names}
+
+
+def make_normalization(
+    manifest: functasets.Manifest, *, kind: str
+) -> Callable[[jax.Array], jax.Array]:
+    """latents [b, i, j, d] -> latents of unit scale, by the statistics of the training split.
+
+    Args:
+      manifest: of the functaset, with mean [d], std [d] and scalar_std.
+      kind: "channel": (z - mean) / std; "scalar": z / scalar_std.
+    Raises:
+      ValueError: a standard deviation that is not a positive number.
+    Source: "scalar" is Bauer et al. 2023 (latents divided by one number), "channel" is LH-NeF.
+    """
+    if kind == "scalar":
+        mean, std = np.zeros(1, np.float32), np.asarray([manifest.scalar_std], np.float32)
+    else:
+        mean, std = np.asarray(manifest.mean, np.float32), np.asarray(manifest.std, np.float32)
+    bad = np.flatnonzero(~(np.isfinite(std) & (std > 0)))
+    if bad.size:
+        raise ValueError(
+            f"normalization={kind} divides by the functaset's standard deviations, and those of "
+            f"channels {bad.tolist()} are {std[bad].tolist()}; use normalization=scalar if the "
+            "other channels carry the images, or encode with another field"
+        )
+    return lambda latents: (latents - mean[None, None, None]) / std[None, None, None]
+
+
+def make_init(module: nn.Module, *, latent_shape: tuple[int, ...]) -> Callable[[jax.Array], PyTree]:
+    """init(key) -> params of `module` for latents [b, *latent_shape]."""
+
+    def init(key: jax.Array) -> PyTree:
+        latents = jnp.zeros((1, *latent_shape), jnp.float32)
+        return module.init(key, latents, train=False)["params"]
+
+    return init
+
+
+def _logits(module: nn.Module, params: PyTree, inputs: jax.Array, **mode: Any) -> jax.Array:
+    return cast(jax.Array, module.apply({"params": params}, inputs, **mode))
+
+
+def make_loss(
+    module: nn.Module,
+    normalize: Callable[[jax.Array], jax.Array],
+    *,
+    num_classes: int,
+    label_smoothing: float,
+    mixup: float,
+    latent_noise: float,
+) -> Callable[[PyTree, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]:
+    """The training loss of Task: mean softmax cross-entropy of the global batch, in nats.
+
+    Every random number is a function of the key and of the position in the global batch.
+    "accuracy" is the fraction whose most likely class is the most heavily weighted one.
+    """
+
+    def loss(params: PyTree, batch: Any, key: jax.Array):
+        mixup_key, noise_key, model_key = jax.random.split(key, 3)
+        latents = normalize(batch["latents"])
+        targets = jax.nn.one_hot(batch["label"], num_classes, dtype=jnp.float32)
+        if mixup > 0:
+            latents, targets = mix(latents, targets, key=mixup_key, alpha=mixup)
+        if latent_noise > 0:
+            latents = latents + latent_noise * jax.random.normal(noise_key, latents.shape)
+        logits = _logits(module, params, latents, train=True, rngs={"dropout": model_key})
+        smooth = (1 - label_smoothing) * targets + label_smoothing / num_classes
+        mean_loss = jnp.mean(optax.softmax_cross_entropy(logits, smooth))
+        hits = jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1)
+        return mean_loss, {"loss": mean_loss, "accuracy": jnp.mean(hits.astype(jnp.float32))}
+
+    return loss
+
+
+def mix(
+    latents: jax.Array, targets: jax.Array, *, key: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """Mixup: every example with a partner from a permutation of the batch.
+
+    Args:
+      latents: [b, i, j, d] float32.
+      targets: [b, k] float32, probabilities.
+      alpha: each example's share is drawn from Beta(alpha, alpha).
+    Returns:
+      (mixed latents, mixed targets), of the same shapes.
+    Source: Zhang et al. 2018, "mixup", equation 2; deviation: one share an example, not a batch.
+    """
+    share_key, order_key = jax.random.split(key)
+    share = jax.random.beta(share_key, alpha, alpha, shape=latents.shape[:1], dtype=jnp.float32)
+    order = jax.random.permutation(order_key, latents.shape[0])
+    weight = share[:, None, None, None]
+    mixed = weight * latents + (1 - weight) * latents[order]
+    return mixed, share[:, None] * targets + (1 - share[:, None]) * targets[order]
+
+
+def make_evaluate(
+    module: nn.Module, normalize: Callable[[jax.Array], jax.Array]
+) -> Callable[[PyTree, Any], dict[str, jax.Array]]:
+    """evaluate(params, batch) -> rows [b]: correct (0 or 1) and loss float32, prediction and label
+    int32. The loss is the plain cross-entropy in nats, without label smoothing."""
+
+    def evaluate(params: PyTree, batch: Any) -> dict[str, jax.Array]:
+        logits = _logits(module, params, normalize(batch["latents"]), train=False)
+        label = batch["label"]
+        prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return {
+            "correct": (prediction == label).astype(jnp.float32),
+            "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
+            "prediction": prediction,
+            "label": label,
+        }
+
+    return evaluate
+
+
+def summarize(rows: dict[str, np.ndarray]) -> dict[str, float]:
+    """Metrics of a split from the rows of `evaluate`.
+
+    Returns:
+      accuracy, a fraction in [0, 1]; accuracy_standard_error, the binomial sqrt(a (1 - a) / N);
+      loss, the mean cross-entropy in nats.
+    Raises:
+      ValueError: there are no rows.
+    """
+    count = len(rows["correct"]) if rows else 0
+    if count == 0:
+        raise ValueError("a split of 0 examples has no accuracy; data.validation_examples sets one")
+    accuracy = float(np.mean(rows["correct"], dtype=np.float64))
+    return {
+        "accuracy": accuracy,
+        "accuracy_standard_error": (accuracy * (1 - accuracy) / count) ** 0.5,
+        "loss": float(np.mean(rows["loss"], dtype=np.float64)),
+    }
+
+
+def make_illustrate(
+    module: nn.Module,
+    normalize: Callable[[jax.Array], jax.Array],
+    *,
+    source: Callable[[], Any],
+) -> Callable[[PyTree], Illustrations]:
+    """Histograms over the first examples of `source()`: the norm of the normalised latents, and the
+    confidence (probability of the most likely class). No images."""
+
+    @jax.jit
+    def statistics(params: PyTree, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+        inputs = normalize(latents)
+        logits = _logits(module, params, inputs, train=False)
+        norms = jnp.sqrt(jnp.sum(inputs**2, axis=(1, 2, 3)))
+        return norms, jnp.max(jax.nn.softmax(logits), axis=-1)
+
+    def illustrate(params: PyTree) -> Illustrations:
+        examples = source()
+        count = min(ILLUSTRATED_EXAMPLES, examples.num_examples)
+        latents = examples.read(np.arange(count))["latents"]
+        # on this process alone: the others need not take part in a picture
+        norms, confidence = jax.device_get(statistics(jax.device_get(params), latents))
+        return Illustrations(images={}, histograms={"input_norm": norms, "confidence": confidence})
+
+    return illustrate
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts [num_classes, num_classes] int64: row = true class, column = predicted class.
+
+    Args:
+      labels, predictions: [n] integers in [0, num_classes).
+    Raises:
+      ValueError: an integer outside that range.
+    """
+    pairs = np.stack([np.asarray(labels), np.asarray(predictions)]).astype(np.int64)
+    if pairs.size and not 0 <= pairs.min() <= pairs.max() < num_classes:
+        raise ValueError(
+            f"classes must be in [0, {num_classes}); found {pairs.min()} to {pairs.max()}"
+        )
+    counts = np.bincount(pairs[0] * num_classes + pairs[1], minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)

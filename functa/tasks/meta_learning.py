@@ -1,0 +1,212 @@
+"""Meta-learning: trains the field and the inner rates so that a few gradient steps fit any image.
+
+Source: Dupont et al. 2022, algorithm 1; Bauer et al. 2023, section 3.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from functa import inner_loop, metrics, optim
+from functa.data import pipeline as data_pipeline
+from functa.data.images import ImageSource
+from functa.field import Field, make_field
+from functa.tasks import Illustrations, Task
+
+_PCA_IMAGES = 20_000
+_SHOWN = 8
+
+
+def make(
+    config: ConfigDict,
+    sources: dict[str, ImageSource],
+    *,
+    process_index: int,
+    process_count: int,
+) -> Task:
+    """The task of the stage `meta_learn`.
+
+    params: {"field": of Field.init, "log_inner_lrs": of inner_loop.lrs_shape}. Batches: {"image": uint8 [b, h, w, c], ...}.
+
+    Raises:
+      ValueError: a setting that cannot work, with its numbers. Nothing is compiled and no data is read here.
+    """
+    field = make_field(config)
+    trained = training_field(config)
+    fit = make_fit(config)
+    loop, settings = config.inner_loop, config.meta_learn
+    check_inner_loop(config)
+    lrs_shape = inner_loop.lrs_shape(
+        trained.latent_shape, lr_shape=loop.lr_shape, steps=loop.steps, lr_per_step=loop.lr_per_step
+    )
+    optimizer = optim.make(**settings.optimizer, steps=settings.steps)
+
+    def init(key):
+        field_key, curvature_key = jax.random.split(key)
+        field_params = field.init(field_key)
+        # Rates begin relative to the measured curvature of the first step, so that one setting serves every field.
+        curvature = inner_loop.curvature(trained, field_params, curvature_key)
+        log_lr = jnp.log(loop.initial_lr / curvature)
+        log_lr = jnp.clip(log_lr, np.log(loop.min_lr), np.log(loop.max_lr))
+        return {"field": field_params, "log_inner_lrs": jnp.full(lrs_shape, log_lr, jnp.float32)}
+
+    def loss(params, batch, key):
+        images = to_float(batch["image"])
+        if settings.cells_per_image:
+            images = random_cells(key, images, field, settings.cells_per_image)
+        result = inner_loop.fit(
+            trained,
+            params["field"],
+            params["log_inner_lrs"],
+            images,
+            steps=loop.steps,
+            second_order=loop.second_order,
+        )
+        inner = jnp.mean(result.losses, axis=1)
+        lrs = jnp.exp(params["log_inner_lrs"])
+        logs = {f"inner_loss_{step}": value for step, value in enumerate(inner)}
+        logs |= {"inner_lr_mean": lrs.mean(), "inner_lr_min": lrs.min(), "inner_lr_max": lrs.max()}
+        return inner[-1], logs | {"psnr_of_mean_mse": metrics.psnr(inner[-1])}
+
+    def evaluate(params, batch):
+        mse = fit(params, to_float(batch["image"])).losses[-1]
+        return {"mse": mse, "psnr": metrics.psnr(mse)}
+
+    def illustrate(params):
+        count = min(_SHOWN, sources["validation"].num_examples)
+        images = sources["validation"].read(np.arange(count))["image"] / np.float32(255)
+        result = jax.device_get(jax.jit(fit)(params, images))
+        pairs = np.concatenate([images, np.clip(result.values, 0, 1)], axis=2)
+        return Illustrations(
+            {"original_and_reconstruction": pairs},
+            {"latents": result.latents, "inner_lrs": np.exp(jax.device_get(params["log_inner_lrs"]))},
+        )
+
+    processes = {"process_index": process_index, "process_count": process_count}
+    return Task(
+        name="meta_learn",
+        init=init,
+        loss=loss,
+        evaluate=evaluate,
+        summarize=summarize,
+        score="psnr",
+        optimizer=optax.chain(
+            optimizer.transformation,
+            _only("log_inner_lrs", optim.clamp(np.log(loop.min_lr), np.log(loop.max_lr))),
+        ),
+        learning_rate=optimizer.learning_rate,
+        train_batches=lambda first, last: data_pipeline.train_batches(
+            sources["train"],
+            batch_size=settings.batch_size,
+            first_step=first,
+            last_step=last,
+            seed=config.seed,
+            **processes,
+        ),
+        eval_batches=lambda split: data_pipeline.eval_batches(
+            sources[split], batch_size=settings.eval_batch_size, **processes
+        ),
+        illustrate=illustrate,
+    )
+
+
+def training_field(config: ConfigDict) -> Field:
+    """The field as training sees it: of single cells where random cells are trained on."""
+    field = make_field(config)
+    if not config.meta_learn.cells_per_image:
+        return field
+    if config.inner_loop.lr_shape in ("cell", "full"):
+        raise ValueError(
+            f"inner_loop.lr_shape={config.inner_loop.lr_shape} has a rate for every cell, but random cells are all "
+            "alike: set meta_learn.cells_per_image=0 or lr_shape=channel"
+        )
+    return field.of_cell()
+
+
+def check_inner_loop(config: ConfigDict) -> None:
+    """Raises ValueError for settings of the inner loop, or numbers of cells, that mean nothing."""
+    loop, cells = config.inner_loop, config.meta_learn.cells_per_image
+    if loop.steps < 1:
+        raise ValueError(f"inner_loop.steps={loop.steps}: at least one is needed")
+    if not 0 < loop.min_lr < loop.max_lr:
+        raise ValueError(f"inner_loop: want 0 < min_lr < max_lr, got {loop.min_lr} and {loop.max_lr}")
+    if loop.initial_lr <= 0:
+        raise ValueError(f"inner_loop.initial_lr={loop.initial_lr}: must be positive")
+    i, j, _ = config.field.latent_shape
+    if not 0 <= cells <= i * j:
+        raise ValueError(f"meta_learn.cells_per_image={cells}: the grid of {i}x{j} has {i * j} cells")
+
+
+def make_fit(config: ConfigDict) -> Callable[[Any, jax.Array], inner_loop.Fit]:
+    """(params, images [b, h, w, c] float32) -> Fit of whole images, as evaluation and encoding do it."""
+    field, loop = make_field(config), config.inner_loop
+
+    def fit(params, images):
+        return inner_loop.fit(
+            field,
+            params["field"],
+            params["log_inner_lrs"],
+            images,
+            steps=loop.steps,
+            second_order=loop.second_order,
+        )
+
+    return fit
+
+
+def to_float(images: jax.Array) -> jax.Array:
+    """uint8 in 0..255 -> float32 in [0, 1]."""
+    return images.astype(jnp.float32) / jnp.float32(255)
+
+
+def random_cells(key: jax.Array, images: jax.Array, field: Field, count: int) -> jax.Array:
+    """`count` cells of each image, drawn with replacement: [b, h, w, c] -> [b * count, p, q, c].
+
+    The draw of an image depends on the key and its position in the global batch, not on the number of devices.
+    """
+    i, j, _ = field.latent_shape
+    p, q = field.cell_shape(field.image_shape[:2])
+    b, _, _, c = images.shape
+    cells = images.reshape(b, i, p, j, q, c).swapaxes(2, 3).reshape(b, i * j, p * q * c)
+    index = jax.random.randint(key, (b, count), 0, i * j)
+    return jnp.take_along_axis(cells, index[:, :, None], axis=1).reshape(b * count, p, q, c)
+
+
+def summarize(rows: dict[str, np.ndarray]) -> dict[str, float]:
+    return {
+        "psnr": float(rows["psnr"].mean(dtype=np.float64)),
+        "psnr_of_mean_mse": float(metrics.psnr(rows["mse"].mean(dtype=np.float64))),
+    }
+
+
+def pca_psnr(train: ImageSource, test: ImageSource, field: Field) -> np.ndarray:
+    """PSNR of every test image under PCA of the same cells to the same number of floats: [N].
+
+    Fitted on the first 20,000 training images.
+    """
+    grid, components = field.latent_shape[:2], field.latent_shape[2]
+    images = train.read(np.arange(min(_PCA_IMAGES, train.num_examples)))["image"]
+    cells = metrics.image_cells(images, grid)
+    cells = (cells / np.float32(255)).reshape(-1, cells.shape[-1])
+    mean, basis = metrics.fit_pca(cells, components)
+    errors = []
+    for first in range(0, test.num_examples, 1000):
+        index = np.arange(first, min(first + 1000, test.num_examples))
+        images = test.read(index)["image"] / np.float32(255)
+        errors.append(metrics.pca_mse(images, grid, mean, basis))
+    return metrics.psnr(np.concatenate(errors))
+
+
+def _only(name: str, transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies a stateless transformation to one entry of the params."""
+
+    def update(updates, state, params=None):
+        changed, _ = transformation.update(updates[name], optax.EmptyState(), params[name])
+        return updates | {name: changed}, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

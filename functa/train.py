@@ -1,0 +1,262 @@
+"""The only training loop. It knows no task: everything it needs is in `Task`."""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+
+from functa import config as config_lib
+from functa import mesh as mesh_lib
+from functa import rng
+from functa.checkpoint import Checkpoints
+from functa.interruption import Interrupted, Interruption
+from functa.progress import Stopwatch, duration
+from functa.tasks import Task
+
+
+class TrainState(NamedTuple):
+    """step: int32, updates done; ema: moving average of params, params themselves where there is none."""
+
+    step: jax.Array
+    params: Any
+    optimizer: optax.OptState
+    ema: Any
+
+
+class Result(NamedTuple):
+    """params: the best by validation score (of the moving average); metrics: of the whole run; test: the rows of
+    `Task.evaluate` for every example of the test split, in order."""
+
+    params: Any
+    metrics: dict[str, Any]
+    test: dict[str, np.ndarray]
+
+
+class Trainer:
+    """State, curves and checkpoints of one stage; `train` is the story."""
+
+    def __init__(self, task: Task, *, directory, mesh: Mesh, dashboard, say, seed: int):
+        self.task, self.mesh, self.dashboard, self.say, self.seed = task, mesh, dashboard, say, seed
+        self.directory = epath.Path(directory)
+        self.latest = Checkpoints(self.directory / "checkpoints", keep=2)
+        self.best = Checkpoints(self.directory / "best", keep=1)
+        self.curves: dict[str, list[list[float]]] = {}
+        self._evaluate = jax.jit(task.evaluate, out_shardings=mesh_lib.batched(mesh))
+
+    def restore_or_init(self) -> tuple[TrainState, float]:
+        """(state, seconds spent before): the newest good checkpoint, or a state born on its devices."""
+        key = rng.stream_key(self.seed, "init")
+
+        def init(key):
+            params = self.task.init(key)
+            optimizer = self.task.optimizer.init(params)
+            return TrainState(jnp.int32(0), params, optimizer, jax.tree.map(jnp.copy, params))
+
+        sharding = mesh_lib.replicated(self.mesh)
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(init, key),
+        )
+        restored = self.latest.restore(template)
+        if restored is None:
+            return jax.jit(init, out_shardings=sharding)(key), 0.0
+        step, state, info = restored
+        path = self.directory / "curves.json"
+        curves = json.loads(path.read_text()) if path.exists() else {}
+        self.curves = {
+            name: [point for point in points if point[0] <= step] for name, points in curves.items()
+        }
+        self.say(f"{self.task.name}  resumes at step {step}")
+        return state, info["seconds"]
+
+    def best_score(self) -> float:
+        return max((self.best.info(step)["score"] for step in self.best.steps()), default=-np.inf)
+
+    def evaluate(self, params: Any, split: str) -> dict[str, np.ndarray]:
+        """Rows of `Task.evaluate` for every example of a split, padding left out."""
+        rows: dict[str, list[np.ndarray]] = {}
+        for batch in self.task.eval_batches(split):
+            results = self._evaluate(params, mesh_lib.to_devices(self.mesh, batch))
+            results |= mesh_lib.to_devices(self.mesh, {"mask": batch["mask"]})
+            results = mesh_lib.to_host(results)
+            real = results.pop("mask") > 0
+            for name, values in results.items():
+                rows.setdefault(name, []).append(values[real])
+        return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+    def record(self, step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self.curves.setdefault(name, []).append([step, float(value)])
+        self.dashboard.scalars(step, scalars)
+
+    def save(self, step: int, state: TrainState, seconds: float) -> None:
+        if jax.process_index() == 0:
+            config_lib.write_json(self.directory / "curves.json", self.curves)
+        self.latest.save(step, state, {"seconds": seconds})
+
+    def show(self, step: int, params: Any) -> None:
+        """Pictures and histograms for the dashboard."""
+        illustrations = self.task.illustrate(params)
+        self.dashboard.images(step, illustrations.images)
+        self.dashboard.histograms(step, illustrations.histograms)
+
+    def refuse_non_finite(self, first_bad: jax.Array) -> None:
+        """Stops before anything built on a broken number is saved."""
+        step = int(first_bad)
+        if step >= 0:
+            self.latest.wait()
+            saved = self.latest.steps()
+            raise FloatingPointError(
+                f"{self.task.name}: loss or gradient of step {step} is not finite; the last good checkpoint is "
+                + (f"step {saved[-1]} in {self.latest.directory}" if saved else "none: the run had just begun")
+                + f". A lower {self.task.name}.optimizer.learning_rate is the usual way out."
+            )
+
+    def load_best(self) -> tuple[Any, int]:
+        """(params, step) of the best checkpoint, replicated."""
+        sharding = mesh_lib.replicated(self.mesh)
+        shapes = jax.eval_shape(self.task.init, rng.stream_key(self.seed, "init"))
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+        )
+        restored = self.best.restore(template)
+        if restored is None:
+            raise ValueError(f"{self.best.directory} holds no checkpoint; delete {self.directory} to train again")
+        step, params, _ = restored
+        return params, step
+
+
+def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> Callable:
+    """(state, batch, first_bad) -> (state, logs, first_bad), compiled, its inputs' memory reused.
+
+    first_bad: int32, the first step whose loss or gradient was not finite, -1 while there is none; it stays on
+    the devices, so that watching costs no synchronisation.
+    """
+
+    def step_fn(state: TrainState, batch, first_bad):
+        key = jax.random.fold_in(rng.stream_key(seed, "noise"), state.step)
+        (loss, logs), gradient = jax.value_and_grad(task.loss, has_aux=True)(
+            state.params, batch, key
+        )
+        updates, optimizer = task.optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # An average that starts with the first parameters and forgets them as fast as it can afford to.
+        decay = jnp.minimum(jnp.float32(ema_decay), (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+        norm = optax.global_norm(gradient)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        first_bad = jnp.where((first_bad < 0) & ~good, state.step, first_bad)
+        logs = logs | {
+            "loss": loss,
+            "gradient_norm": norm,
+            "update_ratio": optax.global_norm(updates) / optax.global_norm(state.params),
+            "learning_rate": jnp.asarray(task.learning_rate(state.step), jnp.float32),
+        }
+        return TrainState(state.step + 1, params, optimizer, ema), logs, first_bad
+
+    return jax.jit(step_fn, donate_argnums=(0, 2), out_shardings=mesh_lib.replicated(mesh))
+
+
+def train(
+    task: Task,
+    *,
+    directory: epath.PathLike,
+    mesh: Mesh,
+    dashboard: Any,
+    interruption: Interruption,
+    say: Callable[[str], None],
+    seed: int,
+    steps: int,
+    batch_size: int,
+    ema_decay: float,
+    log_every: int,
+    eval_every: int,
+    checkpoint_every: int,
+) -> Result:
+    """Trains to `steps`, from the newest good checkpoint in `directory` or from the start.
+
+    What a restart needs, in this order: the newest checkpoint of the state; the curves up to its step; the data
+    from position step * batch_size; keys, which depend on the step. So a run that was stopped and started is,
+    bit for bit, the run that was not.
+
+    Raises:
+      Interrupted: asked to stop; the state is saved.
+      FloatingPointError: a loss or gradient is not finite; the last good checkpoint is kept.
+    """
+    trainer = Trainer(
+        task, directory=directory, mesh=mesh, dashboard=dashboard, say=say, seed=seed
+    )
+    state, seconds_before = trainer.restore_or_init()
+    step_fn = make_step(task, mesh=mesh, seed=seed, ema_decay=ema_decay)
+    best_score = trainer.best_score()
+    first_bad = jax.device_put(jnp.int32(-1), mesh_lib.replicated(mesh))
+    watch = Stopwatch(seconds_before)
+    step = logged = int(state.step)
+    for batch in task.train_batches(step, steps):
+        state, logs, first_bad = step_fn(state, mesh_lib.to_devices(mesh, batch), first_bad)
+        step += 1
+        if not watch.first_step_seconds:
+            jax.block_until_ready(logs)
+            watch.started()
+            logged = step
+        last = step == steps
+        if step % log_every == 0 or last:
+            scalars = {name: float(value) for name, value in logs.items()}
+            trainer.refuse_non_finite(first_bad)
+            watch.lap(step - logged)
+            logged = step
+            rate = watch.steps_per_second()
+            trainer.record(
+                step,
+                scalars | {"steps_per_second": rate, "images_per_second": rate * batch_size},
+            )
+            left = f"  {rate:.2f} steps/s, {duration((steps - step) / rate)} left" if rate else ""
+            say(f"{task.name}  step {step}/{steps}  loss {scalars['loss']:.4g}{left}")
+        evaluated = step % eval_every == 0 or last
+        stop = interruption.requested(step)
+        if evaluated or stop or step % checkpoint_every == 0:
+            trainer.refuse_non_finite(first_bad)
+            watch.lap(step - logged)
+            logged = step
+            with watch.paused():
+                if evaluated:
+                    metrics = task.summarize(trainer.evaluate(state.ema, "validation"))
+                    trainer.record(
+                        step, {f"validation_{name}": value for name, value in metrics.items()}
+                    )
+                    score = metrics[task.score]
+                    say(f"{task.name}  step {step}/{steps}  validation {task.score} {score:.4f}")
+                    if score > best_score:
+                        best_score = score
+                        trainer.best.save(step, state.ema, {"score": score})
+                    trainer.show(step, state.ema)
+                trainer.save(step, state, watch.seconds())
+        if stop and not last:
+            trainer.latest.close()
+            trainer.best.close()
+            raise Interrupted(f"{task.name} stopped at step {step} of {steps}; all is saved")
+    trainer.latest.close()
+    trainer.best.wait()
+    params, best_step = trainer.load_best()
+    trainer.best.close()
+    rows = trainer.evaluate(params, "test")
+    test = task.summarize(rows)
+    trainer.record(steps, {f"test_{name}": value for name, value in test.items()})
+    if jax.process_index() == 0:
+        config_lib.write_json(trainer.directory / "curves.json", trainer.curves)
+    metrics = test | {
+        f"validation_{task.score}": best_score,
+        "best_step": best_step,
+        "steps": steps,
+        "images_per_second": trainer.curves["images_per_second"][-1][1],
+        "steps_per_second": trainer.curves["steps_per_second"][-1][1],
+        "first_step_seconds": watch.first_step_seconds,
+        "seconds": watch.seconds(),
+    }
+    return Result(params, metrics, rows)

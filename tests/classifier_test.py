@@ -1,0 +1,194 @@
+"""Classifiers: their shapes, their parts against references, and what goes wrong when misconfigured."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from configs import common
+from functa import classifier
+
+SMALL = {
+    "mlp": {"name": "mlp", "width": 16, "depth": 2, "dropout": 0.3},
+    "transformer": {
+        "name": "transformer",
+        "width": 12,
+        "depth": 2,
+        "heads": 2,
+        "mlp_width": 20,
+        "dropout": 0.3,
+    },
+    "convnext": {
+        "name": "convnext",
+        "widths": (8, 12),
+        "depths": (1, 2),
+        "drop_path": 0.3,
+        "dropout": 0.3,
+    },
+}
+
+
+def latents_of(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def build(name, latents, **changes):
+    """(module, params): the logits' layer starts at zero and would hide everything before it."""
+    module = classifier.make_model(num_classes=5, **(SMALL[name] | changes))
+    init = jax.jit(lambda key: module.init(key, latents, train=False)["params"])
+    params = init(jax.random.key(0))
+    kernel = params["head"]["logits"]["kernel"]
+    params["head"]["logits"]["kernel"] = latents_of(kernel.shape, seed=1)
+    return module, params
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("grid", [(1, 1, 16), (2, 2, 8), (7, 5, 3)])
+def test_logits_of_every_grid(name, grid):
+    latents = latents_of((3, *grid))
+    module, params = build(name, latents)
+    logits = module.apply({"params": params}, latents, train=False)
+    assert logits.shape == (3, 5)
+    assert logits.dtype == jnp.float32
+    # each example by itself
+    alone = module.apply({"params": params}, latents[1:2], train=False)
+    np.testing.assert_allclose(alone[0], logits[1], rtol=1e-4, atol=1e-5)
+    assert np.abs(np.asarray(logits[0] - logits[1])).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_training_starts_at_uniform_odds(name):
+    module = classifier.make_model(num_classes=5, **SMALL[name])
+    latents = latents_of((3, 2, 2, 8))
+    variables = module.init(jax.random.key(0), latents, train=False)
+    np.testing.assert_array_equal(module.apply(variables, latents, train=False), np.zeros((3, 5)))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_cell_and_its_place_count(name):
+    latents = latents_of((1, 3, 3, 4))
+    module, params = build(name, latents)
+    gradient = jax.grad(lambda z: module.apply({"params": params}, z, train=False)[0, 0])(latents)
+    assert np.abs(np.asarray(gradient)).max(axis=(0, 3)).min() > 1e-4
+    logits = module.apply({"params": params}, latents, train=False)
+    flipped = module.apply({"params": params}, latents[:, ::-1], train=False)
+    assert np.abs(np.asarray(logits - flipped)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("mlp", "dropout"), ("transformer", "dropout"), ("convnext", "dropout"), ("convnext", "drop_path")],
+)
+def test_dropout_is_a_function_of_the_key_and_off_in_evaluation(name, key):
+    latents = latents_of((8, 2, 2, 4))
+    off = {"dropout": 0.0} | ({"drop_path": 0.0} if name == "convnext" else {})
+    module, params = build(name, latents, **(off | {key: 0.5}))
+
+    def logits(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return np.asarray(module.apply({"params": params}, latents, train=True, rngs=rngs))
+
+    np.testing.assert_array_equal(logits(0), logits(0))
+    assert np.abs(logits(0) - logits(1)).max() > 1e-3
+    without, _ = build(name, latents, **off)
+    np.testing.assert_array_equal(
+        module.apply({"params": params}, latents, train=False),
+        without.apply({"params": params}, latents, train=True, rngs={}),
+    )
+
+
+def test_drop_path_drops_the_branch_of_whole_examples():
+    latents = np.repeat(latents_of((1, 4, 4, 3)), 64, axis=0)  # equal examples
+    settings = {"widths": (8,), "depths": (2,), "drop_path": 0.5, "dropout": 0.0}
+    module, params = build("convnext", latents, **settings)
+    rngs = {"dropout": jax.random.key(0)}
+    logits = np.asarray(module.apply({"params": params}, latents, train=True, rngs=rngs))
+    # the first block is never dropped, so examples differ by the last one alone
+    assert len(np.unique(np.round(logits, 3), axis=0)) == 2
+    # without its last block a network is what it is with that block's output at zero
+    output = params["block_0_1"]["feed_forward"]["output"]
+    params["block_0_1"]["feed_forward"]["output"] = jax.tree.map(jnp.zeros_like, output)
+    dropped = np.asarray(module.apply({"params": params}, latents[:1], train=False))
+    is_dropped = np.abs(logits - dropped).max(axis=1) < 1e-4
+    assert 16 < is_dropped.sum() < 48
+
+
+def test_depthwise_is_the_grouped_convolution():
+    x = latents_of((2, 5, 4, 6))
+    module = classifier.Depthwise3x3()
+    params = module.init(jax.random.key(0), x)["params"]
+    params["bias"] = latents_of((6,), seed=1)
+    conv = nn.Conv(6, (3, 3), feature_group_count=6)
+    conv_params = {"kernel": params["kernel"][:, :, None], "bias": params["bias"]}
+    np.testing.assert_allclose(
+        module.apply({"params": params}, x),
+        conv.apply({"params": conv_params}, x),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_convnext_halves_the_grid_between_stages():
+    latents = latents_of((1, 7, 7, 3))
+    module, params = build("convnext", latents)
+    shapes = {}
+
+    def watch(call, args, kwargs, context):
+        if isinstance(context.module, classifier.ConvNextBlock):
+            shapes[context.module.name] = args[0].shape[1:]
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        module.apply({"params": params}, latents, train=False)
+    assert shapes == {"block_0_0": (7, 7, 8), "block_1_0": (4, 4, 12), "block_1_1": (4, 4, 12)}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_weight_decay_spares_biases_norms_cls_and_positions(name):
+    _, params = build(name, latents_of((1, 2, 2, 4)))
+    mask = classifier.decay_mask(params)
+    assert jax.tree.structure(mask) == jax.tree.structure(params)
+    decayed = {True: set(), False: set()}
+    for path, value in jax.tree_util.tree_leaves_with_path(mask):
+        decayed[value].add(path[-1].key)
+    extra = {"cls", "position"} if name == "transformer" else set()
+    assert decayed == {True: {"kernel"}, False: {"bias", "scale"} | extra}
+
+
+@pytest.mark.parametrize("make", [common.mlp, common.transformer, common.convnext])
+def test_the_configs_build(make):
+    model = classifier.make_model(num_classes=10, **make())
+    assert type(model) is classifier.MODELS[make().name]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_misspelt_or_missing_key_is_a_type_error(name):
+    with pytest.raises(TypeError, match="droput"):
+        classifier.make_model(num_classes=5, **SMALL[name], droput=0.1)
+    rest = {key: value for key, value in SMALL[name].items() if key != "dropout"}
+    with pytest.raises(TypeError, match="dropout"):
+        classifier.make_model(num_classes=5, **rest)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("mlp", {"depth": 0, "dropout": 1.0}, r"depth=0 .* at least 1; dropout=1.0 .* \[0, 1\)"),
+        ("transformer", {"heads": 5}, "width=12 must divide by heads=5"),
+        ("transformer", {"heads": 0}, "heads=0 must be at least 1"),
+        ("convnext", {"widths": (8,)}, r"widths=\(8,\) and depths=\(1, 2\) need one entry"),
+        ("convnext", {"widths": (), "depths": ()}, "need one entry"),
+        ("convnext", {"depths": (1, 0)}, "must be at least 1"),
+        ("convnext", {"drop_path": -0.1}, r"drop_path=-0.1 must be in \[0, 1\)"),
+        ("mlp", {"name": "resnet"}, "unknown classifier 'resnet'; known are mlp, transformer, convnext"),
+    ],
+)
+def test_impossible_values_are_named(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        classifier.make_model(num_classes=5, **(SMALL[name] | changes))
+
+
+def test_num_classes_must_be_positive():
+    with pytest.raises(ValueError, match="num_classes=0"):
+        classifier.make_model(num_classes=0, **SMALL["mlp"])

@@ -1,0 +1,149 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from functa import coords
+from functa.field import Field
+
+
+def make(**changes):
+    settings = dict(
+        image_shape=(8, 8, 3),
+        latent_shape=(2, 2, 4),
+        lookup="nearest",
+        coords="local",
+        map="linear",
+        modulation="shift",
+        width=6,
+        depth=3,
+        w0=10.0,
+    )
+    return Field(**(settings | changes))
+
+
+def slow_field(field, params, latents, shape):
+    """One pixel at a time, in float64, as the paper writes it."""
+    tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    i, j, d = field.latent_shape
+    weights = tree["map"]
+    modulations = np.zeros((i, j, field.num_modulations))
+    for row, column in np.ndindex(i, j):
+        if field.map == "linear":
+            modulations[row, column] = latents[row, column] @ weights["weight"]
+        elif field.map == "mlp":
+            hidden = latents[row, column] @ weights["hidden_weight"] + weights["hidden_bias"]
+            gelu = hidden / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
+            modulations[row, column] = gelu @ weights["weight"]
+        else:
+            for a, b in np.ndindex(3, 3):
+                r, c = row + a - 1, column + b - 1
+                if 0 <= r < i and 0 <= c < j:
+                    modulations[row, column] += latents[r, c] @ weights["weight"][a, b]
+    values = np.zeros((*shape, field.image_shape[2]))
+    rows, columns = coords.pixel_centers(shape[0]), coords.pixel_centers(shape[1])
+    features = coords.grid_features(
+        field.coords, rows, columns, cells=(i, j), pixels=field.image_shape[:2]
+    )
+    for row, column in np.ndindex(*shape):
+        y, x = rows[row] * i, columns[column] * j
+        if field.lookup == "nearest":
+            at = modulations[int(y), int(x)]
+        else:
+            y, x = np.clip(y - 0.5, 0, i - 1), np.clip(x - 0.5, 0, j - 1)
+            top, left = min(int(y), max(i - 2, 0)), min(int(x), max(j - 2, 0))
+            at = 0
+            for a, b in np.ndindex(min(2, i), min(2, j)):
+                weight = (1 - abs(y - top - a)) * (1 - abs(x - left - b))
+                at = at + weight * modulations[top + a, left + b]
+        shifts, scales = at, np.zeros_like(at)
+        if field.modulation == "shift_scale":
+            shifts, scales = np.split(at, 2)
+        h = features[row, column].astype(np.float64)
+        net = tree["siren"]
+        for layer in range(field.depth - 1):
+            part = slice(layer * field.width, (layer + 1) * field.width)
+            inside = h @ net["weights"][layer] + net["biases"][layer]
+            h = np.sin(inside * (1 + scales[part]) + shifts[part])
+        values[row, column] = h @ net["weights"][-1] / field.w0 + net["biases"][-1] + 0.5
+    return values
+
+
+COMBINATIONS = [
+    *itertools.product(("nearest", "bilinear"), ("local", "periodic"), ("linear",), ("shift",)),
+    ("nearest", "global", "conv3x3", "shift"),
+    ("bilinear", "binary", "conv3x3", "shift_scale"),
+    ("nearest", "binary", "mlp", "shift_scale"),
+    ("bilinear", "global", "mlp", "shift"),
+]
+
+
+@pytest.mark.parametrize(("lookup", "coords_kind", "map_kind", "modulation"), COMBINATIONS)
+def test_values_against_one_pixel_at_a_time(lookup, coords_kind, map_kind, modulation):
+    field = make(lookup=lookup, coords=coords_kind, map=map_kind, modulation=modulation)
+    params = field.init(jax.random.key(0))
+    params["siren"]["biases"][-1] = jnp.float32([0.1, -0.2, 0.3])
+    latents = jax.random.normal(jax.random.key(1), (2, *field.latent_shape))
+    for shape in ((8, 8), (12, 16), (7, 9)):  # as trained, whole cells, cells cut by pixels
+        fast = jax.jit(field, static_argnums=2)(params, latents, shape)
+        assert fast.shape == (2, *shape, 3)
+        slow = slow_field(field, params, np.asarray(latents[1], np.float64), shape)
+        np.testing.assert_allclose(fast[1], slow, atol=3e-6)
+
+
+def test_published_size():
+    """286,467 parameters at depth 6, width 256, 8x8x16 (REFERENCES.md); 1,024 more are inner rates of shape full."""
+    field = make(image_shape=(32, 32, 3), latent_shape=(8, 8, 16), width=256, depth=6)
+    shapes = jax.eval_shape(field.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 286_467 - 5 * 256
+
+
+def test_layout_round_trip():
+    images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+    field = make()
+    layout = field.to_layout(jnp.asarray(images))
+    assert layout.shape == (2, 2, 2, 16, 3)
+    np.testing.assert_array_equal(layout[1, 1, 0, 5], images[1, 5, 1])
+    np.testing.assert_array_equal(field.to_image(layout, (8, 8)), images)
+
+
+def test_a_cell_alone_is_the_cell_in_the_image():
+    field = make(map="mlp")
+    params = field.init(jax.random.key(0))
+    latents = jax.random.normal(jax.random.key(1), (1, 2, 2, 4))
+    whole = field(params, latents)
+    cell = field.of_cell()(params, latents[:, 1:, :1])
+    np.testing.assert_allclose(cell[0], whole[0, 4:, :4], atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"lookup": "bilinear"}, {"map": "conv3x3"}, {"coords": "global"}])
+def test_cells_that_depend_on_their_place_are_refused(changes):
+    with pytest.raises(ValueError, match="cells_per_image=0"):
+        make(**changes).of_cell()
+
+
+def test_bilinear_with_periodic_coords_is_continuous_in_space():
+    field = make(lookup="bilinear", coords="periodic")
+    params = field.init(jax.random.key(0))
+    latents = jax.random.normal(jax.random.key(1), (1, 2, 2, 4))
+    coarse, fine = (field(params, latents, (size, 8))[0] for size in (64, 512))
+    jump = [float(jnp.abs(jnp.diff(values, axis=0)).max()) for values in (coarse, fine)]
+    assert jump[1] < jump[0] / 4  # eight times finer: a step between cells would not shrink
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_shape": (3, 2, 4)}, "3x2 does not divide an image of 8x8"),
+        ({"lookup": "cubic"}, "field.lookup='cubic'"),
+        ({"map": "conv5x5"}, "field.map='conv5x5'"),
+        ({"modulation": "film"}, "field.modulation='film'"),
+        ({"depth": 1}, "field.depth=1"),
+        ({"width": 0}, "field.width=0"),
+    ],
+)
+def test_errors_name_the_setting(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**changes)

@@ -1,0 +1,135 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from functa import inner_loop
+from tests.field_test import make
+
+FIELDS = {
+    "nearest": {},
+    "nearest, places differ": {"coords": "global", "map": "conv3x3"},
+    "nearest, mlp": {"map": "mlp", "modulation": "shift_scale"},
+    "bilinear": {"lookup": "bilinear", "coords": "periodic"},
+    "bilinear, conv": {"lookup": "bilinear", "coords": "binary", "map": "conv3x3"},
+}
+
+
+def slow_fit(field, params, log_lrs, image, steps):
+    """One image, whole, every gradient by automatic differentiation, the loss as DESIGN writes it."""
+    i, j, _ = field.latent_shape
+    h, w, c = image.shape
+
+    def loss(latents):
+        errors = jnp.square(field(params, latents[None])[0] - image)
+        cells = errors.reshape(i, h // i, j, w // j, c).mean((1, 3, 4))
+        return cells.sum()
+
+    latents = jnp.zeros(field.latent_shape)
+    rates = jnp.exp(log_lrs)
+    for step in range(steps):
+        rate = rates[step if len(rates) > 1 else 0]
+        latents = latents - rate * jax.grad(loss)(latents)
+    return latents, jnp.mean(jnp.square(field(params, latents[None])[0] - image))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jax.random.uniform(jax.random.key(5), (2, 8, 8, 3))
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_fit_and_its_outer_gradients_against_the_slow_reference(name, images):
+    field = make(**FIELDS[name])
+    params = field.init(jax.random.key(0))
+    shape = inner_loop.lrs_shape(field.latent_shape, lr_shape="channel", steps=3, lr_per_step=True)
+    log_lrs = jax.random.uniform(jax.random.key(2), shape, minval=-1.0, maxval=2.0)
+
+    @jax.jit
+    def fast(params, log_lrs):
+        fit = inner_loop.fit(field, params, log_lrs, images, steps=3, second_order=True)
+        return fit.losses[-1].mean(), fit
+
+    @jax.jit
+    def slow(params, log_lrs):
+        fits = [slow_fit(field, params, log_lrs, image, 3) for image in images]
+        return (fits[0][1] + fits[1][1]) / 2, jnp.stack([latents for latents, _ in fits])
+
+    (value, fit), gradients = jax.value_and_grad(fast, argnums=(0, 1), has_aux=True)(params, log_lrs)
+    (expected, latents), slow_gradients = jax.value_and_grad(slow, argnums=(0, 1), has_aux=True)(
+        params, log_lrs
+    )
+    np.testing.assert_allclose(fit.latents, latents, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(fit.values, field(params, fit.latents), atol=1e-6)
+    for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(slow_gradients), strict=True):
+        assert float(jnp.linalg.norm((one - other).ravel())) <= 1e-5 * float(
+            jnp.linalg.norm(other.ravel())
+        )
+
+
+@pytest.mark.parametrize("lr_shape", inner_loop.LR_SHAPES)
+@pytest.mark.parametrize("lr_per_step", [False, True])
+def test_every_shape_of_rates(lr_shape, lr_per_step, images):
+    field = make()
+    params = field.init(jax.random.key(0))
+    shape = inner_loop.lrs_shape(
+        field.latent_shape, lr_shape=lr_shape, steps=2, lr_per_step=lr_per_step
+    )
+    log_lrs = jax.random.normal(jax.random.key(1), shape)
+    fit = inner_loop.fit(field, params, log_lrs, images, steps=2, second_order=True)
+    latents, loss = slow_fit(field, params, log_lrs, images[1], 2)
+    np.testing.assert_allclose(fit.latents[1], latents, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(fit.losses[-1, 1], loss, rtol=1e-5)
+
+
+def test_losses_are_the_errors_before_every_step(images):
+    field = make()
+    params = field.init(jax.random.key(0))
+    log_lrs = jnp.zeros((1, 1, 1, 1))
+    three = inner_loop.fit(field, params, log_lrs, images, steps=3, second_order=True).losses
+    assert three.shape == (4, 2)
+    for steps in (1, 2):
+        fewer = inner_loop.fit(field, params, log_lrs, images, steps=steps, second_order=True)
+        np.testing.assert_allclose(fewer.losses, three[: steps + 1], rtol=1e-6)
+
+
+def test_first_order_keeps_values_and_changes_gradients(images):
+    field = make()
+    params = field.init(jax.random.key(0))
+    log_lrs = jnp.ones((1, 1, 1, 1))
+
+    def loss(params, second_order):
+        fit = inner_loop.fit(field, params, log_lrs, images, steps=2, second_order=second_order)
+        return fit.losses[-1].mean()
+
+    assert float(loss(params, True)) == float(loss(params, False))
+    second, first = (jax.grad(loss)(params, order)["siren"]["weights"][1] for order in (True, False))
+    assert float(jnp.abs(second - first).max()) > 1e-6
+    # First order is the derivative with the latents held fixed.
+    latents = inner_loop.fit(field, params, log_lrs, images, steps=2, second_order=True).latents
+    fixed = jax.grad(lambda p: jnp.mean(jnp.square(field(p, latents) - images)))(params)
+    np.testing.assert_allclose(first, fixed["siren"]["weights"][1], rtol=1e-4, atol=1e-8)
+
+
+def test_curvature_is_the_largest_eigenvalue():
+    field = make()
+    params = field.init(jax.random.key(0))
+    zeros = jnp.zeros(field.latent_shape)
+    jacobian = jax.jacobian(lambda z: field(params, z[None])[0])(zeros).reshape(8 * 8 * 3, -1)
+    expected = np.linalg.eigvalsh(2 / (4 * 4 * 3) * np.asarray(jacobian.T @ jacobian)).max()
+    measured = inner_loop.curvature(field, params, jax.random.key(3))
+    np.testing.assert_allclose(measured, expected, rtol=1e-2)
+
+
+def test_wrong_images_are_refused():
+    field = make()
+    with pytest.raises(ValueError, match=r"uint8\[8, 8, 3\]"):
+        inner_loop.fit(
+            field,
+            field.init(jax.random.key(0)),
+            jnp.zeros((1, 1, 1, 1)),
+            jnp.zeros((1, 8, 8, 3), jnp.uint8),
+            steps=1,
+            second_order=True,
+        )

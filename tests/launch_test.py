@@ -1,0 +1,359 @@
+"""The launchers and the environment they make, with stand-ins for Python, apt-get and the package."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("tools/*.sh"), ROOT / ".ci" / "run"])
+COMMANDS = (
+    *("bash", "cat", "chmod", "dirname", "env", "find", "flock", "grep"),
+    *("id", "ls", "mkdir", "mv", "rm", "sed", "sleep", "tail"),
+)
+
+# A stand-in for every Python. VERSION and ENSUREPIP are filled in; `-m venv` makes another stand-in, which writes
+# what pip is asked for to calls.txt and runs the file pip.sh, where a test wants something to happen.
+PYTHON = r"""#!/usr/bin/env bash
+case "$*" in
+  "-ISc import sys"*) echo VERSION ;;
+  "-c import ensurepip, venv") ENSUREPIP ;;
+  "-m venv "*)
+    echo "venv VERSION" >>"$CALLS"
+    mkdir -p "$3/bin"
+    cat "$0" >"$3/bin/python"
+    chmod +x "$3/bin/python" ;;
+  "-m pip install "*)
+    echo "pip ${@: -1}" >>"$CALLS"
+    . "$PIP" ;;
+  *) printf '%s\n' "$PWD" "$@" >"$CALLS.main" ;;
+esac
+"""
+
+
+class Project:
+    """A copy of the launchers in a folder of its own, and a PATH on which only stand-ins can be found."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.root = folder / "the project"
+        self.bin = folder / "bin"
+        self.calls = folder / "calls.txt"
+        self.pip = folder / "pip.sh"
+        for name in ("launch", "configs"):
+            shutil.copytree(ROOT / name, self.root / name)
+        self.setup = self.root / "setup.cfg"
+        shutil.copy(ROOT / "setup.cfg", self.setup)
+        (self.root / "configs" / "example.py").write_text(
+            "def get_config(options=None):\n    ...\n"
+        )
+        self.stamp = self.root / ".venv" / "functa.stamp"
+        self.bin.mkdir()
+        self.pip.touch()
+        for command in COMMANDS:
+            (self.bin / command).symlink_to(shutil.which(command))
+        self.add("id", "#!/bin/sh\necho 1000\n")
+
+    def add(self, command, text):
+        path = self.bin / command
+        path.unlink(missing_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def add_python(self, command, version, ensurepip="true"):
+        self.add(command, PYTHON.replace("VERSION", version).replace("ENSUREPIP", ensurepip))
+
+    def env(self, **extra):
+        paths = {"PATH": str(self.bin), "CALLS": str(self.calls), "PIP": str(self.pip)}
+        return {**paths, "HOME": str(self.folder), **extra}
+
+    def start(self, script, *arguments, **extra):
+        return subprocess.Popen(
+            ["bash", str(self.root / "launch" / script), *arguments],
+            env=self.env(**extra),
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def run(self, script, *arguments, **extra):
+        process = self.start(script, *arguments, **extra)
+        stdout, stderr = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def called(self):
+        """What venv and pip were asked for since the last time."""
+        lines = self.calls.read_text().splitlines() if self.calls.exists() else []
+        self.calls.unlink(missing_ok=True)
+        return lines
+
+
+@pytest.fixture
+def project(tmp_path):
+    made = Project(tmp_path)
+    made.add_python("python3", "3.11")
+    return made
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_executable_bash(script):
+    assert os.access(script, os.X_OK)
+    assert script.read_text().startswith("#!/usr/bin/env bash\n")
+    subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+# launch/environment.sh
+
+
+def test_the_second_call_does_nothing_and_is_quick(project):
+    first = project.run("environment.sh")
+    assert first.returncode == 0
+    assert "1.1 GB" in first.stderr
+    assert project.called() == ["venv 3.11", "pip ."]
+    start = time.monotonic()
+    second = project.run("environment.sh")
+    assert time.monotonic() - start < 1
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+    assert project.called() == []
+
+
+def test_extras_add_up(project):
+    project.run("environment.sh")
+    project.run("environment.sh", "test")
+    project.run("environment.sh", "cuda")
+    assert project.called() == ["venv 3.11", "pip .", "pip .[test]", "pip .[test,cuda]"]
+    project.run("environment.sh")
+    project.run("environment.sh", "test")
+    assert project.called() == []
+    result = project.run("environment.sh", "tests")
+    assert result.returncode == 2
+    assert "no extra 'tests'" in result.stderr
+
+
+def test_a_changed_setup_is_installed_with_the_same_extras(project):
+    project.run("environment.sh", "test")
+    project.called()
+    project.setup.write_text(project.setup.read_text() + "\n# changed\n")
+    assert project.run("environment.sh").returncode == 0
+    assert project.called() == ["pip .[test]"]
+
+
+def test_another_python_makes_it_anew(project):
+    project.run("environment.sh", "test")
+    project.add_python("other", "3.12")
+    assert project.run("environment.sh", FUNCTA_PYTHON="other").returncode == 0
+    assert project.called() == ["venv 3.11", "pip .[test]", "venv 3.12", "pip ."]
+    project.run("environment.sh")  # any Python will do now, and 3.12 is there
+    assert project.called() == []
+
+
+def test_a_moved_project_makes_it_anew(project):
+    project.run("environment.sh")
+    moved = project.folder / "moved"
+    project.root.rename(moved)
+    project.root = moved
+    project.called()
+    assert project.run("environment.sh").returncode == 0
+    assert project.called() == ["venv 3.11", "pip ."]
+
+
+@pytest.mark.parametrize("upgrade", [False, True])
+def test_a_killed_installation_is_not_taken_for_complete(project, upgrade):
+    if upgrade:
+        project.run("environment.sh")
+        project.called()
+    project.pip.write_text("kill -9 0")  # environment.sh, pip and whatever they started
+    assert project.run("environment.sh", "test").returncode == -9
+    assert not project.stamp.exists()
+    (project.root / ".venv" / "half-installed").touch()
+    project.pip.write_text("")
+    project.called()
+    assert project.run("environment.sh", "test").returncode == 0
+    assert project.called() == ["venv 3.11", "pip .[test]"]
+    assert not (project.root / ".venv" / "half-installed").exists()
+
+
+def test_a_failed_installation_shows_the_end_of_the_log(project):
+    project.pip.write_text(
+        "for i in {1..50}; do echo line $i; done; echo no such package >&2; exit 1"
+    )
+    result = project.run("environment.sh")
+    assert result.returncode == 1
+    assert "no such package" in result.stderr
+    assert "line 50" in result.stderr
+    assert "line 9\n" not in result.stderr
+    assert ".venv/install.log" in result.stderr
+    assert not project.stamp.exists()
+
+
+def test_two_calls_at_once_install_once(project):
+    project.pip.write_text("sleep 0.5")
+    calls = [project.start("environment.sh") for _ in range(3)]
+    texts = [call.communicate(timeout=60)[1] for call in calls]
+    assert [call.returncode for call in calls] == [0, 0, 0]
+    assert project.called() == ["venv 3.11", "pip ."]
+    assert sum("waiting for another installation" in text for text in texts) == 2
+
+
+def test_a_foreign_venv_is_left_alone(project):
+    theirs = project.root / ".venv" / "theirs"
+    theirs.parent.mkdir()
+    theirs.touch()
+    result = project.run("environment.sh")
+    assert result.returncode == 2
+    assert "was not made by" in result.stderr
+    assert theirs.exists()
+
+
+def test_an_activated_venv_is_not_used_to_make_itself(project):
+    project.run("environment.sh")
+    project.stamp.unlink()
+    shutil.copy(
+        project.root / ".venv" / "bin" / "python", project.root / ".venv" / "bin" / "python3.12"
+    )
+    path = f"{project.root}/.venv/bin:{project.bin}"
+    result = project.run("environment.sh", PATH=path)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("pythons", "chosen"),
+    [
+        ({"python3": "3.13"}, "3.13"),
+        ({"python3": "3.10", "python3.11": "3.11", "python3.12": "3.12"}, "3.12"),
+        ({"python3": "3.14", "python3.11": "3.11"}, "3.11"),
+    ],
+)
+def test_the_python_that_is_chosen(project, pythons, chosen):
+    for command, version in pythons.items():
+        project.add_python(command, version)
+    project.run("environment.sh")
+    assert project.called()[0] == f"venv {chosen}"
+
+
+def test_a_python_that_can_make_venvs_comes_first(project):
+    project.add_python("python3.12", "3.12", ensurepip="false")
+    project.add("python3.11", "#!/bin/sh\nexit 127\n")  # there, but it does not run
+    project.run("environment.sh")
+    assert project.called()[0] == "venv 3.11"
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.14", ""])
+def test_no_python_that_will_do(project, version):
+    project.add_python("python3", version)
+    if not version:
+        (project.bin / "python3").unlink()
+    result = project.run("environment.sh")
+    assert result.returncode == 2
+    assert "apt-get install -y python3 python3-venv" in result.stderr
+    assert "FUNCTA_PYTHON=" in result.stderr
+    assert not (project.root / ".venv").exists()
+
+
+def test_a_named_python_that_will_not_do(project):
+    project.add_python("old", "3.9")
+    result = project.run("environment.sh", FUNCTA_PYTHON="old")
+    assert result.returncode == 2
+    assert "FUNCTA_PYTHON=old is Python 3.9; Python 3.11" in result.stderr
+    result = project.run("environment.sh", FUNCTA_PYTHON="/no/such")
+    assert result.returncode == 2
+    assert "FUNCTA_PYTHON=/no/such does not run" in result.stderr
+
+
+@pytest.mark.parametrize("apt", [False, True])
+def test_without_ensurepip_the_exact_command_is_named(project, apt):
+    """Neither root nor sudo: the person has to do it."""
+    project.add_python("python3", "3.11", ensurepip="false")
+    if apt:
+        project.add("apt-get", "#!/bin/sh\ntouch $CALLS.apt\n")
+    result = project.run("environment.sh")
+    assert result.returncode == 2
+    assert "As root: apt-get update && apt-get install -y python3.11-venv\n" in result.stderr
+    assert project.called() == []
+    assert not (project.folder / "calls.txt.apt").exists()
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_without_ensurepip_it_is_installed_if_that_is_allowed(project, root):
+    project.add_python("python3", "3.11", ensurepip='[ -e "$CALLS.apt" ]')
+    project.add("apt-get", '#!/bin/sh\necho "$DEBIAN_FRONTEND $*" >>"$CALLS.apt"\n')
+    if root:
+        project.add("id", "#!/bin/sh\necho 0\n")
+    else:
+        project.add("true", "#!/bin/sh\n")
+        project.add("sudo", '#!/bin/sh\nshift\necho sudo >>"$CALLS.apt.sudo"\nexec "$@"\n')
+    result = project.run("environment.sh")
+    assert result.returncode == 0, result.stderr
+    lines = (project.folder / "calls.txt.apt").read_text().splitlines()
+    assert lines[0] == "noninteractive -qq update"
+    assert re.fullmatch(r"noninteractive -qq .*install -y python3.11-venv", lines[1])
+    assert (project.folder / "calls.txt.apt.sudo").exists() != root
+    assert project.called() == ["venv 3.11", "pip ."]
+
+
+def test_a_package_that_cannot_be_installed(project):
+    project.add_python("python3", "3.11", ensurepip="false")
+    project.add("id", "#!/bin/sh\necho 0\n")
+    project.add("apt-get", "#!/bin/sh\necho E: no network; exit 100\n")
+    result = project.run("environment.sh")
+    assert result.returncode == 1
+    assert "E: no network" in result.stderr
+    assert "apt-get install -y python3.11-venv" in result.stderr
+
+
+# launch/local.sh
+
+
+def test_local_starts_main_with_the_config_and_the_arguments_as_they_are(project):
+    arguments = ("--workdir=my runs/one", "--config.field.width=128")
+    result = project.run("local.sh", "example:8x8x16,tiny", *arguments)
+    assert result.returncode == 0, result.stderr
+    config = f"--config={project.root}/configs/example.py:8x8x16,tiny"
+    assert (project.folder / "calls.txt.main").read_text().splitlines() == [
+        str(project.folder),  # a relative --workdir is the caller's
+        *("-P", "-m", "functa.main", config),
+        *arguments,
+    ]
+    assert project.called() == ["venv 3.11", "pip ."]
+
+
+def test_local_passes_the_exit_status_and_the_extra_on(project):
+    text = PYTHON.replace("VERSION", "3.11").replace("ENSUREPIP", "true")
+    project.add("python3", text.replace("*) printf", "*) exit 7 ; printf"))
+    assert project.run("local.sh", "example", FUNCTA_EXTRA="cuda").returncode == 7
+    assert project.called() == ["venv 3.11", "pip .[cuda]"]
+
+
+@pytest.mark.parametrize("name", ["exampel", "common", "example.py", "configs/example.py", ""])
+def test_local_lists_the_configs_for_an_unknown_name(project, name):
+    result = project.run("local.sh", name)
+    assert result.returncode == 2
+    assert f"there is no config '{name}'" in result.stderr
+    assert "\n  example\n" in result.stderr
+    assert "common" not in result.stderr.partition("the configs are")[2]
+    assert project.called() == []
+
+
+@pytest.mark.parametrize("argument", ["--processes", "--config=x.py", "--workdir", "width=3"])
+def test_local_refuses_what_it_does_not_know(project, argument):
+    result = project.run("local.sh", "example", argument, "2")
+    assert result.returncode == 2
+    assert f"unknown argument '{argument}'" in result.stderr
+    assert "--workdir=DIR" in result.stderr
+    assert project.called() == []
+
+
+def test_local_help(project):
+    result = project.run("local.sh", "--help")
+    assert result.returncode == 0
+    assert "usage: launch/local.sh NAME[:OPTIONS]" in result.stdout
+    assert "\n  example\n" in result.stdout
+    result = project.run("local.sh")
+    assert result.returncode == 2
+    assert "usage:" in result.stderr
