@@ -44,11 +44,11 @@ class Axis(NamedTuple):
 def number(value: float) -> str:
     """A number for a label: about four digits, thousands apart, no trailing zeros.
 
-    1234567 -> "1,234,567"; 0.00012 -> "1.2e-4"; 36.04321 -> "36.04"; nan -> "nan".
+    1234567 -> "1,234,567"; 0.000012 -> "1.2e-5"; 36.04321 -> "36.04"; nan -> "nan".
     """
     if not math.isfinite(value):
         return str(value)
-    if value == 0 or 1e-3 <= abs(value) < 1e9:
+    if value == 0 or 1e-4 <= abs(value) < 1e9:
         digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
         text = f"{value:,.{digits}f}"
         return text.rstrip("0").rstrip(".") if "." in text else text

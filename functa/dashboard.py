@@ -94,7 +94,7 @@ class Dashboard:
     def resume(self, step: int):
         """The run goes on after `step`: what was written of later steps leaves the charts.
 
-        To be called before anything else is written; at step 0 it belongs to a run from the start.
+        To be called before anything of a later step is written; step 0 is a run from the start.
         """
         self._file.restart(step + 1)
 

@@ -7,6 +7,7 @@ from functa.page import Section
 
 FULL_ERROR = 0.1  # error of a pixel value that is drawn in full colour
 MOST_CHANNELS = 64  # drawn of latents on a grid
+MOST_EXAMPLES = 8  # whose latents are drawn
 MOST_PIXELS = 1024  # side of the largest picture put on the page
 
 Arrays = dict[str, np.ndarray]
@@ -74,7 +75,7 @@ def latents(arrays: Arrays) -> Section | None:
     """The latent channels of every example as pictures."""
     if "latents" not in arrays:
         return None
-    values = arrays["latents"].astype(np.float32)
+    values = arrays["latents"][:MOST_EXAMPLES].astype(np.float32)
     n, i, j, d = values.shape
     limits = np.abs(values).max(axis=(0, 1, 2))
     shown = values[..., :MOST_CHANNELS] if i * j > 1 else values

@@ -66,11 +66,15 @@ def _use_compilation_cache(jax) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's parser, with a misspelt key or a wrong type told in one line instead of a traceback."""
+    """absl's parser, with a misspelt key or a wrong type told in a line or two instead of a traceback."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        sys.exit(_fail(str(error.args[0] if error.args else error)))
+    except KeyError as error:  # of ml_collections: "'widht'\nDid you mean ..."
+        sys.exit(_fail("unknown config key " + str(error.args[0]).replace("\n", ". ")))
+    except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:
+        # A config file that raises comes wrapped with its traceback: what it said is the last line.
+        lines = str(error).strip().splitlines()
+        sys.exit(_fail(f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ figcaption { color: var(--soft); font-size: .82rem; margin-top: 4px;
 .framed { outline: 1px solid var(--line); outline-offset: -1px; }
 .latents { display: grid; grid-template-columns: minmax(40px, 74px) 1fr; gap: 10px 14px;
   align-items: center; }
-.channels { display: grid; grid-template-columns: repeat(auto-fill, minmax(40px, 1fr)); gap: 5px; }
+.channels { display: grid; grid-template-columns: repeat(16, 1fr); gap: 5px; }
 .row { display: flex; gap: 12px; overflow-x: auto; padding-bottom: 8px; margin-bottom: 12px;
   scroll-snap-type: x proximity; }
 .row figure { flex: 1 0 0; scroll-snap-align: start; }
@@ -121,7 +121,10 @@ footer { color: var(--soft); font-size: .85rem; padding-bottom: 40px; }
   .results td:first-child, .results .value, .results .unit { width: auto; }
   .results .unit:empty { display: none; } .results .value:has(+ .unit:empty) { grid-column: 2 / 4; }
   .results .meaning { grid-column: 1 / -1; font-size: .85rem; }
-  .confusion td { width: 27px; height: 28px; } .confusion { border-spacing: 1px; }
+  .channels { grid-template-columns: repeat(8, 1fr); gap: 3px; }
+  .confusion { font-size: .72rem; border-spacing: 1px; }
+  .confusion td { width: 24px; min-width: 24px; height: 28px; padding: 0; }
+  .confusion th { padding: 0 3px; } .confusion td.recall { padding-left: 4px; }
 }
 @media print { section { break-inside: avoid; } nav { display: none; } }
 """

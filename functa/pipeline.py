@@ -65,8 +65,9 @@ class Run:
     def train(self, task: Task) -> Result:
         settings = self.config[task.name]
         directory = self.workdir / task.name
-        make = Dashboard if jax.process_index() == 0 else NullDashboard
-        with contextlib.closing(make(directory, stage=task.name)) as dashboard:
+        writes = jax.process_index() == 0
+        make = Dashboard(directory, stage=task.name) if writes else NullDashboard()
+        with contextlib.closing(make) as dashboard:
             dashboard.hparams(config_lib.flatten(config_lib.to_dict(self.config)))
             return train(
                 task,

@@ -33,6 +33,7 @@ SPLIT = re.compile(r"(train|validation|test)[_/](.+)")
 ENDING = re.compile(r"(.+)[_/](\d+|mean|min|max)")
 TITLES = {  # the first charts of a stage, in this order; others follow under their own names
     "psnr": "PSNR, dB",
+    "psnr_of_mean_mse": "PSNR of the mean error, dB",
     "accuracy": "accuracy",
     "loss": "loss",
     "inner_loss": "loss after 0, 1, ... inner steps",

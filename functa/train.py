@@ -64,6 +64,7 @@ class Trainer:
             jax.eval_shape(init, key),
         )
         restored = self.latest.restore(template)
+        self.dashboard.resume(0 if restored is None else restored[0])
         if restored is None:
             return jax.jit(init, out_shardings=sharding)(key), 0.0
         step, state, info = restored
@@ -149,13 +150,13 @@ def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> Callabl
         # An average that starts with the first parameters and forgets them as fast as it can afford to.
         decay = jnp.minimum(jnp.float32(ema_decay), (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         first_bad = jnp.where((first_bad < 0) & ~good, state.step, first_bad)
         logs = logs | {
             "loss": loss,
             "gradient_norm": norm,
-            "update_ratio": optax.global_norm(updates) / optax.global_norm(state.params),
+            "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
             "learning_rate": jnp.asarray(task.learning_rate(state.step), jnp.float32),
         }
         return TrainState(state.step + 1, params, optimizer, ema), logs, first_bad

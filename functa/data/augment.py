@@ -82,7 +82,7 @@ def _crop_resize(image: np.ndarray, random: np.random.Generator, min_area: float
     """
     h, w, c = image.shape
     area = random.uniform(min_area, 1.0)
-    limit = min(math.log(4 / 3), -math.log(area))
+    limit = min(math.log(4 / 3), math.log(1 / area))
     ratio = math.exp(random.uniform(-limit, limit))
     box_h, box_w = h * math.sqrt(area / ratio), w * math.sqrt(area * ratio)
     # min: rounding must not push the box over the border, which Pillow refuses.

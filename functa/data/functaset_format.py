@@ -83,7 +83,8 @@ def restore_latents(stored: np.ndarray, scale: np.ndarray | None, dtype: str) ->
     if dtype != "int8":
         return stored.astype(np.float32)
     assert scale is not None
-    return stored.astype(np.float32) * scale.astype(np.float32)[:, None, None, :]
+    with np.errstate(invalid="ignore"):  # an infinite scale times zero: not a number either
+        return stored.astype(np.float32) * scale.astype(np.float32)[:, None, None, :]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
 _FILES_AT_ONCE = 32  # opened by a check; on a remote disk each is a round trip
 _AGAIN = "Copy or prepare the data set again"
+FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 PREPARE = "tools/prepare_data.py NAME --source=PATH... --data_dir=DIR makes one"
 
 
@@ -80,8 +81,11 @@ def _find(name: str, data_dir: epath.Path) -> epath.Path:
 def check_features(
     builder: tfds.core.DatasetBuilder, *, image_shape: Sequence[int], num_classes: int
 ) -> list[str]:
-    """Problems of a data set's declared features with the config's shape and classes."""
+    """Problems of what a data set declares: its format, the images' shape, the classes."""
     features, where = builder.info.features, builder.data_path
+    if builder.info.file_format != FORMAT:
+        form = builder.info.file_format.value
+        return [f"{where} holds {form} files; prepare it with file_format=array_record"]
     if not {"image", "label"} <= set(features):
         return [f"{where} has the features {sorted(features)}, but 'image' and 'label' are needed"]
     problems = []
@@ -110,11 +114,6 @@ def check_files(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
 
     Reads the end of every file but no example.
     """
-    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        return [
-            f"{builder.data_path} holds {builder.info.file_format.value} files; prepare it with "
-            "file_format=array_record"
-        ]
     try:
         instructions = builder.info.splits[split].file_instructions
     except (KeyError, ValueError):
@@ -130,17 +129,18 @@ def _check_file(instruction: Any) -> str | None:
     path, expected = epath.Path(instruction.filename), instruction.examples_in_shard
     if not path.exists():
         return f"{path} is missing: {expected} records. {_AGAIN}"
-    size = path.stat().length
-    held = 0
-    if size:
-        reader = array_record_module.ArrayRecordReader(str(path))
-        held = reader.num_records()  # from the end of the file: 0 if it is cut off
+    reader = array_record_module.ArrayRecordReader(str(path))
+    held = reader.num_records()  # noted at the end of the file: 0 if it is cut off
+    try:
         reader.close()
-    if held == expected:
+        reason = ""
+    except RuntimeError as error:
+        reason = f" ({error})"
+    if held == expected and not reason:
         return None
     return (
-        f"{path} ({size} bytes) is cut off or damaged: it shows {held} of {expected} records. "
-        f"{_AGAIN}"
+        f"{path} ({path.stat().length} bytes) is cut off or damaged: it shows {held} of {expected} "
+        f"records{reason}. {_AGAIN}"
     )
 
 
@@ -158,7 +158,7 @@ def decode_image(encoded: bytes, *, image_shape: Sequence[int], resize: bool) ->
         the short side and cropping).
     Raises:
       ValueError: another size while `resize` is false, or more than 8 bits a channel.
-      OSError: bytes that are not a whole PNG or JPEG.
+      OSError, SyntaxError: bytes that are not a whole PNG or JPEG.
     """
     h, w, c = image_shape
     with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
@@ -232,7 +232,11 @@ class Records:
                 return decode_image(image, image_shape=self.image_shape, resize=self._resize)
             if image.shape != self.image_shape:
                 raise ValueError(f"the image is {image.shape}, not {self.image_shape}")
-        except (OSError, ValueError) as error:
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+        ) as error:  # SyntaxError: Pillow's, of a broken PNG
             raise ValueError(f"{self._place(example)} cannot be read: {error}") from error
         return image
 

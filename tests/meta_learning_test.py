@@ -1,0 +1,165 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import digits
+from functa import inner_loop
+from functa.field import make_field
+from functa.tasks import meta_learning
+from functa.train import TrainState, make_step
+
+
+class Images:
+    """A few smooth images: waves of random direction."""
+
+    def __init__(self, count):
+        self.num_examples = count
+        direction = np.random.default_rng(0).uniform(-2, 2, (count, 2, 1, 1))
+        grid = np.stack(np.meshgrid(np.arange(8), np.arange(8), indexing="ij")) / 4
+        waves = np.sin((direction * grid).sum(1))
+        self.images = (127.5 + 127.5 * waves).astype(np.uint8)[..., None]
+
+    def read(self, indices):
+        return {
+            "image": self.images[indices],
+            "label": np.zeros(len(indices), np.int32),
+            "id": np.asarray(indices, np.int64),
+        }
+
+
+def make_config(**changes):
+    config = digits.get_config("tiny")
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def make(config, count=32):
+    sources = {split: Images(count) for split in ("train", "validation", "test")}
+    return meta_learning.make(config, sources, process_index=0, process_count=1)
+
+
+def one_device_mesh():
+    return jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+
+
+def begin(task, params):
+    return TrainState(
+        jnp.int32(0), params, task.optimizer.init(params), jax.tree.map(jnp.copy, params)
+    )
+
+
+def test_random_cells_are_cells_of_their_image():
+    config = make_config()
+    field = make_field(config)
+    images = jnp.arange(3 * 64, dtype=jnp.float32).reshape(3, 8, 8, 1)
+    cells = meta_learning.random_cells(jax.random.key(0), images, field, 5)
+    assert cells.shape == (15, 4, 4, 1)
+    known = {
+        image: [images[image, r : r + 4, c : c + 4] for r in (0, 4) for c in (0, 4)] for image in range(3)
+    }
+    drawn = set()
+    for index, cell in enumerate(cells):
+        matches = [k for k, one in enumerate(known[index // 5]) if bool((one == cell).all())]
+        assert len(matches) == 1
+        drawn.add(matches[0])
+    assert drawn == {0, 1, 2, 3}
+
+
+def test_all_cells_of_an_image_give_the_loss_of_the_image():
+    """Cells are independent: the mean over all of them is the loss of training on whole images."""
+    whole = make(make_config(**{"meta_learn.cells_per_image": 0}))
+    params = whole.init(jax.random.key(0))
+    images = Images(4).images
+    expected, _ = whole.loss(params, {"image": images}, jax.random.key(1))
+    config = make_config()
+    field = make_field(config)
+    cells = meta_learning.to_float(images).reshape(4, 2, 4, 2, 4, 1).swapaxes(2, 3).reshape(16, 4, 4, 1)
+    fit = inner_loop.fit(
+        field.of_cell(),
+        params["field"],
+        params["log_inner_lrs"],
+        cells,
+        steps=config.inner_loop.steps,
+        second_order=True,
+    )
+    assert float(fit.losses[-1].mean()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_rates_start_at_the_stated_multiple_of_the_inverse_curvature():
+    config = make_config(**{"inner_loop.initial_lr": 0.5})
+    params = make(config).init(jax.random.key(0))
+    curvature = inner_loop.curvature(
+        make_field(config).of_cell(), params["field"], jax.random.key(9)
+    )
+    np.testing.assert_allclose(jnp.exp(params["log_inner_lrs"]), 0.5 / curvature, rtol=0.02)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-3, 2e-3), (1e4, 2e4)])
+def test_the_clip_range_of_the_rates_is_applied(low, high):
+    config = make_config(**{"inner_loop.min_lr": low, "inner_loop.max_lr": high})
+    config.meta_learn.optimizer.learning_rate = 0.3
+    task = make(config)
+    mesh = one_device_mesh()
+    params = task.init(jax.random.key(0))
+    state = begin(task, params)
+    step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0)
+    bad = jnp.int32(-1)
+    for batch in task.train_batches(0, 3):
+        state, logs, bad = step(state, {"image": jnp.asarray(batch["image"])}, bad)
+        assert low * 0.9999 <= float(logs["inner_lr_min"])
+        assert float(logs["inner_lr_max"]) <= high * 1.0001
+
+
+def test_training_lowers_the_loss():
+    config = make_config(**{"meta_learn.optimizer.learning_rate": 0.02})
+    task = make(config)
+    params = task.init(jax.random.key(0))
+    state = begin(task, params)
+    step = make_step(task, mesh=one_device_mesh(), seed=0, ema_decay=0.0)
+    bad, losses = jnp.int32(-1), []
+    for batch in task.train_batches(0, 12):
+        state, logs, bad = step(state, {"image": jnp.asarray(batch["image"])}, bad)
+        losses.append(float(logs["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_evaluation_scores_whole_images():
+    task = make(make_config())
+    params = task.init(jax.random.key(0))
+    images = Images(6).images
+    rows = task.evaluate(params, {"image": images})
+    fit = meta_learning.make_fit(make_config())(params, meta_learning.to_float(images))
+    mse = np.mean(np.square(np.asarray(fit.values) - images / np.float32(255)), axis=(1, 2, 3))
+    np.testing.assert_allclose(rows["mse"], mse, rtol=1e-5)
+    summary = task.summarize({name: np.asarray(value) for name, value in rows.items()})
+    assert summary["psnr"] == pytest.approx(np.mean(-10 * np.log10(mse)), rel=1e-5)
+    assert summary["psnr_of_mean_mse"] == pytest.approx(-10 * np.log10(np.mean(mse)), rel=1e-5)
+
+
+def test_pca_of_the_embedded_digits_is_the_published_baseline():
+    from functa.data import images
+
+    config = digits.get_config()
+    sources = images.open_splits(**config.data)
+    psnr = meta_learning.pca_psnr(sources["train"], sources["test"], make_field(config))
+    assert len(psnr) == 360
+    assert psnr.mean() == pytest.approx(18.95, abs=0.25)  # another split of the same digits
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inner_loop.steps": 0}, "inner_loop.steps=0"),
+        ({"inner_loop.min_lr": 5000.0}, "min_lr < max_lr"),
+        ({"inner_loop.initial_lr": 0.0}, "initial_lr=0.0"),
+        ({"inner_loop.lr_shape": "cell"}, "lr_shape=cell"),
+        ({"inner_loop.lr_shape": "row"}, "lr_shape='row'"),
+        ({"meta_learn.cells_per_image": 9}, "grid of 2x2 has 4 cells"),
+        ({"field.lookup": "bilinear"}, "cells_per_image=0"),
+        ({"field.latent_shape": (3, 3, 8)}, "3x3 does not divide"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(make_config(**changes))

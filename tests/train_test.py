@@ -1,0 +1,192 @@
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from functa import mesh as mesh_lib
+from functa import train as train_lib
+from functa.dashboard import NullDashboard
+from functa.interruption import Interrupted, Interruption
+from functa.tasks import Illustrations, Task
+
+SETTINGS = dict(
+    seed=0, steps=8, batch_size=8, ema_decay=0.5, log_every=2, eval_every=4, checkpoint_every=2
+)
+
+
+@dataclasses.dataclass
+class Data:
+    """Batches of a linear regression; remembers which steps were read."""
+
+    bad_step: int = -1
+
+    def train(self, first, last):
+        for step in range(first, last):
+            rng = np.random.default_rng(step)
+            x = rng.normal(size=(8, 3)).astype(np.float32)
+            y = x @ np.float32([1, 2, 3])
+            yield {"x": x, "y": np.where(step == self.bad_step, np.nan, y).astype(np.float32)}
+
+    def eval(self, split):
+        del split
+        for first in (0, 8):
+            x = np.arange(first * 3, (first + 8) * 3, dtype=np.float32).reshape(8, 3) / 48
+            mask = (np.arange(first, first + 8) < 11).astype(np.float32)
+            yield {"x": x, "y": x @ np.float32([1, 2, 3]), "mask": mask}
+
+
+def make_task(data=None, learning_rate=0.1):
+    data = data or Data()
+    optimizer = optax.adam(learning_rate)
+
+    def errors(params, batch):
+        return jnp.square(batch["x"] @ params["w"] - batch["y"])
+
+    def loss(params, batch, key):
+        noise = 1e-3 * jax.random.normal(key, (8,))
+        return jnp.mean(errors(params, batch) + noise * params["w"][0]), {}
+
+    return Task(
+        name="toy",
+        init=lambda key: {"w": jax.random.normal(key, (3,))},
+        loss=loss,
+        evaluate=lambda params, batch: {"error": errors(params, batch)},
+        summarize=lambda rows: {
+            "score": -float(rows["error"].mean()),
+            "count": float(len(rows["error"])),
+        },
+        score="score",
+        optimizer=optimizer,
+        learning_rate=lambda step: learning_rate,
+        train_batches=data.train,
+        eval_batches=data.eval,
+        illustrate=lambda params: Illustrations({}, {}),
+    )
+
+
+def run(directory, task=None, mesh=None, interruption=None, **changes):
+    lines = []
+    result = train_lib.train(
+        task or make_task(),
+        directory=directory,
+        mesh=mesh or mesh_lib.make_mesh(),
+        dashboard=NullDashboard(),
+        interruption=interruption or Interruption(),
+        say=lines.append,
+        **(SETTINGS | changes),
+    )
+    return result, lines
+
+
+class StopAt:
+    """An operator who asks to stop at one step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def requested(self, step):
+        return step == self.step
+
+
+def exact(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("stop", [3, 4, 7])
+def test_stopped_and_started_is_bit_for_bit_the_same(tmp_path, stop):
+    whole, _ = run(tmp_path / "whole")
+    with pytest.raises(Interrupted, match=f"step {stop} of 8"):
+        run(tmp_path / "parts", interruption=StopAt(stop))
+    parts, lines = run(tmp_path / "parts")
+    assert f"toy  resumes at step {stop}" in lines
+    assert exact(whole.params) == exact(parts.params)
+    assert whole.metrics["score"] == parts.metrics["score"]
+    curves = [(tmp_path / name / "curves.json").read_text() for name in ("whole", "parts")]
+    kept = [
+        {name: points for name, points in json.loads(text).items() if "per_second" not in name}
+        for text in curves
+    ]
+    assert kept[0].keys() == kept[1].keys()
+    # A stop between two log steps leaves the window's points alone: they are the same steps.
+    assert kept[0] == kept[1]
+
+
+def test_a_finished_run_only_evaluates(tmp_path):
+    first, _ = run(tmp_path)
+    again, lines = run(tmp_path)
+    assert exact(first.params) == exact(again.params)
+    assert lines == ["toy  resumes at step 8"]
+
+
+def test_sharded_is_single_device(tmp_path):
+    one = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    single, _ = run(tmp_path / "one", mesh=one)
+    sharded, _ = run(tmp_path / "four")
+    assert jax.device_count() == 4
+    np.testing.assert_allclose(single.params["w"], sharded.params["w"], rtol=1e-6)
+    assert single.metrics["score"] == pytest.approx(sharded.metrics["score"], rel=1e-5)
+
+
+def test_every_example_counts_once(tmp_path):
+    result, _ = run(tmp_path)
+    assert result.metrics["count"] == 11  # 16 rows, 5 of them padding
+    assert len(result.test["error"]) == 11
+
+
+def test_a_broken_number_stops_at_its_step_and_keeps_the_last_good_state(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"step 5 is not finite.*step 4 in"):
+        run(tmp_path, make_task(Data(bad_step=5)))
+    result, lines = run(tmp_path)
+    assert "toy  resumes at step 4" in lines
+    assert np.isfinite(result.params["w"]).all()
+
+
+def test_a_broken_first_step_has_no_checkpoint_to_name(tmp_path):
+    with pytest.raises(FloatingPointError, match="the run had just begun"):
+        run(tmp_path, make_task(Data(bad_step=0)))
+
+
+def test_the_average_follows_with_the_stated_decay(tmp_path):
+    task = make_task()
+    mesh = mesh_lib.make_mesh()
+    step = train_lib.make_step(task, mesh=mesh, seed=0, ema_decay=0.5)
+    params = {"w": jnp.ones(3)}
+    state = train_lib.TrainState(
+        jnp.int32(0), params, task.optimizer.init(params), {"w": jnp.zeros(3)}
+    )
+    averages, values = [np.zeros(3)], []
+    bad = jnp.int32(-1)
+    for batch in Data().train(0, 12):
+        state, _, bad = step(state, mesh_lib.to_devices(mesh, batch), bad)
+        values.append(np.asarray(state.params["w"]))
+        averages.append(np.asarray(state.ema["w"]))
+    for index, value in enumerate(values):
+        decay = min(0.5, (1 + index) / (10 + index))
+        expected = decay * averages[index] + (1 - decay) * value
+        np.testing.assert_allclose(averages[index + 1], expected, rtol=1e-5)
+
+
+def test_the_best_is_by_validation_not_the_last(tmp_path):
+    scores = iter([-1.0, -3.0, -9.0])  # step 4, step 8, test
+    task = make_task()._replace(summarize=lambda rows: {"score": next(scores)})
+    result, _ = run(tmp_path, task)
+    assert result.metrics["best_step"] == 4
+    assert result.metrics["validation_score"] == -1.0
+    assert result.metrics["score"] == -9.0
+
+
+def test_sigterm_asks_to_stop():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        interruption = Interruption()
+        assert not interruption.requested(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.requested(2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
