@@ -105,7 +105,7 @@ class Dashboard:
         """values: {name: number or array of one element}; non-finite ones stay as they are."""
         self._writer.write_scalars(step, self._named(values))
 
-    def images(self, step: int, images: Mapping[str, np.ndarray]):
+    def images(self, step: int, images: Mapping[str, Any]):
         """images: {name: [n, h, w, c] float in [0, 1], c 1 or 3}; the n are shown as one sheet."""
         sheets = {}
         for name, array in images.items():
@@ -114,7 +114,7 @@ class Dashboard:
             sheets[name] = pictures.sheet(pictures.enlarge(array, factor), gap=factor)
         self._writer.write_images(step, self._named(sheets))
 
-    def histograms(self, step: int, arrays: Mapping[str, np.ndarray]):
+    def histograms(self, step: int, arrays: Mapping[str, Any]):
         """arrays: {name: array of any shape}; a scalar beside it counts non-finite entries."""
         self._writer.write_histograms(step, self._named(arrays))
 
@@ -153,10 +153,10 @@ class NullDashboard:
     def scalars(self, step: int, values: Mapping[str, Any]):
         pass
 
-    def images(self, step: int, images: Mapping[str, np.ndarray]):
+    def images(self, step: int, images: Mapping[str, Any]):
         pass
 
-    def histograms(self, step: int, arrays: Mapping[str, np.ndarray]):
+    def histograms(self, step: int, arrays: Mapping[str, Any]):
         pass
 
     def hparams(self, values: Mapping[str, Any]):

@@ -133,7 +133,8 @@ def test_evaluation_of_nothing_has_no_batches():
     assert list(pipeline.eval_batches(Numbers(0), batch_size=8, **ONE)) == []
 
 
-def test_reading_ahead_ends_with_the_loop():
+@pytest.mark.parametrize("closed", [True, False])
+def test_reading_ahead_ends_with_the_loop(closed):
     def reading():
         return {t for t in threading.enumerate() if t.name.startswith("grain-prefetch")}
 
@@ -143,7 +144,10 @@ def test_reading_ahead_ends_with_the_loop():
     )
     next(batches)
     assert reading() - before
-    batches.close()
+    if closed:
+        batches.close()
+    else:
+        del batches
     deadline = time.monotonic() + 5
     while reading() - before and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -255,6 +255,31 @@ def test_shards_of_another_field_or_plan_are_made_again(encoded, tmp_path):
     assert functaset.verify(directory) == []
 
 
+def test_shards_of_another_field_are_made_again_even_if_they_look_alike(encoded, tmp_path):
+    """Same names, counts and sizes: only the parts tell them apart."""
+    directory = tmp_path / "functaset"
+
+    def other_fit(images):
+        latents, psnr = sets.fit(images)
+        return -latents, psnr
+
+    sets.encode(directory, fit=other_fit, field_digest="sha256:1")
+    (directory / "manifest.json").unlink()
+    sizes = {name: len(content) for name, content in sets.contents(directory).items()}
+    sets.encode(directory)
+    assert sets.contents(directory) == sets.contents(encoded[0])
+    assert sizes.items() <= {n: len(c) for n, c in sets.contents(directory).items()}.items()
+
+
+def test_a_set_that_is_being_repaired_is_not_valid(encoded, tmp_path):
+    directory = tmp_path / "functaset"
+    shutil.copytree(encoded[0], directory)
+    (directory / "functaset-train.array_record-00001-of-00004").unlink()
+    with pytest.raises(AssertionError, match="fit was called"):
+        sets.encode(directory, fit=never)
+    assert not (directory / "manifest.json").exists()
+
+
 class Poisoned(sets.Images):
     """Image 13 is white, every other one black: what fit makes of it can then be chosen."""
 
@@ -288,6 +313,22 @@ def test_an_example_that_is_not_finite_is_named(tmp_path, latent, psnr, message)
     assert len(list(directory.glob("functaset-train*"))) == TRAIN_SHARDS
     sets.encode(directory, **arguments)
     assert functaset.verify(directory) == []
+
+
+def test_nothing_is_written_behind_a_failure(tmp_path):
+    """16, 4 and 16 records are under way; without the first, the other 20 would fill the first shard."""
+
+    def poisoned_fit(images):
+        latents, psnr = sets.fit(images)
+        white = images.min((1, 2, 3)) > 0.99
+        return jax.numpy.where(white[:, None, None, None], jax.numpy.float32("nan"), latents), psnr
+
+    splits = sets.make_splits()
+    splits["train"].images[2] = 255
+    config = sets.make_config(crop="none")
+    with pytest.raises(FloatingPointError, match="train example id 2, copy 0"):
+        sets.encode(tmp_path / "f", fit=poisoned_fit, splits=splits, config=config)
+    assert [path for path in (tmp_path / "f").rglob("*") if path.is_file()] == []
 
 
 def test_progress_counts_to_the_end_and_what_it_raises_stops(encoded, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from functa import results
 
-METRICS = {
+METRICS: dict[str, dict] = {
     "meta_learn": {"seconds": 173.42, "psnr": 36.043, "pca_psnr": 34.79, "device": "cpu x1"},
     "classify": {"accuracy": 0.98312, "loss": 0.07, "steps": 12345, "new_key": 2.5, "list": [1, 2]},
     "encode": {"bytes_per_example": 2196},

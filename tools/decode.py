@@ -64,7 +64,7 @@ def find(
     start = 0
     for shard in functa_set.manifest.splits[split]["shards"]:
         stop = start + shard["records"]
-        if any(shard["ids"][0] <= id <= shard["ids"][1] and id not in found for id in ids):
+        if any(shard["ids"][0] <= id <= shard["ids"][1] for id in ids):
             for first in range(start, stop, _BLOCK):
                 records = source.read(np.arange(first, min(first + _BLOCK, stop)))
                 wanted = np.isin(records["id"], ids) & (records["copy"] == copy)
@@ -105,7 +105,7 @@ def decode(args: argparse.Namespace) -> list[epath.Path]:
     for start in range(0, len(args.ids), batch_size):
         ids = args.ids[start : start + batch_size]
         values = np.asarray(values_of(params["field"], np.stack([latents[id] for id in ids])))
-        for id, image in zip(ids, np.clip(values, 0, 1), strict=True):
+        for id, image in zip(ids, values, strict=True):
             copy = f"_copy{args.copy}" if args.copy else ""
             file = out / f"{args.split}_{id:06d}{copy}_{shape[0]}x{shape[1]}.png"
             file.write_bytes(pictures.png(image))

@@ -69,7 +69,7 @@ def write_sheet(
     records = source.read(np.linspace(0, source.num_examples - 1, count).astype(np.int64))
     values = np.asarray(jax.jit(field)(params["field"], records["latents"]))
     side = max(values.shape[1:3])
-    values = pictures.enlarge(np.clip(values, 0, 1), max(1, _SHEET_SIDE // side))
+    values = pictures.enlarge(values, max(1, _SHEET_SIDE // side))
     file.write_bytes(pictures.png(pictures.sheet(values, gap=2)))
     return f"{count} of {source.num_examples} {split} records, decoded: {file}"
 

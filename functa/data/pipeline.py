@@ -134,12 +134,4 @@ def _share(batch_size: int, process_index: int, process_count: int) -> int:
 
 def _ahead(batches: grain.MapDataset) -> Iterator[Batch]:
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS + 1)
-    return _closing(iter(batches.to_iter_dataset(options)))
-
-
-def _closing(iterator: grain.DatasetIterator) -> Iterator[Batch]:
-    """Ends the reading threads with the loop that consumes them, also when it stops early."""
-    try:
-        yield from iterator
-    finally:
-        iterator.close()
+    return iter(batches.to_iter_dataset(options))

@@ -1,0 +1,74 @@
+"""Mistakes a person makes at the command line: each a clear line, exit status 2, nothing written."""
+
+import pytest
+
+TINY = "--config=configs/digits.py:tiny"
+
+
+def lines(result):
+    return result.stderr.strip().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config=configs/NAME.py is needed"),
+        (["--config=configs/digit.py"], "digit.py"),
+        (["--config=configs/digits.py:tinny"], "unknown option 'tinny'"),
+        ([TINY, "--config.field.widht=3"], 'Did you mean "width"'),
+        ([TINY, "--config.field.width=wide"], "wide"),
+        ([TINY, "--confg.seed=3"], "confg"),
+        ([TINY, "extra"], "unknown arguments: extra"),
+    ],
+)
+def test_a_wrong_command_line_is_one_clear_line(run_main, tmp_path, arguments, message):
+    result = run_main(*arguments, *([f"--workdir={tmp_path / 'run'}"] if arguments else []))
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(lines(result)) <= 3
+    assert not (tmp_path / "run").exists()
+
+
+def test_everything_wrong_with_a_config_is_listed_at_once(run_main, tmp_path):
+    result = run_main(
+        TINY,
+        f"--workdir={tmp_path / 'run'}",
+        "--config.field.latent_shape=(3,2,8)",
+        "--config.meta_learn.batch_size=0",
+        "--config.data.num_classes=5",
+        "--config.encode.dtype=float15",
+        "--config.classify.optimizer.name=adamm",
+        "--config.data.validation_examples=99999",
+    )
+    assert result.returncode == 2
+    for message in (
+        "3x2 does not divide",
+        "meta_learn.batch_size=0",
+        "num_classes",
+        "float15",
+        "adamm",
+        "validation_examples",
+    ):
+        assert message in result.stderr, message
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_says_how_to_make_it(run_main, tmp_path):
+    result = run_main(
+        "--config=configs/mnist.py:tiny",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.data_dir={tmp_path / 'nowhere'}",
+    )
+    assert result.returncode == 2
+    assert str(tmp_path / "nowhere") in result.stderr
+    assert "prepare_data" in result.stderr
+
+
+def test_a_stage_without_its_input_is_refused(run_main, tmp_path):
+    result = run_main(TINY, f"--workdir={tmp_path / 'run'}", "--config.stages=('classify',)")
+    assert result.returncode == 2
+    assert "classify needs meta_learn" in result.stderr
+    result = run_main(TINY, f"--workdir={tmp_path / 'run'}", "--config.stages=('clasify',)")
+    assert "unknown stage 'clasify'" in result.stderr

@@ -1,0 +1,206 @@
+"""The pipeline as a person runs it: real processes, real files, real kills."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+
+TINY = "--config=configs/digits.py:tiny"
+TIMES = ("seconds", "per_second")
+
+
+@pytest.fixture(scope="module")
+def finished(run_main, tmp_path_factory):
+    """A complete run of digits:tiny."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    result = run_main(TINY, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+def numbers(workdir):
+    """Final metrics, without what depends on the clock."""
+    summary = json.loads((workdir / "summary.json").read_text())
+    return {
+        f"{stage}.{key}": value
+        for stage, metrics in summary.items()
+        for key, value in metrics.items()
+        if not key.endswith(TIMES)
+    }
+
+
+def functaset_bytes(workdir):
+    files = sorted((workdir / "functaset").rglob("*array_record*"))
+    assert files
+    return {path.name: path.read_bytes() for path in files}
+
+
+def test_all_stages_write_what_the_run_contract_says(finished):
+    workdir, result = finished
+    for name in ("config.json", "environment.json", "summary.json", "report.html"):
+        assert (workdir / name).stat().st_size > 100
+    summary = json.loads((workdir / "summary.json").read_text())
+    wanted = {
+        "meta_learn": {"psnr", "psnr_of_mean_mse", "pca_psnr", "images_per_second"},
+        "encode": {"psnr", "examples", "bytes_per_example", "examples_per_second"},
+        "classify": {"accuracy", "loss"},
+    }
+    for stage, keys in wanted.items():
+        assert keys <= summary[stage].keys()
+        assert json.loads((workdir / stage / "metrics.json").read_text()) == summary[stage]
+    assert summary["meta_learn"]["test_images"] == 96
+    assert summary["encode"]["examples"] == 96 * 2 + 40 + 96
+    # The functaset's own PSNR is the field's: encoding is the inner loop of training.
+    assert summary["encode"]["psnr"] == pytest.approx(summary["meta_learn"]["psnr"], abs=0.01)
+    assert "report.html" in result.stdout
+    assert list((workdir / "meta_learn").glob("events.out.tfevents.*"))
+
+
+def test_a_complete_run_returns_at_once(finished, run_main):
+    workdir, _ = finished
+    before = (workdir / "summary.json").read_bytes()
+    begin = time.monotonic()
+    result = run_main(TINY, f"--workdir={workdir}")
+    assert result.returncode == 0
+    assert "are complete" in result.stdout
+    assert time.monotonic() - begin < 60  # 10 s on an idle machine; this only notices a re-run
+    assert (workdir / "summary.json").read_bytes() == before
+
+
+def test_another_config_is_refused_by_naming_the_keys(finished, run_main):
+    workdir, _ = finished
+    before = (workdir / "config.json").read_bytes()
+    result = run_main(TINY, f"--workdir={workdir}", "--config.field.width=8", "--config.seed=3")
+    assert result.returncode == 2
+    assert "field.width: 16 in" in result.stderr
+    assert "seed: 0 in" in result.stderr
+    assert (workdir / "config.json").read_bytes() == before
+
+
+def start(arguments, env, log):
+    return subprocess.Popen(
+        [sys.executable, "-m", "functa.main", *arguments],
+        cwd=ROOT,
+        env=env,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def wait_for(path, text, process, seconds=240):
+    """Returns once the log holds `text`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if text in path.read_text():
+            return
+        if process.poll() is not None:
+            pytest.fail(f"ended before {text!r}:\n{path.read_text()}")
+        time.sleep(0.02)
+    pytest.fail(f"{text!r} never came:\n{path.read_text()}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "seed"),
+    [("meta_learn  step 4/", 1), ("meta_learn  step 12/", 2), ("encode  ", 3), ("classify  step 4/", 4)],
+)
+def test_killed_at_a_random_moment_ends_as_if_it_had_not_been(
+    finished, program_env, run_main, tmp_path, moment, seed
+):
+    reference, _ = finished
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    with log.open("w") as file:
+        process = start([TINY, f"--workdir={workdir}"], program_env, file)
+        wait_for(log, moment, process)
+        time.sleep(random.Random(seed).random() * 0.5)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (workdir / "summary.json").exists()
+    result = run_main(TINY, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    assert functaset_bytes(workdir) == functaset_bytes(reference)
+    assert numbers(workdir) == numbers(reference)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_with_status_0(finished, program_env, run_main, tmp_path):
+    reference, _ = finished
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    with log.open("w") as file:
+        process = start([TINY, f"--workdir={workdir}"], program_env, file)
+        wait_for(log, "meta_learn  step 4/", process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    assert "goes on from there" in log.read_text()
+    result = run_main(TINY, f"--workdir={workdir}")
+    assert "resumes at step" in result.stdout
+    assert numbers(workdir) == numbers(reference)
+
+
+def copy_of(finished, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    return workdir
+
+
+def test_a_functaset_of_another_field_is_refused(finished, run_main, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    shutil.rmtree(workdir / "classify")
+    manifest = workdir / "functaset" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    ours = content["field_digest"]
+    manifest.write_text(manifest.read_text().replace(ours, "sha256:" + "0" * 64))
+    result = run_main(TINY, f"--workdir={workdir}")
+    assert result.returncode == 2
+    assert ours in result.stderr
+    assert "sha256:000" in result.stderr
+    assert not (workdir / "classify" / "metrics.json").exists()
+
+
+def test_a_damaged_field_is_refused(finished, run_main, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    shutil.rmtree(workdir / "classify")
+    for path in (workdir / "meta_learn" / "field").rglob("*"):
+        if path.is_file() and "/d/" in str(path):
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+    result = run_main(TINY, f"--workdir={workdir}")
+    assert result.returncode == 2
+    assert "no undamaged checkpoint" in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+@pytest.mark.slow
+def test_a_full_disk_stops_with_the_path_and_keeps_what_was_complete(finished, run_main, tmp_path):
+    mount = tmp_path / "small"
+    mount.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "functa-test", str(mount)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("this machine does not allow mounts")
+    try:
+        workdir = mount / "run"
+        shutil.copytree(finished[0], workdir, ignore=shutil.ignore_patterns("functaset", "encode", "classify"))
+        filler = mount / "filler"
+        with pytest.raises(OSError, match="No space"), filler.open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+        filler.write_bytes(filler.read_bytes()[: -64 * 1024])
+        result = run_main(TINY, f"--workdir={workdir}")
+        assert result.returncode == 2
+        assert str(mount) in result.stderr
+        filler.unlink()
+        result = run_main(TINY, f"--workdir={workdir}", "--config.stages=('meta_learn', 'encode')")
+        assert functaset_bytes(workdir) == functaset_bytes(finished[0])
+    finally:
+        subprocess.run(["umount", str(mount)], check=False)
