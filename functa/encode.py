@@ -25,29 +25,18 @@ from ml_collections import ConfigDict
 
 from functa import config as config_lib
 from functa import mesh as mesh_lib
-from functa.data import functaset_format
+from functa.data import functaset_format, functaset_writer
 from functa.data.augment import augment
-from functa.data.functaset import Manifest
 from functa.data.functaset_format import RecordLayout
-from functa.data.functaset_manifest import complete_set, write_manifest
-from functa.data.functaset_writer import (
-    Recipe,
-    Shard,
-    ShardWriter,
-    finished_part,
-    plan_shards,
-    require_space,
-)
+from functa.data.functaset_manifest import complete_set, summary, write_manifest
+from functa.data.functaset_writer import Recipe, Shard, ShardWriter, finished_part, plan_shards
 from functa.data.images import ImageSource
 
 Fit = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-Parts = list[dict[str, Any]]
 
 _AHEAD = 4  # batches that may wait for the writer thread
 _POLL_SECONDS = 0.5
-_STALL_SECONDS = (
-    600.0  # without any change in the directory, the other processes are taken for dead
-)
+_STALL_SECONDS = 600.0  # without a change in the directory, other processes are taken for dead
 # Parts of the config that decide what the records hold; meta_learn does by the field's digest.
 _DECISIVE = ("name", "seed", "data", "field", "inner_loop", "encode")
 _INDIFFERENT = ("data_dir", "cache")  # of config.data: where images lie changes no record
@@ -126,7 +115,7 @@ def encode(
         if process_index == 0:
             (directory / functaset_format.MANIFEST).unlink(missing_ok=True)
         unfinished = [s for s in shards if finished_part(directory, s, recipe) is None]
-        require_space(directory, unfinished, recipe.layout)
+        functaset_writer.require_space(directory, unfinished, recipe.layout)
         mine = shards[process_index::process_count]
         _make_shards(
             directory, mine, splits=splits, fit=fit, recipe=recipe, config=config, progress=progress
@@ -135,7 +124,7 @@ def encode(
             _wait(directory, lambda: all(finished_part(directory, s, recipe) for s in shards))
             write_manifest(directory, shards=shards, recipe=recipe)
         complete = _wait(directory, lambda: complete_set(directory, shards, recipe))
-    return _metrics(*complete, process_count=process_count)
+    return summary(*complete, process_count=process_count)
 
 
 def _recipe(splits: dict[str, ImageSource], field_digest: str, config: ConfigDict) -> Recipe:
@@ -314,20 +303,3 @@ def _wait(directory: epath.Path, ready: Callable[[], Any]) -> Any:
             )
         time.sleep(_POLL_SECONDS)
     return result
-
-
-def _metrics(manifest: Manifest, parts: Parts, *, process_count: int) -> dict[str, Any]:
-    """See `encode`."""
-    examples = sum(split["examples"] for split in manifest.splits.values())
-    seconds = sum(part["seconds"] for part in parts) / process_count
-    test = manifest.splits["test"]
-    result = {"psnr": test["psnr"], "psnr_of_mean_mse": test["psnr_of_mean_mse"]}
-    for split in ("train", "validation"):
-        if manifest.splits[split]["examples"]:
-            result[f"{split}_psnr"] = manifest.splits[split]["psnr"]
-    return result | {
-        "examples": examples,
-        "shards": len(manifest.shards),
-        "bytes_per_example": sum(shard["bytes"] for shard in manifest.shards) / examples,
-        "examples_per_second": examples / seconds,
-    }

@@ -91,7 +91,6 @@ class Field:
                 outputs=self.image_shape[2],
                 width=self.width,
                 depth=self.depth,
-                w0=self.w0,
             )
         }
         # A unit latent moves phases by about one radian; what latents are measured in is settled by the rates.

@@ -1,7 +1,8 @@
 """Outer optimisers, all from optax, behind one keyword-only function.
 
-`learning_rate` is what the update is multiplied by. Adam's update has entries of about one; LAMB's has the norm of
-the weights; Muon's (Jordan et al. 2024) has singular values of one for matrices, and it is Adam for the rest.
+`learning_rate` is what the update is multiplied by. Adam's update has entries of about 0.2 to 1; LAMB's has the norm of
+the weights; Muon's (Jordan et al. 2024) has equal singular values and entries of 0.2 for matrices, and it is
+Adam for the rest.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,9 @@ import optax
 from optax import contrib
 
 OPTIMIZERS = ("adam", "adamw", "lamb", "muon")
+# Root mean square of the entries of Muon's updates, whatever the shape of the matrix: about Adam's, so that one
+# learning rate serves both (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+_MUON_RMS = 0.2
 SCHEDULES = ("cosine", "constant", "exponential")
 
 
@@ -64,6 +68,7 @@ def make(
             rate,
             weight_decay=weight_decay,
             weight_decay_mask=decay_mask,
+            consistent_rms=_MUON_RMS,
             adam_weight_decay=weight_decay,
         )
     else:

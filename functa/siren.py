@@ -1,9 +1,9 @@
 """SIREN: networks of sine layers with modulations per example.
 
-Everything is stored *multiplied by w0*: a layer is sin(W h + b + s), where the textbook writes
-sin(w0 (W' h + b' + s')) with W = w0 W' and so on. The function is the same; but a learning rate now means the same
-relative change of the weights for every w0. The textbook's hidden weights shrink as 1/w0 while Adam's steps do
-not: that is how training at w0 = 30 explodes.
+The function is the textbook's, sin(w0 (W' h + b' + s')) layer by layer; what is stored is chosen so that a step of an
+optimiser is the same part of a weight in every layer and for every w0. The textbook's hidden weights shrink
+as 1 / w0 while Adam's steps do not: that is how training at w0 = 30 explodes. Here hidden weights, biases and
+modulations are stored multiplied by w0, in radians, and so is the output layer, which is divided by w0 when used.
 
 Source: Sitzmann et al. 2020, section 3.2 (initialisation); Dupont et al. 2022, section 3.1 (modulations).
 """
@@ -73,12 +73,12 @@ def _cosine_jvp(primals, tangents):
     return cosine(x), -sine(x) * dx
 
 
-def init(key: jax.Array, *, inputs: int, outputs: int, width: int, depth: int, w0: float) -> Params:
+def init(key: jax.Array, *, inputs: int, outputs: int, width: int, depth: int) -> Params:
     """Weights of `depth` linear layers.
 
     Returns:
       {"weights": [[inputs, width], [width, width] ..., [width, outputs]], "biases": [[width], ..., [outputs]]},
-      float32. First layer w0 U(+-1 / inputs), all others U(+-sqrt(6 / width));
+      float32. First layer U(+-1 / inputs), all others U(+-sqrt(6 / width));
       biases of sine layers are phases U(+-pi), which spreads the first features over sine and cosine
       (deviation: the papers start at zero or U(+-1 / sqrt(inputs))); the output's is zero.
     """
@@ -86,7 +86,7 @@ def init(key: jax.Array, *, inputs: int, outputs: int, width: int, depth: int, w
     weights, biases = [], []
     for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
         weight_key, bias_key = jax.random.split(jax.random.fold_in(key, layer))
-        bound = w0 / fan_in if layer == 0 else (6 / fan_in) ** 0.5
+        bound = 1 / fan_in if layer == 0 else (6 / fan_in) ** 0.5
         weights.append(jax.random.uniform(weight_key, (fan_in, fan_out), minval=-bound, maxval=bound))
         phase = np.pi if layer < depth - 1 else 0.0
         biases.append(jax.random.uniform(bias_key, (fan_out,), minval=-phase, maxval=phase))
@@ -114,7 +114,7 @@ def apply(
     h = inputs
     *hidden, last = zip(params["weights"], params["biases"], strict=True)
     for layer, (weight, bias) in enumerate(hidden):
-        phase = h @ weight + _row(bias, h.ndim)
+        phase = h @ (weight * w0 if layer == 0 else weight) + _row(bias, h.ndim)
         if scales is not None:
             phase = _times(phase, 1 + scales[layer])
         h = sine(_plus(phase, shifts[layer]))

@@ -153,7 +153,7 @@ def test_a_killed_program_started_again_writes_the_same_bytes(encoded, tmp_path,
         with pytest.raises(ValueError, match="no complete functaset"):
             functaset.open_functaset(directory, field_digest=None)
     with program(directory, program_env) as process:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         assert output == "no tensorflow\n"
     assert finished_at_kills[0] < SHARDS
@@ -167,7 +167,7 @@ def test_two_processes_write_the_same_bytes_as_one(encoded, tmp_path, program_en
         program(directory, program_env, index=1, count=2) as second,
     ):
         for process in (first, second):
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors
     assert sets.contents(directory) == sets.contents(encoded[0])
 
@@ -367,7 +367,7 @@ def test_the_device_does_not_wait_for_the_disk(tmp_path, monkeypatch):
     write = functaset_writer.ShardWriter.write
 
     def slow_write(self, **records):
-        assert enough.wait(timeout=20), f"only {len(calls)} batches before the first was written"
+        assert enough.wait(timeout=60), f"only {len(calls)} batches before the first was written"
         write(self, **records)
 
     monkeypatch.setattr(functaset_writer.ShardWriter, "write", slow_write)
@@ -403,7 +403,7 @@ def test_a_disk_that_is_full_stops_with_the_bytes_needed(tmp_path, program_env):
     """A limit on the size of files stands for the disk: the write fails in the same place."""
     directory = tmp_path / "functaset"
     with program(directory, program_env, LARGEST_FILE="150000") as process:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     last = errors.strip().splitlines()[-1]
     assert "File too large: this shard needs up to" in last

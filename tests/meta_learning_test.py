@@ -66,6 +66,15 @@ def test_random_cells_are_cells_of_their_image():
     assert drawn == {0, 1, 2, 3}
 
 
+def test_flips_are_the_four_mirror_images():
+    image = jnp.arange(16, dtype=jnp.float32).reshape(4, 4, 1)
+    flipped = meta_learning.random_flips(jax.random.key(0), jnp.stack([image] * 32))
+    mirrors = [image, image[::-1], image[:, ::-1], image[::-1, ::-1]]
+    found = [[bool((one == mirror).all()) for mirror in mirrors] for one in flipped]
+    assert all(sum(row) == 1 for row in found)
+    assert np.any(found, axis=0).all()
+
+
 def test_all_cells_of_an_image_give_the_loss_of_the_image():
     """Cells are independent: the mean over all of them is the loss of training on whole images."""
     whole = make(make_config(**{"meta_learn.cells_per_image": 0}))

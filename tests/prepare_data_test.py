@@ -228,6 +228,20 @@ def test_cifar(tmp_path, small_batches, binary, packed, capsys):
     assert "6 images 32x32x3, 6 labels" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("size", "label"), [(0, 0), (1, 1), (100, 127), (200, 128), (99999, 999)])
+def test_records_are_what_tfds_would_write(size, label):
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=1000)}
+    )
+    encoded = b"x" * size
+    record = prepare_data._record(encoded, label)
+    own = features.serialize_example({"image": io.BytesIO(encoded), "label": label})
+    assert len(record) == len(own)
+    raw = {"image": tfds.decode.SkipDecoding()}
+    read = features.deserialize_example_np(record, decoders=raw)
+    assert (bytes(read["image"]), int(read["label"])) == (encoded, label)
+
+
 @pytest.mark.parametrize("shape", [(9, 7), (9, 7, 1), (9, 7, 3)])
 def test_npz(tmp_path, shape):
     data = arrays(shape=shape)
@@ -301,7 +315,7 @@ def test_damaged_photos_are_listed_and_left_out(tmp_path, capsys):
     assert builder.info.splits["train"].num_examples == 3
 
 
-def test_output_is_deterministic_and_sharded(tmp_path, monkeypatch):
+def test_output_is_deterministic_and_sharded(tmp_path, monkeypatch, program_env):
     monkeypatch.setattr(prepare_data, "_SHARD_BYTES", 30000)
     np.savez(tmp_path / "a.npz", **(data := arrays()))
     for name in ("small", "again"):
@@ -309,6 +323,11 @@ def test_output_is_deterministic_and_sharded(tmp_path, monkeypatch):
         assert run(tmp_path / name, tmp_path / "a.npz") == 0
     first, second = (digests(tmp_path / name) for name in ("small", "again"))
     assert first == second
+    program = "import sys; from tools import prepare_data as p; p._SHARD_BYTES = 30000; "
+    program += "sys.exit(p.main(sys.argv[1:]))"
+    words = ["small", f"--source={tmp_path / 'a.npz'}", f"--data_dir={tmp_path / 'other' / 'out'}"]
+    subprocess.run([sys.executable, "-c", program, *words], env=program_env, check=True)
+    assert digests(tmp_path / "other") == first  # protobuf's order differs between processes
     assert sum("train" in name for name in first) == 4  # 92,160 bytes of pixels
     assert_holds(tmp_path / "small", data)
 

@@ -19,7 +19,6 @@ nothing is written, for the reasons that are listed.
 
 import argparse
 import functools
-import io
 import itertools
 import os
 import re
@@ -99,7 +98,7 @@ def write(archive: archives.Archive, *, name: str, data_dir: epath.Path) -> epat
             }
         )
         infos = [
-            _write_split(unfinished, name, split, content, features)
+            _write_split(unfinished, name, split, content)
             for split, content in archive.splits.items()
         ]
         tfds.folder_dataset.write_metadata(
@@ -130,11 +129,7 @@ def _refuse_existing(target: epath.Path) -> None:
 
 
 def _write_split(
-    directory: epath.Path,
-    name: str,
-    split: str,
-    content: archives.Split,
-    features: tfds.features.FeaturesDict,
+    directory: epath.Path, name: str, split: str, content: archives.Split
 ) -> tfds.core.SplitInfo:
     n = len(content.labels)
     shards = max(1, min(n, -(-content.num_bytes // _SHARD_BYTES)))
@@ -147,12 +142,32 @@ def _write_split(
         # PNG and JPEG do not shrink further.
         writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
         for encoded, label in itertools.islice(examples, length):
-            example = {"image": io.BytesIO(encoded), "label": int(label)}
-            record = features.serialize_example(example)
+            record = _record(encoded, int(label))
             num_bytes += len(record)
             writer.write(record)
         writer.close()
     return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=num_bytes)
+
+
+def _record(encoded: bytes, label: int) -> bytes:
+    """The tf.train.Example of an image and its label, as TFDS reads it.
+
+    TFDS's own serialiser writes the two in an order that changes from process to process.
+    """
+    image = _field(1, _field(1, encoded))  # a BytesList
+    number = _field(3, _field(1, _varint(label)))  # an Int64List
+    features = ((b"image", image), (b"label", number))
+    return _field(1, b"".join(_field(1, _field(1, k) + _field(2, v)) for k, v in features))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of protobuf's length-delimited kind."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    groups = [value >> shift & 127 for shift in range(0, max(1, value.bit_length()), 7)]
+    return bytes([group | 128 for group in groups[:-1]] + groups[-1:])
 
 
 def _encoded(content: archives.Split) -> Iterator[bytes]:

@@ -87,6 +87,25 @@ def complete_set(
     return manifest, [part for part in parts if part is not None]
 
 
+def summary(
+    manifest: Manifest, parts: list[dict[str, Any]], *, process_count: int
+) -> dict[str, Any]:
+    """The metrics of the encode stage; encode.encode describes them."""
+    examples = sum(split["examples"] for split in manifest.splits.values())
+    seconds = sum(part["seconds"] for part in parts) / process_count
+    test = manifest.splits["test"]
+    result = {"psnr": test["psnr"], "psnr_of_mean_mse": test["psnr_of_mean_mse"]}
+    for split in ("train", "validation"):
+        if manifest.splits[split]["examples"]:
+            result[f"{split}_psnr"] = manifest.splits[split]["psnr"]
+    return result | {
+        "examples": examples,
+        "shards": len(manifest.shards),
+        "bytes_per_example": sum(shard["bytes"] for shard in manifest.shards) / examples,
+        "examples_per_second": examples / seconds,
+    }
+
+
 def _split_entry(parts) -> dict[str, Any]:
     examples = sum(part["shard"]["records"] for part in parts)
     entry: dict[str, Any] = {"examples": examples, "psnr": None, "psnr_of_mean_mse": None}

@@ -56,9 +56,12 @@ def make(
         return {"field": field_params, "log_inner_lrs": jnp.full(lrs_shape, log_lr, jnp.float32)}
 
     def loss(params, batch, key):
+        cell_key, flip_key = jax.random.split(key)
         images = to_float(batch["image"])
         if settings.cells_per_image:
-            images = random_cells(key, images, field, settings.cells_per_image)
+            images = random_cells(cell_key, images, field, settings.cells_per_image)
+        if settings.flips:
+            images = random_flips(flip_key, images)
         result = inner_loop.fit(
             trained,
             params["field"],
@@ -175,6 +178,13 @@ def random_cells(key: jax.Array, images: jax.Array, field: Field, count: int) ->
     cells = images.reshape(b, i, p, j, q, c).swapaxes(2, 3).reshape(b, i * j, p * q * c)
     index = jax.random.randint(key, (b, count), 0, i * j)
     return jnp.take_along_axis(cells, index[:, :, None], axis=1).reshape(b * count, p, q, c)
+
+
+def random_flips(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Each image or cell [b, h, w, c] mirrored upside down, left to right, both or not at all, by chance."""
+    upside_down, left_right = jax.random.bernoulli(key, 0.5, (2, len(images), 1, 1, 1))
+    images = jnp.where(upside_down, images[:, ::-1], images)
+    return jnp.where(left_right, images[:, :, ::-1], images)
 
 
 def summarize(rows: dict[str, np.ndarray]) -> dict[str, float]:
