@@ -35,7 +35,8 @@ def get_config(options: str | None = None) -> ConfigDict:
     if preset == "two_core":
         config.field.width = 64
         config.meta_learn.steps = 3000
-        config.meta_learn.eval_every = 1000
+        config.meta_learn.eval_every = 500
+        config.meta_learn.checkpoint_every = 250
         config.encode.num_augmentations = 2
         config.classify.model = common.convnext(widths=(64, 128), depths=(2, 2))
         config.classify.steps = 5000

@@ -57,8 +57,10 @@ def base() -> ConfigDict:
     config.inner_loop = ConfigDict()
     config.inner_loop.steps = 3
     config.inner_loop.lr_shape = "channel"  # scalar, channel, cell, full
-    config.inner_loop.lr_per_step = False
-    config.inner_loop.initial_lr = 1.0
+    config.inner_loop.lr_per_step = True
+    # In units of 1 / curvature of the first step. Far below 1 because the output layer, and with it the
+    # curvature, grows tenfold at first: MNIST collapsed with 1 and gained 3 dB over 0.3 with 0.1.
+    config.inner_loop.initial_lr = 0.1
     config.inner_loop.min_lr = 1e-3
     config.inner_loop.max_lr = 1e3
     config.inner_loop.second_order = True
@@ -68,7 +70,7 @@ def base() -> ConfigDict:
     config.meta_learn.cells_per_image = 4  # random cells of each image; 0: whole images
     config.meta_learn.flips = False  # mirror what is trained on at random, for small data sets
     config.meta_learn.steps = 1000
-    config.meta_learn.optimizer = optimizer("muon", 4e-3)
+    config.meta_learn.optimizer = optimizer("muon", 1e-2)
     config.meta_learn.ema_decay = 0.0  # 0: no moving average
     config.meta_learn.eval_batch_size = 128
     config.meta_learn.log_every = 50

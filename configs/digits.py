@@ -24,7 +24,8 @@ def get_config(options: str | None = None) -> ConfigDict:
     if lookup == "bilinear":
         common.use_bilinear(config)
     config.meta_learn.flips = True  # 1,300 images are soon known by heart: 39 dB on them, 34 on others
-    config.meta_learn.steps = 2000
+    config.meta_learn.steps = 1500
+    config.meta_learn.eval_every = 300
     config.meta_learn.batch_size = 128
     config.meta_learn.cells_per_image = 4 if lookup != "bilinear" else 0
     config.meta_learn.eval_batch_size = 360

@@ -27,12 +27,12 @@ class Mlp(nn.Module, kw_only=True):
     def __call__(self, latents: jax.Array, *, train: bool) -> jax.Array:
         x = nn.Dense(self.width, name="embedding")(latents.reshape(latents.shape[0], -1))
         for number in range(self.depth):
-            hidden = transformer.LayerNorm(name=f"norm_{number}")(x)
+            hidden = nn.LayerNorm(name=f"norm_{number}")(x)
             hidden = nn.gelu(nn.Dense(self.width, name=f"hidden_{number}")(hidden))
             hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
             x = x + nn.Dense(self.width, name=f"output_{number}")(hidden)
         return Head(num_classes=self.num_classes, dropout=self.dropout, name="head")(
-            transformer.LayerNorm(name="norm")(x), train=train
+            nn.LayerNorm(name="norm")(x), train=train
         )
 
 
@@ -82,17 +82,17 @@ class ConvNext(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, latents: jax.Array, *, train: bool) -> jax.Array:
         x = nn.Dense(self.widths[0], name="embedding")(latents)
-        x = transformer.LayerNorm(name="embedding_norm")(x)
+        x = nn.LayerNorm(name="embedding_norm")(x)
         rates = [self.drop_path * k / max(sum(self.depths) - 1, 1) for k in range(sum(self.depths))]
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             if stage > 0:
-                x = transformer.LayerNorm(name=f"downsample_norm_{stage}")(x)
+                x = nn.LayerNorm(name=f"downsample_norm_{stage}")(x)
                 x = nn.Conv(width, (2, 2), strides=(2, 2), name=f"downsample_{stage}")(x)
             for number in range(depth):
                 hidden = ConvNextBlock(name=f"block_{stage}_{number}")(x)
                 drop_path = nn.Dropout(rates.pop(0), broadcast_dims=(1, 2, 3))
                 x = x + drop_path(hidden, deterministic=not train)
-        x = transformer.LayerNorm(name="norm")(jnp.mean(x, axis=(1, 2)))
+        x = nn.LayerNorm(name="norm")(jnp.mean(x, axis=(1, 2)))
         return Head(num_classes=self.num_classes, dropout=self.dropout, name="head")(x, train=train)
 
 
@@ -104,7 +104,7 @@ class ConvNextBlock(nn.Module, kw_only=True):
         """x [b, i, j, width] float32 -> [b, i, j, width]."""
         width = x.shape[-1]
         x = Depthwise3x3(name="depthwise")(x)
-        x = transformer.LayerNorm(name="norm")(x)
+        x = nn.LayerNorm(name="norm")(x)
         return transformer.FeedForward(mlp_width=4 * width, name="feed_forward")(x)
 
 

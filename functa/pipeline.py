@@ -1,13 +1,13 @@
 """The stages in order: what is complete is skipped, what is not is begun or resumed."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import platform
 import subprocess
 import time
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from functa.dashboard import Dashboard, NullDashboard
 from functa.data import functaset as functaset_lib
 from functa.data import images as images_lib
 from functa.field import Field, make_field
-from functa.interruption import Interruption
+from functa.interruption import Interrupted, Interruption
 from functa.progress import Bar, device_name
 from functa.tasks import Task, classification, meta_learning
 from functa.train import Result, train
@@ -44,15 +44,15 @@ class Run:
             "process_count": jax.process_count(),
         }
 
-    @cached_property
+    @functools.cached_property
     def mesh(self):
         return mesh_lib.make_mesh()
 
-    @cached_property
+    @functools.cached_property
     def interruption(self):
         return Interruption()
 
-    @cached_property
+    @functools.cached_property
     def sources(self) -> dict[str, images_lib.ImageSource]:
         return images_lib.open_splits(**self.config.data)
 
@@ -116,21 +116,29 @@ def meta_learn(run: Run) -> dict[str, Any]:
 def encode(run: Run) -> dict[str, Any]:
     """field + images -> functaset"""
     _, params = load_field(run.workdir)
+    params = jax.device_get(params)  # every process encodes alone, on its own devices
     fit = meta_learning.make_fit(run.config)
 
     @jax.jit
-    def fit_batch(images):
+    def fit_batch(params, images):
         result = fit(params, images)
         return result.latents, metrics.psnr(result.losses[-1])
+
+    bar = Bar(run.say, "encode")
+
+    def progress(done: int, total: int) -> None:
+        bar(done, total)
+        if done < total and run.interruption.requested(done):
+            raise Interrupted(f"encode stopped at {done} of {total} examples; finished shards are kept")
 
     begin = time.monotonic()
     result = encode_lib.encode(
         directory=run.workdir / "functaset",
         splits=run.sources,
-        fit=fit_batch,
+        fit=functools.partial(fit_batch, params),
         field_digest=digest(params),
         config=run.config,
-        progress=Bar(run.say, "encode"),
+        progress=progress,
         **run.processes,
     )
     return result | {"seconds": time.monotonic() - begin}

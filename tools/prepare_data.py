@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """Turns a published image data set into a TFDS data set in ArrayRecord files, without TensorFlow.
 
-    tools/prepare_data.py mnist   --source train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz \\
-                                  t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz --data_dir
-                                  data
+    tools/prepare_data.py mnist   --source=FOLDER_OF_IDX_FILES --data_dir=data
     tools/prepare_data.py cifar10 --source=cifar-10-python.tar.gz --data_dir=data
     tools/prepare_data.py pets    --source=photos --test_fraction=0.2 --data_dir=data
 

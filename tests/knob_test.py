@@ -1,0 +1,185 @@
+"""Every leaf of the config does something: it changes a program, the data, the loop or the report."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from configs import cifar10_functa, cifar10_spatial, common, digits, mnist
+from functa import config as config_lib
+from functa import pipeline
+from tests import knobs
+
+EXPERIMENTS = (digits, mnist, cifar10_functa, cifar10_spatial)
+
+PHOTOS = {"data.source": "tfds"}
+BASES: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "photos": PHOTOS,
+    "whole images": {"meta_learn.cells_per_image": 0},
+    "resize": {"encode.crop": "resize"},
+    "mlp": {"classify.model": common.mlp(width=16, depth=1)},
+    "convnext": {"classify.model": common.convnext(widths=(8, 16), depths=(1, 1))},
+}
+
+
+class Knob(NamedTuple):
+    """Setting the leaf to `value` in the config `base` must change every one of `probes`, see knobs.Probes.
+
+    also: other leaves that must change with it for the config to be valid; the probes do not see them.
+    """
+
+    value: Any
+    probes: str
+    base: str = "digits"
+    also: dict[str, Any] = {}  # noqa: RUF012
+
+
+def optimizer(stage: str, **values: Any) -> dict[str, Knob]:
+    return {f"{stage}.optimizer.{key}": Knob(v, f"{stage}.optimizer") for key, v in values.items()}
+
+
+KNOBS: dict[str, Knob] = {
+    "name": Knob("another", "report"),
+    "seed": Knob(1, "meta_learn.batches meta_learn.loop encode classify.batches classify.loop"),
+    "stages": Knob(("meta_learn", "encode"), "stages"),
+    "data.source": Knob("tfds", "data"),
+    "data.name": Knob("others", "data", "photos"),
+    "data.data_dir": Knob("elsewhere", "data", "photos"),
+    "data.image_shape": Knob((16, 8, 1), "data meta_learn.gradient", "photos"),
+    "data.num_classes": Knob(
+        5, "classify.init classify.gradient", "photos", also={"data.name": "few"}
+    ),
+    "data.train_split": Knob("train[:80%]", "data", "photos"),
+    "data.test_split": Knob("test[:50%]", "data", "photos"),
+    "data.validation_examples": Knob(32, "data", "photos"),
+    "data.max_examples": Knob(64, "data"),
+    "data.cache": Knob("none", "data", "photos"),
+    "field.latent_shape": Knob((2, 2, 4), "meta_learn.init meta_learn.evaluate"),
+    "field.lookup": Knob("bilinear", "meta_learn.gradient meta_learn.evaluate", "whole images"),
+    "field.coords": Knob("periodic", "meta_learn.gradient meta_learn.evaluate"),
+    "field.map": Knob("mlp", "meta_learn.init meta_learn.evaluate"),
+    "field.modulation": Knob("shift_scale", "meta_learn.init meta_learn.evaluate"),
+    "field.width": Knob(8, "meta_learn.init meta_learn.evaluate"),
+    "field.depth": Knob(4, "meta_learn.init meta_learn.evaluate"),
+    "field.w0": Knob(5.0, "meta_learn.gradient meta_learn.evaluate"),
+    "inner_loop.steps": Knob(2, "meta_learn.gradient meta_learn.evaluate"),
+    "inner_loop.lr_shape": Knob("scalar", "meta_learn.init meta_learn.evaluate"),
+    "inner_loop.lr_per_step": Knob(True, "meta_learn.init meta_learn.evaluate"),
+    "inner_loop.initial_lr": Knob(0.5, "meta_learn.init"),
+    "inner_loop.min_lr": Knob(1e-2, "meta_learn.init meta_learn.optimizer"),
+    "inner_loop.max_lr": Knob(1e2, "meta_learn.init meta_learn.optimizer"),
+    "inner_loop.second_order": Knob(False, "meta_learn.gradient"),
+    "meta_learn.batch_size": Knob(8, "meta_learn.batches"),
+    "meta_learn.cells_per_image": Knob(2, "meta_learn.gradient"),
+    "meta_learn.flips": Knob(False, "meta_learn.gradient"),
+    "meta_learn.steps": Knob(16, "meta_learn.loop meta_learn.optimizer"),
+    **optimizer(
+        "meta_learn", name="adamw", learning_rate=1e-3, schedule="constant", warmup_steps=3
+    ),
+    **optimizer("meta_learn", end_fraction=0.1, weight_decay=0.1, clip_norm=1.0),
+    "meta_learn.ema_decay": Knob(0.5, "meta_learn.loop"),
+    "meta_learn.eval_batch_size": Knob(32, "meta_learn.evaluate"),
+    "meta_learn.log_every": Knob(5, "meta_learn.loop"),
+    "meta_learn.eval_every": Knob(4, "meta_learn.loop"),
+    "meta_learn.checkpoint_every": Knob(5, "meta_learn.loop"),
+    "encode.batch_size": Knob(8, "encode"),
+    "encode.dtype": Knob("float32", "encode"),
+    "encode.examples_per_shard": Knob(50, "encode"),
+    "encode.num_augmentations": Knob(3, "encode"),
+    "encode.flip": Knob(True, "encode"),
+    "encode.crop": Knob("resize", "encode"),
+    "encode.crop_padding": Knob(2, "encode"),
+    "encode.crop_min_area": Knob(0.9, "encode", "resize"),
+    "classify.model.name": Knob(
+        "mlp", "classify.gradient", also=BASES["mlp"]
+    ),  # an mlp has fewer keys, so all of them change
+    "classify.normalization": Knob("scalar", "classify.gradient classify.evaluate"),
+    "classify.latent_noise": Knob(0.1, "classify.gradient"),
+    "classify.mixup": Knob(0.2, "classify.gradient"),
+    "classify.label_smoothing": Knob(0.0, "classify.gradient"),
+    "classify.batch_size": Knob(8, "classify.batches"),
+    "classify.steps": Knob(16, "classify.loop classify.optimizer"),
+    **optimizer("classify", name="lamb", learning_rate=1e-2, schedule="constant", warmup_steps=3),
+    **optimizer("classify", end_fraction=0.1, weight_decay=0.1, clip_norm=1.0),
+    "classify.ema_decay": Knob(0.5, "classify.loop"),
+    "classify.cache": Knob("none", "classify.batches"),
+    "classify.eval_batch_size": Knob(32, "classify.evaluate"),
+    "classify.log_every": Knob(5, "classify.loop"),
+    "classify.eval_every": Knob(4, "classify.loop"),
+    "classify.checkpoint_every": Knob(5, "classify.loop"),
+}
+
+
+def model_knobs(base: str, **values: Any) -> dict[str, Knob]:
+    """Of config.classify.model; dropout and drop_path are of training only."""
+    return {
+        f"classify.model.{key}": Knob(
+            value,
+            "classify.gradient" + ("" if key.startswith("drop") else " classify.evaluate"),
+            base,
+        )
+        for key, value in values.items()
+    }
+
+
+MODELS = {
+    "transformer": model_knobs("digits", width=8, depth=2, heads=4, mlp_width=16, dropout=0.3),
+    "mlp": model_knobs("mlp", width=8, depth=2, dropout=0.3),
+    "convnext": model_knobs("convnext", widths=(8, 8), depths=(1, 2), drop_path=0.2, dropout=0.1),
+}
+ROWS = [
+    *KNOBS.items(),
+    *((leaf, knob) for model in MODELS.values() for leaf, knob in model.items()),
+]
+
+
+class Bench:
+    """Configs on prepared images, and their probes; those of bases are computed once."""
+
+    def __init__(self, root):
+        self._root = knobs.prepare_images(root / "images")
+        self.probe = knobs.Probes(root / "probes", self.config("digits"))
+        self.of_base = functools.cache(lambda base, name: self.probe(name, self.config(base)))
+
+    def config(self, base: str, **changes: Any) -> ConfigDict:
+        config = digits.get_config("tiny")
+        config.data.update(name="photos", data_dir="here")
+        for leaf, value in (BASES[base] | changes).items():
+            *path, key = leaf.split(".")
+            functools.reduce(getattr, path, config)[key] = value
+        config.data.data_dir = str(self._root / config.data.data_dir)
+        return config
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return Bench(tmp_path_factory.mktemp("knobs"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda module: module.__name__)
+def test_the_tables_name_exactly_the_leaves_of_every_experiment(experiment):
+    config = experiment.get_config("tiny")
+    leaves = config_lib.flatten(config_lib.to_dict(config)).keys()
+    assert leaves == KNOBS.keys() | MODELS[config.classify.model.name].keys()
+
+
+@pytest.mark.parametrize(("leaf", "knob"), ROWS, ids=[f"{leaf}-{k.base}" for leaf, k in ROWS])
+def test_a_leaf_changes_what_it_says(bench, leaf, knob):
+    base = bench.config(knob.base)
+    changed = bench.config(
+        knob.base, **knob.also, **({} if leaf in NAMED_BY_ALSO else {leaf: knob.value})
+    )
+    assert pipeline.check(changed) == []
+    flat = [config_lib.flatten(config_lib.to_dict(config)) for config in (base, changed)]
+    assert flat[0][leaf] != flat[1][leaf]
+    for name in knob.probes.split():
+        assert bench.probe(name, changed) != bench.of_base(knob.base, name), (
+            f"{leaf}: no effect on {name}"
+        )
+
+
+NAMED_BY_ALSO = ("classify.model.name",)
