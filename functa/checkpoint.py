@@ -38,7 +38,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int):
-        self.directory = epath.Path(directory)
+        self.directory = epath.Path(directory).resolve()  # Orbax takes no relative paths
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(

@@ -32,11 +32,12 @@ def main(argv: list[str]) -> int:
 
     _use_compilation_cache(jax)
     from functa import pipeline, report
+    from functa.data import images
     from functa.interruption import Interrupted
 
     try:
         summary = pipeline.run_stages(config, workdir, say=lambda line: print(line, flush=True))
-    except ValueError as error:
+    except (pipeline.Refused, images.DataError) as error:
         return _fail(f"cannot run {config.name}:\n{error}")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):

@@ -33,6 +33,19 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "arr
              "tensorflow-datasets", "clu", "ml_collections")  # fmt: skip
 
 
+class Refused(ValueError):
+    """Something a person has to mend first: the command, the config, the data, a damaged or foreign file."""
+
+
+@contextlib.contextmanager
+def refusing():
+    """ValueErrors inside are about what a person gave, not about a fault of the program."""
+    try:
+        yield
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
 class Run:
     """What all stages share: config, directories, devices, data."""
 
@@ -54,7 +67,8 @@ class Run:
 
     @functools.cached_property
     def sources(self) -> dict[str, images_lib.ImageSource]:
-        return images_lib.open_splits(**self.config.data)
+        with refusing():
+            return images_lib.open_splits(**self.config.data)
 
     def metrics_path(self, stage: str) -> epath.Path:
         return self.workdir / stage / "metrics.json"
@@ -115,7 +129,8 @@ def meta_learn(run: Run) -> dict[str, Any]:
 
 def encode(run: Run) -> dict[str, Any]:
     """field + images -> functaset"""
-    _, params = load_field(run.workdir)
+    with refusing():
+        _, params = load_field(run.workdir)
     params = jax.device_get(params)  # every process encodes alone, on its own devices
     fit = meta_learning.make_fit(run.config)
 
@@ -132,24 +147,26 @@ def encode(run: Run) -> dict[str, Any]:
             raise Interrupted(f"encode stopped at {done} of {total} examples; finished shards are kept")
 
     begin = time.monotonic()
-    result = encode_lib.encode(
-        directory=run.workdir / "functaset",
-        splits=run.sources,
-        fit=functools.partial(fit_batch, params),
-        field_digest=digest(params),
-        config=run.config,
-        progress=progress,
-        **run.processes,
-    )
+    with refusing():
+        result = encode_lib.encode(
+            directory=run.workdir / "functaset",
+            splits=run.sources,
+            fit=functools.partial(fit_batch, params),
+            field_digest=digest(params),
+            config=run.config,
+            progress=progress,
+            **run.processes,
+        )
     return result | {"seconds": time.monotonic() - begin}
 
 
 def classify(run: Run) -> dict[str, Any]:
     """functaset -> labels"""
-    _, params = load_field(run.workdir)
-    functaset = functaset_lib.open_functaset(
-        run.workdir / "functaset", field_digest=digest(params)
-    )
+    with refusing():
+        _, params = load_field(run.workdir)
+        functaset = functaset_lib.open_functaset(
+            run.workdir / "functaset", field_digest=digest(params)
+        )
     result = run.train(classification.make(run.config, functaset, **run.processes))
     confusion = classification.confusion_matrix(
         result.test["label"], result.test["prediction"], run.config.data.num_classes
@@ -174,7 +191,7 @@ def run_stages(
     """Runs config.stages; returns the summary {stage: metrics} of all complete stages.
 
     Raises:
-      ValueError: something a person can mend, all of it listed; nothing was compiled or overwritten.
+      Refused: something a person can mend, all of it listed; nothing was compiled or overwritten.
       Interrupted, FloatingPointError: see train.train.
     """
     run = Run(config, workdir, say)
@@ -188,7 +205,7 @@ def run_stages(
             for line in config_lib.freeze(config, run.workdir)
         ]
     if problems:
-        raise ValueError("\n".join(f"  - {problem}" for problem in problems))
+        raise Refused("\n".join(f"  - {problem}" for problem in problems))
     for stage in missing:
         say(f"{stage}  {STAGES[stage].__doc__}")
         (run.workdir / stage).mkdir(parents=True, exist_ok=True)

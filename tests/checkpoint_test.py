@@ -40,6 +40,16 @@ def test_the_newest_comes_back_exactly_and_old_ones_go(tmp_path):
     checkpoints.close()
 
 
+def test_a_relative_directory_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoints = checkpoint.Checkpoints("here", keep=1)
+    checkpoints.save(1, state(1), {})
+    checkpoints.wait()
+    assert checkpoints.restore(template())[0] == 1
+    checkpoints.close()
+    assert (tmp_path / "here" / "step_1").is_dir()
+
+
 def test_a_flipped_byte_is_noticed_and_the_one_before_is_used(tmp_path, caplog):
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
     for step in (1, 2):

@@ -43,16 +43,20 @@ def build(name, latents, **changes):
     return module, params
 
 
+def apply(module, params, latents):
+    return jax.jit(lambda *a: module.apply({"params": a[0]}, a[1], train=False))(params, latents)
+
+
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("grid", [(1, 1, 16), (2, 2, 8), (7, 5, 3)])
 def test_logits_of_every_grid(name, grid):
     latents = latents_of((3, *grid))
     module, params = build(name, latents)
-    logits = module.apply({"params": params}, latents, train=False)
+    logits = apply(module, params, latents)
     assert logits.shape == (3, 5)
     assert logits.dtype == jnp.float32
     # each example by itself
-    alone = module.apply({"params": params}, latents[1:2], train=False)
+    alone = apply(module, params, latents[1:2])
     np.testing.assert_allclose(alone[0], logits[1], rtol=1e-4, atol=1e-5)
     assert np.abs(np.asarray(logits[0] - logits[1])).max() > 1e-3
 
@@ -69,16 +73,21 @@ def test_training_starts_at_uniform_odds(name):
 def test_every_cell_and_its_place_count(name):
     latents = latents_of((1, 3, 3, 4))
     module, params = build(name, latents)
-    gradient = jax.grad(lambda z: module.apply({"params": params}, z, train=False)[0, 0])(latents)
+    gradient = jax.grad(lambda z: apply(module, params, z)[0, 0])(latents)
     assert np.abs(np.asarray(gradient)).max(axis=(0, 3)).min() > 1e-4
-    logits = module.apply({"params": params}, latents, train=False)
-    flipped = module.apply({"params": params}, latents[:, ::-1], train=False)
+    logits = apply(module, params, latents)
+    flipped = apply(module, params, latents[:, ::-1])
     assert np.abs(np.asarray(logits - flipped)).max() > 1e-3
 
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("mlp", "dropout"), ("transformer", "dropout"), ("convnext", "dropout"), ("convnext", "drop_path")],
+    [
+        ("mlp", "dropout"),
+        ("transformer", "dropout"),
+        ("convnext", "dropout"),
+        ("convnext", "drop_path"),
+    ],
 )
 def test_dropout_is_a_function_of_the_key_and_off_in_evaluation(name, key):
     latents = latents_of((8, 2, 2, 4))
@@ -140,7 +149,7 @@ def test_convnext_halves_the_grid_between_stages():
         return call(*args, **kwargs)
 
     with nn.intercept_methods(watch):
-        module.apply({"params": params}, latents, train=False)
+        apply(module, params, latents)
     assert shapes == {"block_0_0": (7, 7, 8), "block_1_0": (4, 4, 12), "block_1_1": (4, 4, 12)}
 
 
@@ -181,7 +190,11 @@ def test_a_misspelt_or_missing_key_is_a_type_error(name):
         ("convnext", {"widths": (), "depths": ()}, "need one entry"),
         ("convnext", {"depths": (1, 0)}, "must be at least 1"),
         ("convnext", {"drop_path": -0.1}, r"drop_path=-0.1 must be in \[0, 1\)"),
-        ("mlp", {"name": "resnet"}, "unknown classifier 'resnet'; known are mlp, transformer, convnext"),
+        (
+            "mlp",
+            {"name": "resnet"},
+            "unknown classifier 'resnet'; known are mlp, transformer, convnext",
+        ),
     ],
 )
 def test_impossible_values_are_named(name, changes, message):

@@ -1,5 +1,6 @@
 """Every leaf of the config does something: it changes a program, the data, the loop or the report."""
 
+import copy
 import functools
 from typing import Any, NamedTuple
 
@@ -15,10 +16,10 @@ from tests import knobs
 
 EXPERIMENTS = (digits, mnist, cifar10_functa, cifar10_spatial)
 
-PHOTOS = {"data.source": "tfds"}
+NEGATED = "negated"
 BASES: dict[str, dict[str, Any]] = {
     "digits": {},
-    "photos": PHOTOS,
+    "photos": {"data.source": "tfds"},
     "whole images": {"meta_learn.cells_per_image": 0},
     "resize": {"encode.crop": "resize"},
     "mlp": {"classify.model": common.mlp(width=16, depth=1)},
@@ -29,13 +30,15 @@ BASES: dict[str, dict[str, Any]] = {
 class Knob(NamedTuple):
     """Setting the leaf to `value` in the config `base` must change every one of `probes`, see knobs.Probes.
 
-    also: other leaves that must change with it for the config to be valid; the probes do not see them.
+    value: NEGATED for a bool, whatever it is in the base.
+    also: what must change before it for the config to be valid: a data set of as many classes, or the model whose
+      keys a model's name goes with.
     """
 
     value: Any
     probes: str
     base: str = "digits"
-    also: dict[str, Any] = {}  # noqa: RUF012
+    also: dict[str, Any] = {}
 
 
 def optimizer(stage: str, **values: Any) -> dict[str, Knob]:
@@ -49,7 +52,7 @@ KNOBS: dict[str, Knob] = {
     "data.source": Knob("tfds", "data"),
     "data.name": Knob("others", "data", "photos"),
     "data.data_dir": Knob("elsewhere", "data", "photos"),
-    "data.image_shape": Knob((16, 8, 1), "data meta_learn.gradient", "photos"),
+    "data.image_shape": Knob((16, 8, 1), "data meta_learn.evaluate", "photos"),
     "data.num_classes": Knob(
         5, "classify.init classify.gradient", "photos", also={"data.name": "few"}
     ),
@@ -59,23 +62,23 @@ KNOBS: dict[str, Knob] = {
     "data.max_examples": Knob(64, "data"),
     "data.cache": Knob("none", "data", "photos"),
     "field.latent_shape": Knob((2, 2, 4), "meta_learn.init meta_learn.evaluate"),
-    "field.lookup": Knob("bilinear", "meta_learn.gradient meta_learn.evaluate", "whole images"),
-    "field.coords": Knob("periodic", "meta_learn.gradient meta_learn.evaluate"),
+    "field.lookup": Knob("bilinear", "meta_learn.evaluate", "whole images"),
+    "field.coords": Knob("periodic", "meta_learn.evaluate"),
     "field.map": Knob("mlp", "meta_learn.init meta_learn.evaluate"),
     "field.modulation": Knob("shift_scale", "meta_learn.init meta_learn.evaluate"),
     "field.width": Knob(8, "meta_learn.init meta_learn.evaluate"),
     "field.depth": Knob(4, "meta_learn.init meta_learn.evaluate"),
-    "field.w0": Knob(5.0, "meta_learn.gradient meta_learn.evaluate"),
+    "field.w0": Knob(5.0, "meta_learn.evaluate"),
     "inner_loop.steps": Knob(2, "meta_learn.gradient meta_learn.evaluate"),
     "inner_loop.lr_shape": Knob("scalar", "meta_learn.init meta_learn.evaluate"),
-    "inner_loop.lr_per_step": Knob(True, "meta_learn.init meta_learn.evaluate"),
+    "inner_loop.lr_per_step": Knob(NEGATED, "meta_learn.init meta_learn.evaluate"),
     "inner_loop.initial_lr": Knob(0.5, "meta_learn.init"),
     "inner_loop.min_lr": Knob(1e-2, "meta_learn.init meta_learn.optimizer"),
     "inner_loop.max_lr": Knob(1e2, "meta_learn.init meta_learn.optimizer"),
-    "inner_loop.second_order": Knob(False, "meta_learn.gradient"),
+    "inner_loop.second_order": Knob(NEGATED, "meta_learn.gradient"),
     "meta_learn.batch_size": Knob(8, "meta_learn.batches"),
     "meta_learn.cells_per_image": Knob(2, "meta_learn.gradient"),
-    "meta_learn.flips": Knob(False, "meta_learn.gradient"),
+    "meta_learn.flips": Knob(NEGATED, "meta_learn.gradient"),
     "meta_learn.steps": Knob(16, "meta_learn.loop meta_learn.optimizer"),
     **optimizer(
         "meta_learn", name="adamw", learning_rate=1e-3, schedule="constant", warmup_steps=3
@@ -90,13 +93,11 @@ KNOBS: dict[str, Knob] = {
     "encode.dtype": Knob("float32", "encode"),
     "encode.examples_per_shard": Knob(50, "encode"),
     "encode.num_augmentations": Knob(3, "encode"),
-    "encode.flip": Knob(True, "encode"),
+    "encode.flip": Knob(NEGATED, "encode"),
     "encode.crop": Knob("resize", "encode"),
     "encode.crop_padding": Knob(2, "encode"),
     "encode.crop_min_area": Knob(0.9, "encode", "resize"),
-    "classify.model.name": Knob(
-        "mlp", "classify.gradient", also=BASES["mlp"]
-    ),  # an mlp has fewer keys, so all of them change
+    "classify.model.name": Knob("mlp", "classify.init classify.gradient", also=BASES["mlp"]),
     "classify.normalization": Knob("scalar", "classify.gradient classify.evaluate"),
     "classify.latent_noise": Knob(0.1, "classify.gradient"),
     "classify.mixup": Knob(0.2, "classify.gradient"),
@@ -148,9 +149,10 @@ class Bench:
     def config(self, base: str, **changes: Any) -> ConfigDict:
         config = digits.get_config("tiny")
         config.data.update(name="photos", data_dir="here")
-        for leaf, value in (BASES[base] | changes).items():
+        for leaf, value in copy.deepcopy(BASES[base] | changes).items():
             *path, key = leaf.split(".")
-            functools.reduce(getattr, path, config)[key] = value
+            section = functools.reduce(getattr, path, config)
+            section[key] = not section[key] if value == NEGATED else value
         config.data.data_dir = str(self._root / config.data.data_dir)
         return config
 
@@ -169,17 +171,28 @@ def test_the_tables_name_exactly_the_leaves_of_every_experiment(experiment):
 
 @pytest.mark.parametrize(("leaf", "knob"), ROWS, ids=[f"{leaf}-{k.base}" for leaf, k in ROWS])
 def test_a_leaf_changes_what_it_says(bench, leaf, knob):
-    base = bench.config(knob.base)
-    changed = bench.config(
-        knob.base, **knob.also, **({} if leaf in NAMED_BY_ALSO else {leaf: knob.value})
-    )
+    changed = bench.config(knob.base, **knob.also, **{leaf: knob.value})
     assert pipeline.check(changed) == []
-    flat = [config_lib.flatten(config_lib.to_dict(config)) for config in (base, changed)]
-    assert flat[0][leaf] != flat[1][leaf]
     for name in knob.probes.split():
-        assert bench.probe(name, changed) != bench.of_base(knob.base, name), (
-            f"{leaf}: no effect on {name}"
-        )
+        assert bench.probe(name, changed) != bench.of_base(knob.base, name), f"no effect on {name}"
 
 
-NAMED_BY_ALSO = ("classify.model.name",)
+@pytest.mark.parametrize("name", knobs.Probes.names())
+def test_a_probe_sees_nothing_where_nothing_matters(bench, name):
+    """The embedded digits have no folder and no cache, and crop=pad has no smallest area."""
+    settings = {"data.data_dir": "elsewhere", "data.cache": "none", "encode.crop_min_area": 0.9}
+    assert bench.probe(name, bench.config("digits", **settings)) == bench.of_base("digits", name)
+
+
+def test_a_program_does_not_show_what_is_computed_and_never_used():
+    def function(limit, use):
+        def inner(x):
+            clipped = jnp.clip(x, -limit, limit)
+            return clipped if use else x
+
+        return lambda x: jax.jit(inner)(x) * 2
+
+    x = jnp.ones((3,))
+    unused, used = ([knobs.program(function(limit, use), x) for limit in (1, 2)] for use in (0, 1))
+    assert unused[0] == unused[1]
+    assert used[0] != used[1]

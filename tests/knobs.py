@@ -6,6 +6,7 @@ used: a setting that only reaches dead code changes nothing here.
 
 import functools
 import hashlib
+import json
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -185,12 +186,12 @@ class Probes:
         run = pipeline.Run(config, self._folder(), say=lambda line: None)
         run.__dict__["interruption"] = types.SimpleNamespace(requested=lambda step: False)
         with (
-            mock.patch.object(pipeline, "Dashboard", lambda directory, stage: NullDashboard()),
+            mock.patch.object(pipeline, "Dashboard", return_value=NullDashboard()),
             mock.patch.object(train, "Checkpoints", functools.partial(InMemory, saved)),
         ):
             (run.workdir / task.name).mkdir(parents=True)
             result = run.train(toy(task))
-        curves = config_lib.json.loads((run.workdir / task.name / "curves.json").read_text())
+        curves = json.loads((run.workdir / task.name / "curves.json").read_text())
         steps = {name: [step for step, _ in points] for name, points in curves.items()}
         return steps, saved, digest(result.params)
 

@@ -85,9 +85,7 @@ def test_transformer_is_blocks_and_a_norm(x):
     assert sorted(params) == ["block_0", "block_1", "norm"]
     expected = slow_block(params["block_1"], slow_block(params["block_0"], x, 3), 3)
     expected = slow_norm(params["norm"], expected)
-    np.testing.assert_allclose(
-        module.apply({"params": params}, x), expected, rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(module.apply({"params": params}, x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_positions_are_told_apart_by_their_vectors_alone(x):
