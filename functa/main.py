@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -27,17 +27,18 @@ def main(argv: list[str]) -> int:
     config = _CONFIG.value
     workdir = _WORKDIR.value or str(Path("runs") / config.name)
 
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save
     _keep_freed_memory()
     import jax
 
     _use_compilation_cache(jax)
     from functa import pipeline, report
-    from functa.data import images
+    from functa.data.records import DataError
     from functa.interruption import Interrupted
 
     try:
         summary = pipeline.run_stages(config, workdir, say=lambda line: print(line, flush=True))
-    except (pipeline.Refused, images.DataError) as error:
+    except (pipeline.Refused, DataError) as error:
         return _fail(f"cannot run {config.name}:\n{error}")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):

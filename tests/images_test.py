@@ -297,7 +297,7 @@ def test_check_names_the_fault(small, what, changes, words):
     assert len(problems) == 1
     for word in words:
         assert word in problems[0]
-    with pytest.raises(images.DataError) as error:
+    with pytest.raises(records.DataError) as error:
         images.open_splits(**small[2] | changes)
     assert error.value.problems == problems
 

@@ -46,10 +46,10 @@ def prepare_images(root: Path) -> Path:
         pixels = random.integers(0, 256, (16 + k % 3, 16 + k % 5), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{k}.png")
     for classes in (5, 10):
-        sizes = {"train": 60, "test": 20}
-        arrays = {f"y_{split}": np.arange(n) % classes for split, n in sizes.items()}
-        for split, n in sizes.items():
+        arrays: dict[str, Any] = {}
+        for split, n in (("train", 60), ("test", 20)):
             arrays[f"x_{split}"] = random.integers(0, 256, (n, 8, 8, 1), dtype=np.uint8)
+            arrays[f"y_{split}"] = np.arange(n) % classes
         np.savez(root / f"{classes}.npz", **arrays)
     for place, name, source, fraction in (
         ("here", "photos", "folder", 0.25),
@@ -212,9 +212,12 @@ class Probes:
 
     def _stages(self, config):
         done: list[str] = []
-        stubs = {
-            stage: lambda run, stage=stage: done.append(stage) or {} for stage in pipeline.STAGES
-        }
+
+        def note(stage: str, run: pipeline.Run) -> dict:
+            done.append(stage)
+            return {}
+
+        stubs = {stage: functools.partial(note, stage) for stage in pipeline.STAGES}
         with mock.patch.object(pipeline, "STAGES", stubs):
             pipeline.run_stages(config, self._folder(), say=lambda line: None)
         return done

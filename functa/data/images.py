@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from functa.data import records
+from functa.data.records import DataError
 
 Batch = dict[str, np.ndarray]
 _DIGITS_TEST = 360
@@ -35,14 +36,6 @@ class ImageSource(Protocol):
           ValueError: a record that cannot be read or is not what the config says, by file and
             number.
         """
-
-
-class DataError(ValueError):
-    """All that is wrong with config.data; `problems` holds one message each."""
-
-    def __init__(self, problems: Sequence[str]):
-        super().__init__("\n".join(problems))
-        self.problems = list(problems)
 
 
 def open_splits(

@@ -25,6 +25,14 @@ FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 PREPARE = "tools/prepare_data.py NAME --source=PATH... --data_dir=DIR makes one"
 
 
+class DataError(ValueError):
+    """All that is wrong with config.data; `problems` holds one message each."""
+
+    def __init__(self, problems: Sequence[str]):
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
 def open_builder(name: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:
     """Opens a prepared data set; builds and downloads nothing.
 
@@ -213,17 +221,18 @@ class Records:
         try:
             rows = self._source.__getitems__(ids.tolist())
         except RuntimeError as error:
-            raise ValueError(self._damaged(ids)) from error
+            raise DataError([self._damaged(ids)]) from error
         images = np.empty((len(ids), *self.image_shape), np.uint8)
         for k, row in enumerate(rows):
             images[k] = self._decode(row["image"], ids[k])
         labels = np.array([row["label"] for row in rows], np.int64)
         wrong = np.flatnonzero((labels < 0) | (labels >= self._num_classes))
         if wrong.size:
-            raise ValueError(
+            message = (
                 f"{self._place(ids[wrong[0]])} has label {labels[wrong[0]]}, but data.num_classes "
                 f"is {self._num_classes}, which allows 0 to {self._num_classes - 1}"
             )
+            raise DataError([message])
         return {"image": images, "label": labels.astype(np.int32), "id": ids}
 
     def _decode(self, image: Any, example: int) -> np.ndarray:
@@ -237,7 +246,7 @@ class Records:
             SyntaxError,
             ValueError,
         ) as error:  # SyntaxError: Pillow's, of a broken PNG
-            raise ValueError(f"{self._place(example)} cannot be read: {error}") from error
+            raise DataError([f"{self._place(example)} cannot be read: {error}"]) from error
         return image
 
     def _place(self, example: int) -> str:

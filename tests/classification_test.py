@@ -1,0 +1,400 @@
+"""The classify task: its loss and metrics against slow NumPy, its randomness, and a run that learns."""
+
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import common
+from functa import classifier, mesh
+from functa.tasks import classification
+
+CLASSES = 3
+SHAPE = (2, 2, 4)
+
+
+class FakeSource:
+    def __init__(self, arrays):
+        self.arrays = arrays
+        self.num_examples = len(arrays["label"])
+
+    def read(self, indices):
+        return {name: values[indices] for name, values in self.arrays.items()}
+
+
+class FakeFunctaset:
+    """Latents of three classes around three means, far from zero and from unit scale."""
+
+    def __init__(self, **sizes):
+        random = np.random.default_rng(0)
+        means = random.normal(size=(CLASSES, *SHAPE))
+        self.arrays = {}
+        for split, size in sizes.items():
+            label = random.integers(0, CLASSES, size).astype(np.int32)
+            latents = means[label] + 0.8 * random.normal(size=(size, *SHAPE))
+            self.arrays[split] = {
+                "latents": (latents * [0.1, 1, 3, 10] + 5).astype(np.float32),
+                "label": label,
+                "id": np.arange(size, dtype=np.int64),
+                "psnr": np.zeros(size, np.float32),
+            }
+        train = self.arrays["train"]["latents"]
+        self.manifest = SimpleNamespace(
+            mean=train.mean((0, 1, 2)).tolist(),
+            std=train.std((0, 1, 2)).tolist(),
+            scalar_std=float(train.std()),
+        )
+        self.opened = []
+
+    def source(self, split, cache):
+        self.opened.append((split, cache))
+        return FakeSource(self.arrays[split])
+
+
+def make_config(**changes):
+    config = common.base()
+    config.data.num_classes = CLASSES
+    config.field.latent_shape = SHAPE
+    config.classify.model = common.mlp(width=16, depth=1, dropout=0.1)
+    config.classify.batch_size = 16
+    config.classify.eval_batch_size = 20
+    config.classify.steps = 150
+    config.classify.optimizer.warmup_steps = 5
+    config.classify.optimizer.learning_rate = 1e-2
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def make_task(functaset=None, **changes):
+    functaset = functaset or FakeFunctaset(train=64, validation=10, test=10)
+    return classification.make(make_config(**changes), functaset, process_index=0, process_count=1)
+
+
+def batch_of(size=16, seed=0):
+    random = np.random.default_rng(seed)
+    return {
+        "latents": (random.normal(size=(size, *SHAPE)) * 3 + 1).astype(np.float32),
+        "label": random.integers(0, CLASSES, size).astype(np.int32),
+    }
+
+
+def params_of(task, seed=0):
+    """Params whose last layer is not zero, so that logits differ."""
+    params = jax.jit(task.init)(jax.random.key(seed))
+    kernel = params["head"]["logits"]["kernel"]
+    noise = np.random.default_rng(seed).normal(size=kernel.shape).astype(np.float32)
+    params["head"]["logits"]["kernel"] = noise
+    return params
+
+
+def slow_logits(functaset, params, latents, kind="channel"):
+    manifest = functaset.manifest
+    inputs = np.empty_like(latents)
+    for channel in range(latents.shape[-1]):
+        if kind == "channel":
+            mean, std = manifest.mean[channel], manifest.std[channel]
+        else:
+            mean, std = 0.0, manifest.scalar_std
+        inputs[..., channel] = (latents[..., channel] - mean) / std
+    model = classifier.make_model(num_classes=CLASSES, **make_config().classify.model)
+    return np.asarray(model.apply({"params": params}, inputs, train=False), np.float64)
+
+
+def slow_cross_entropy(logits, probabilities):
+    total = 0.0
+    for row, target in zip(logits, probabilities, strict=True):
+        log_partition = math.log(sum(math.exp(value) for value in row))
+        total -= sum(p * (value - log_partition) for p, value in zip(target, row, strict=True))
+    return total / len(logits)
+
+
+@pytest.mark.parametrize("kind", ["channel", "scalar"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_loss_is_the_slow_one(kind, smoothing):
+    functaset = FakeFunctaset(train=64, validation=10, test=10)
+    task = make_task(
+        functaset,
+        **{
+            "classify.normalization": kind,
+            "classify.label_smoothing": smoothing,
+            "classify.model.dropout": 0.0,
+        },
+    )
+    params, batch = params_of(task), batch_of()
+    loss, logs = task.loss(params, batch, jax.random.key(0))
+    logits = slow_logits(functaset, params, batch["latents"], kind)
+    targets = np.full((16, CLASSES), smoothing / CLASSES)
+    targets[np.arange(16), batch["label"]] += 1 - smoothing
+    np.testing.assert_allclose(loss, slow_cross_entropy(logits, targets), rtol=1e-4)
+    np.testing.assert_allclose(logs["loss"], loss)
+    np.testing.assert_allclose(logs["accuracy"], np.mean(logits.argmax(1) == batch["label"]))
+
+
+@pytest.mark.parametrize(
+    ("scalar_std", "std", "kind", "message"),
+    [
+        (1.0, [1.0, 0.0, 2.0, float("nan")], "channel", r"channels \[1, 3\] are \[0.0, nan\]"),
+        (0.0, [1.0] * 4, "scalar", r"channels \[0\] are \[0.0\]"),
+    ],
+)
+def test_a_channel_without_spread_cannot_be_normalized(scalar_std, std, kind, message):
+    manifest = SimpleNamespace(mean=[0.0] * 4, std=std, scalar_std=scalar_std)
+    with pytest.raises(ValueError, match=message):
+        classification.make_normalization(manifest, kind=kind)
+
+
+def test_mix_is_mixup_with_a_partner():
+    batch = batch_of(size=200)
+    targets = np.eye(CLASSES, dtype=np.float32)[batch["label"]]
+    key = jax.random.key(1)
+    latents, mixed = classification.mix(batch["latents"], targets, key=key, alpha=0.7)
+    share_key, order_key = jax.random.split(key)
+    share = np.asarray(jax.random.beta(share_key, 0.7, 0.7, shape=(200,)))
+    order = np.asarray(jax.random.permutation(order_key, 200))
+    assert sorted(order) == list(range(200))
+    assert share.std() > 0.2  # one an example, and of the wide distribution Beta(0.7, 0.7)
+    for example, partner in enumerate(order):
+        part, rest = share[example], 1 - share[example]
+        expected = part * batch["latents"][example] + rest * batch["latents"][partner]
+        np.testing.assert_allclose(latents[example], expected, rtol=1e-4, atol=1e-5)
+        expected = part * targets[example] + rest * targets[partner]
+        np.testing.assert_allclose(mixed[example], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 5.0])
+def test_share_of_mixup_follows_alpha(alpha):
+    targets = np.zeros((4000, 1), np.float32)
+    latents = np.zeros((4000, 1, 1, 1), np.float32)
+    latents[:2000] = 1
+    mixed, _ = classification.mix(latents, targets, key=jax.random.key(0), alpha=alpha)
+    # between different partners the latents are the share itself, whose variance is 1 / (4 (2 a + 1))
+    shares = np.asarray(mixed)[(np.asarray(mixed) > 0) & (np.asarray(mixed) < 1)]
+    assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.15)
+
+
+RANDOM = ["classify.mixup", "classify.latent_noise", "classify.model.dropout"]
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_randomness_is_of_the_key_alone(name):
+    calm = dict.fromkeys(RANDOM, 0.0)
+    task = make_task(**calm | {name: 0.5})
+    params, batch = params_of(task), batch_of()
+
+    def loss(key):
+        return float(task.loss(params, batch, jax.random.key(key))[0])
+
+    assert loss(0) == loss(0)
+    assert loss(0) != loss(1)
+    without = make_task(**calm)
+    assert float(without.loss(params, batch, jax.random.key(0))[0]) == float(
+        without.loss(params, batch, jax.random.key(1))[0]
+    )
+
+
+def test_latent_noise_has_the_stated_scale():
+    """Of normalised latents: a loss linear in the inputs would see exactly this much."""
+    model = SimpleNamespace(apply=lambda variables, inputs, **_: inputs[:, 0, 0])
+    loss = classification.make_loss(
+        model,
+        lambda latents: latents * 0,
+        num_classes=CLASSES,
+        label_smoothing=0.0,
+        mixup=0.0,
+        latent_noise=0.3,
+    )
+    batch = {"latents": np.zeros((20_000, 1, 1, CLASSES), np.float32)}
+    batch["label"] = np.zeros(20_000, np.int32)
+    value, _ = loss({}, batch, jax.random.key(0))
+    # E[log sum exp(x) - x_0] for x ~ N(0, s^2) is log 3 + s^2 / 3 to second order
+    assert float(value) == pytest.approx(math.log(3) + 0.3**2 / 3, abs=0.006)
+    assert float(value) > math.log(3) + 0.02
+
+
+def test_sharded_equals_single():
+    task = make_task(
+        **{
+            "classify.mixup": 0.5,
+            "classify.latent_noise": 0.5,
+            "classify.model": common.convnext(
+                widths=(8, 8), depths=(1, 1), drop_path=0.5, dropout=0.3
+            ),
+        }
+    )
+    params, batch = params_of(task), batch_of()
+    whole = mesh.make_mesh()
+    assert whole.size == 4
+    step = jax.jit(jax.value_and_grad(lambda *a: task.loss(*a)[0]))
+    alone, alone_gradients = step(params, batch, jax.random.key(0))
+    shared, shared_gradients = step(
+        jax.device_put(params, mesh.replicated(whole)),
+        mesh.to_devices(whole, batch),
+        jax.random.key(0),
+    )
+    np.testing.assert_allclose(alone, shared, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        jax.device_get(alone_gradients),
+        jax.device_get(shared_gradients),
+    )
+
+
+def test_evaluate_gives_rows():
+    functaset = FakeFunctaset(train=64, validation=10, test=10)
+    task = make_task(functaset, **{"classify.mixup": 0.5, "classify.label_smoothing": 0.3})
+    params, batch = params_of(task), batch_of()
+    rows = jax.device_get(jax.jit(task.evaluate)(params, batch))
+    logits = slow_logits(functaset, params, batch["latents"])
+    np.testing.assert_array_equal(rows["prediction"], logits.argmax(1))
+    np.testing.assert_array_equal(rows["label"], batch["label"])
+    np.testing.assert_array_equal(rows["correct"], logits.argmax(1) == batch["label"])
+    assert 0 < rows["correct"].sum() < 16
+    for row in range(16):
+        target = np.eye(CLASSES)[batch["label"][row : row + 1]]
+        expected = slow_cross_entropy(logits[row : row + 1], target)
+        np.testing.assert_allclose(rows["loss"][row], expected, rtol=1e-3, atol=1e-5)
+    assert {name: (v.shape, v.dtype.name) for name, v in rows.items()} == {
+        "correct": ((16,), "float32"),
+        "loss": ((16,), "float32"),
+        "prediction": ((16,), "int32"),
+        "label": ((16,), "int32"),
+    }
+
+
+def test_summarize():
+    rows = {
+        "correct": np.array([1, 1, 1, 0, 1], np.float32),
+        "loss": np.array([0, 1, 2, 3, 4], np.float32),
+    }
+    assert classification.summarize(rows) == {
+        "accuracy": pytest.approx(0.8),
+        "accuracy_standard_error": pytest.approx(math.sqrt(0.8 * 0.2 / 5)),
+        "loss": pytest.approx(2.0),
+    }
+
+
+@pytest.mark.parametrize("rows", [{}, {"correct": np.zeros(0), "loss": np.zeros(0)}])
+def test_no_examples_have_no_accuracy(rows):
+    with pytest.raises(ValueError, match="0 examples"):
+        classification.summarize(rows)
+
+
+def test_confusion_matrix_counts():
+    random = np.random.default_rng(0)
+    labels, predictions = random.integers(0, 4, size=(2, 500))
+    labels[labels == 3] = 0  # a class that does not occur still has its row
+    expected = np.zeros((4, 4), np.int64)
+    for label, prediction in zip(labels, predictions, strict=True):
+        expected[label, prediction] += 1
+    got = classification.confusion_matrix(labels.astype(np.int32), predictions, 4)
+    np.testing.assert_array_equal(got, expected)
+    assert got.dtype == np.int64
+    assert not classification.confusion_matrix(labels[:0], predictions[:0], 4).any()
+
+
+@pytest.mark.parametrize(("label", "prediction"), [(3, 0), (0, -1)])
+def test_confusion_matrix_refuses_other_classes(label, prediction):
+    with pytest.raises(ValueError, match=r"must be in \[0, 3\)"):
+        classification.confusion_matrix(np.array([0, label]), np.array([0, prediction]), 3)
+
+
+def test_batches_hold_what_the_task_reads_and_a_split_is_opened_once():
+    functaset = FakeFunctaset(train=64, validation=25, test=10)
+    task = make_task(functaset, **{"classify.cache": "none"})
+    batches = list(task.train_batches(0, 3)) + list(task.train_batches(3, 5))
+    assert [{n: v.shape for n, v in batch.items()} for batch in batches] == [
+        {"latents": (16, *SHAPE), "label": (16,)}
+    ] * 5
+    for _ in range(2):
+        validation = list(task.eval_batches("validation"))
+    assert [batch["mask"].sum() for batch in validation] == [20, 5]
+    label = np.concatenate([batch["label"][batch["mask"] > 0] for batch in validation])
+    np.testing.assert_array_equal(label, functaset.arrays["validation"]["label"])
+    assert sorted(functaset.opened) == [("train", "none"), ("validation", "none")]
+    again = next(iter(make_task(functaset, seed=1).train_batches(0, 1)))
+    assert (again["latents"] != batches[0]["latents"]).any()
+
+
+def test_illustrations_are_histograms_of_validation_latents():
+    functaset = FakeFunctaset(train=64, validation=25, test=10)
+    task = make_task(functaset)
+    params = params_of(task)
+    images, histograms = task.illustrate(params)
+    assert not images
+    latents = functaset.arrays["validation"]["latents"]
+    manifest = functaset.manifest
+    inputs = (latents - np.array(manifest.mean)) / np.array(manifest.std)
+    norms = [math.sqrt(np.sum(example**2)) for example in inputs]
+    np.testing.assert_allclose(histograms["input_norm"], norms, rtol=1e-3)
+    weights = np.exp(slow_logits(functaset, params, latents))
+    confidence = (weights / weights.sum(1, keepdims=True)).max(1)
+    np.testing.assert_allclose(histograms["confidence"], confidence, rtol=1e-3)
+
+
+def test_it_learns():
+    functaset = FakeFunctaset(train=300, validation=50, test=300)
+    task = make_task(functaset, **{"classify.mixup": 0.2})
+
+    @jax.jit
+    def step(params, state, batch, key):
+        gradients, logs = jax.grad(task.loss, has_aux=True)(params, batch, key)
+        updates, state = task.optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, logs
+
+    params = task.init(jax.random.key(0))
+    state = task.optimizer.init(params)
+    for number, batch in enumerate(task.train_batches(0, 150)):
+        params, state, _ = step(params, state, batch, jax.random.key(number))
+    parts = []
+    for batch in task.eval_batches("test"):
+        rows = task.evaluate(params, batch)
+        parts.append({name: values[batch["mask"] > 0] for name, values in rows.items()})
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    assert len(rows["correct"]) == 300
+    metrics = task.summarize(rows)
+    assert metrics[task.score] > 0.93
+    assert metrics["loss"] < 0.4
+    assert float(task.learning_rate(5)) == pytest.approx(1e-2, rel=0.01)
+
+
+def test_weight_decay_leaves_the_biases_alone():
+    task = make_task(**{"classify.optimizer.weight_decay": 1.0})
+    params = jax.tree.map(jnp.ones_like, task.init(jax.random.key(0)))
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = task.optimizer.update(gradients, task.optimizer.init(params), params)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        assert (np.abs(np.asarray(update)).max() > 0) == (path[-1].key == "kernel"), path
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        (
+            {
+                "classify.mixup": -1.0,
+                "classify.latent_noise": -0.1,
+                "classify.label_smoothing": 1.0,
+                "classify.normalization": "none",
+                "classify.model.depth": 0,
+            },
+            ["mixup=-1.0", "latent_noise=-0.1", "label_smoothing=1.0", "'none'", "depth=0"],
+        ),
+        ({"classify.latent_noise": float("nan")}, ["latent_noise=nan"]),
+        ({"classify.model": common.mlp(widht=3)}, ["widht"]),
+    ],
+)
+def test_everything_impossible_is_listed_at_once(changes, messages):
+    config = make_config(**changes)
+    problems = classification.check(config)
+    assert len(problems) == len(messages)
+    assert all(any(message in problem for problem in problems) for message in messages)
+    with pytest.raises(ValueError, match=messages[0]):
+        make_task(**changes)
+
+
+def test_a_possible_config_has_no_problems():
+    assert classification.check(make_config()) == []
