@@ -1,14 +1,16 @@
 """The functa of 2022 on CIFAR-10: one latent vector an image.
 
-Source: Dupont et al. 2022 (arXiv 2201.12204) for the method. On CIFAR-10, samuelepapa/spatial_functa reports 27.16, 31.62 and
-38.19 dB at 256, 512 and 1,024 floats; PCA of the same size reaches 26.50, 30.70 and 37.60.
+Source: Dupont et al. 2022 (arXiv 2201.12204) for the method. On CIFAR-10,
+samuelepapa/spatial_functa reports 27.16, 31.62 and 38.19 dB at 256, 512 and 1,024 floats; PCA of
+the same size reaches 26.50, 30.70 and 37.60.
 Data: as configs/cifar10_spatial.py.
 Command: python -m functa.main --config=configs/cifar10_functa.py:1x1x256,two_core
 Options: a latent shape (1x1x256, 1x1x512, 1x1x1024), a preset (two_core; tiny: for tests).
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(options: str | None = None) -> ConfigDict:

@@ -58,8 +58,9 @@ def base() -> ConfigDict:
     config.inner_loop.steps = 3
     config.inner_loop.lr_shape = "channel"  # scalar, channel, cell, full
     config.inner_loop.lr_per_step = True
-    # In units of 1 / curvature of the first step. Far below 1 because the output layer, and with it the
-    # curvature, grows tenfold at first: MNIST collapsed with 1 and gained 3 dB over 0.3 with 0.1.
+    # In units of 1 / curvature of the first step. Far below 1 because the output layer, and with
+    # it the curvature, grows tenfold at first: MNIST collapsed with 1 and gained 3 dB over 0.3
+    # with 0.1.
     config.inner_loop.initial_lr = 0.1
     config.inner_loop.min_lr = 1e-3
     config.inner_loop.max_lr = 1e3

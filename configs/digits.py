@@ -1,13 +1,15 @@
-"""Handwritten digits, 8x8 pixels, as 2x2 grids of 8 channels: the whole pipeline in minutes on a laptop.
+"""Handwritten digits, 8x8 pixels, as 2x2 grids of 8 channels: the whole pipeline in minutes on a
+laptop.
 
-Data: the 1,797 digits that come with scikit-learn (UCI "Optical Recognition of Handwritten Digits", Alpaydin and Kaynak
-1998); nothing is downloaded.
+Data: the 1,797 digits that come with scikit-learn (UCI "Optical Recognition of Handwritten
+Digits", Alpaydin and Kaynak 1998); nothing is downloaded.
 Command: python -m functa.main --config=configs/digits.py
 Options: a latent shape (2x2x8), a lookup (nearest, bilinear), a preset (tiny: seconds, for tests).
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(options: str | None = None) -> ConfigDict:
@@ -23,7 +25,9 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.field.latent_shape = common.shape(latent_shape or "2x2x8")
     if lookup == "bilinear":
         common.use_bilinear(config)
-    config.meta_learn.flips = True  # 1,300 images are soon known by heart: 39 dB on them, 34 on others
+    config.meta_learn.flips = (
+        True  # 1,300 images are soon known by heart: 39 dB on them, 34 on others
+    )
     config.meta_learn.optimizer.learning_rate = 2e-2
     config.meta_learn.steps = 1500
     config.meta_learn.eval_every = 300

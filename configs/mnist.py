@@ -3,11 +3,13 @@
 Data: the four original idx files, written as a TFDS set by
     tools/prepare_data.py mnist --source=FOLDER --data_dir=data
 Command: python -m functa.main --config=configs/mnist.py:two_core
-Options: a latent shape (7x7x8, 4x4x8), a lookup (nearest, bilinear), a preset (two_core: two CPU cores; tiny: for tests).
+Options: a latent shape (7x7x8, 4x4x8), a lookup (nearest, bilinear), a preset (two_core: two CPU
+  cores; tiny: for tests).
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(options: str | None = None) -> ConfigDict:

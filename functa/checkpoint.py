@@ -1,7 +1,7 @@
 """Checkpoints: Orbax, with checksums of our own.
 
-Orbax restores flipped bytes as wrong numbers without an error, so the digest of every array is saved beside the arrays
-and compared after reading.
+Orbax restores flipped bytes as wrong numbers without an error, so the digest of every array is
+saved beside the arrays and compared after reading.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ def digest(tree: Any) -> str:
 class Checkpoints:
     """The latest `keep` checkpoints of one directory.
 
-    A checkpoint is a pytree of arrays and a dict `info` of JSON values. Saving goes on in the background; a save that
-    was killed leaves nothing that is ever read.
+    A checkpoint is a pytree of arrays and a dict `info` of JSON values. Saving goes on in the
+    background; a save that was killed leaves nothing that is ever read.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int):
@@ -54,7 +54,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
         """Saves in the background.
 
-        A step that is there already is left: it was computed by the same program from the same state.
+        A step that is there already is left: it was computed by the same program from the same
+        state.
         """
         if step in self._manager.all_steps():
             return

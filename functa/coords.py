@@ -1,7 +1,7 @@
 """Positions of pixels and the cells they fall in.
 
-Convention, everywhere: coords are in [0, 1]^2, row first, and a pixel is its centre: pixel r of h rows sits at
-(r + 0.5) / h. Regular grids are separable, so most functions work on one axis.
+Convention, everywhere: coords are in [0, 1]^2, row first, and a pixel is its centre: pixel r of h
+rows sits at (r + 0.5) / h. Regular grids are separable, so most functions work on one axis.
 """
 
 import numpy as np
@@ -42,10 +42,11 @@ def axis_features(kind: str, points: np.ndarray, *, cells: int, pixels: int) -> 
     """What the field sees of a position on one axis.
 
     Args:
-      kind: "global": the position itself in [0, 1]. "local": the position inside the cell in [0, 1].
-        "binary": the bits of the index of the pixel of the *training* image, highest first, in {0, 1}; constant
-        inside such a pixel, so finer decoding repeats it. "periodic": cosine and sine of the position inside
-        the cell, one pair an octave down to the pixel; continuous across cells.
+      kind: "global": the position itself in [0, 1]. "local": the position inside the cell in [0,
+        1]. "binary": the bits of the index of the pixel of the *training* image, highest first, in
+        {0, 1}; constant inside such a pixel, so finer decoding repeats it. "periodic": cosine and
+        sine of the position inside the cell, one pair an octave down to the pixel; continuous
+        across cells.
       points: [n] float32 in [0, 1].
       cells: latent grid cells on the axis.
       pixels: pixels of the training images on the axis.

@@ -1,12 +1,14 @@
 """The encode stage: images -> latents -> the shards of a functaset.
 
-Three things go on at once: the device fits a batch, the main thread reads and augments the next ones, and
-a writer thread fetches, rounds and writes the ones before. Shards are independent of each other: a batch
-never spans two, has a fixed size (the last one of a shard is padded) and a fixed share of every device. So
-any process can make any shard, and a shard that is made again holds the same bytes.
+Three things go on at once: the device fits a batch, the main thread reads and augments the next
+ones, and a writer thread fetches, rounds and writes the ones before. Shards are independent of
+each other: a batch never spans two, has a fixed size (the last one of a shard is padded) and a
+fixed share of every device. So any process can make any shard, and a shard that is made again
+holds the same bytes.
 
-Files are all that processes need of each other: shard s, counted over all splits, belongs to process
-s % process_count; process 0 waits for all and writes the manifest, the others wait for the manifest.
+Files are all that processes need of each other: shard s, counted over all splits, belongs to
+process s % process_count; process 0 waits for all and writes the manifest, the others wait for the
+manifest.
 """
 
 import collections
@@ -85,22 +87,23 @@ def encode(
       splits: train, validation and test.
       fit: images [b, h, w, c] float32 in [0, 1], sharded over this process's devices -> (latents
         [b, i, j, d] float32, psnr [b] float32, dB at data range 1). Called with one batch size,
-        config.encode.batch_size times the process's devices. Arrays in its closure must be host arrays
-        or lie on this process's devices.
+        config.encode.batch_size times the process's devices. Arrays in its closure must be host
+        arrays or lie on this process's devices.
       field_digest: of what `fit` fits with.
       config: the whole config.
-      progress: called with (records done, records of this process); what it raises ends the encoding,
-        and what was complete stays.
+      progress: called with (records done, records of this process); what it raises ends the
+        encoding, and what was complete stays.
     Returns:
       psnr, psnr_of_mean_mse: of the test split, dB (before the latents were rounded to dtype).
       train_psnr, validation_psnr: likewise, where the split has records.
       examples, shards: records and files of all splits.
       bytes_per_example: bytes of all shards by records.
-      examples_per_second: records by seconds, all processes together, without compilation; the shards of
-        earlier calls count with the seconds they took.
+      examples_per_second: records by seconds, all processes together, without compilation; the
+        shards of earlier calls count with the seconds they took.
     Raises:
-      ValueError: impossible config.encode, no images to train or test on, latents of another shape than
-        config.field.latent_shape, or a complete functaset of another field or config stands there.
+      ValueError: impossible config.encode, no images to train or test on, latents of another shape
+        than config.field.latent_shape, or a complete functaset of another field or config stands
+        there.
       FloatingPointError: latents that are not finite or too large for the dtype; names the example.
       OSError: ENOSPC: no room; names the bytes needed.
       TimeoutError: other processes have stopped writing.
@@ -270,7 +273,8 @@ def _pad(images: np.ndarray, batch_size: int) -> np.ndarray:
 def _to_devices() -> Callable[[np.ndarray], jax.Array]:
     """uint8 images on the host -> float32 in [0, 1], sharded over this process's devices.
 
-    Every device gets its own batch_size images, so that its program does not depend on how many there are.
+    Every device gets its own batch_size images, so that its program does not depend on how many
+    there are.
     """
     mesh = jax.make_mesh(
         (jax.local_device_count(),),

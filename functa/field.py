@@ -1,12 +1,15 @@
 """The field: one network, shared by all examples, that turns latents and coords into values.
 
-    latents [b, i, j, d] --map--> modulations [b, i, j, m] --lookup--> points --SIREN--> values [b, h, w, c]
+    latents [b, i, j, d] --map--> modulations [b, i, j, m] --lookup--> points --SIREN--> values [b,
+    h, w, c]
 
-The map acts on the latent grid and never on pixels; lookup is separable and linear. Two layouts of points serve
-all lookups. In the *cell* layout [b, i, j, n, ...] the n pixels of a cell share their modulations; it serves
-`nearest` whenever cells hold whole pixels. In the *pixel* layout [b, h, w, ...] every pixel has its own.
+The map acts on the latent grid and never on pixels; lookup is separable and linear. Two layouts of
+points serve all lookups. In the *cell* layout [b, i, j, n, ...] the n pixels of a cell share their
+modulations; it serves `nearest` whenever cells hold whole pixels. In the *pixel* layout [b, h, w,
+...] every pixel has its own.
 
-Source: Bauer et al. 2023, section 3; Dupont et al. 2022, section 3. The functa of 2022 is the 1x1 grid.
+Source: Bauer et al. 2023, section 3; Dupont et al. 2022, section 3. The functa of 2022 is the 1x1
+  grid.
 """
 
 import dataclasses
@@ -35,7 +38,8 @@ class Field:
       latent_shape: (i, j, d); i divides h and j divides w.
       lookup: "nearest" | "bilinear".
       coords: see coords.axis_features.
-      map: "linear" (1x1), "conv3x3" (zero padding) or "mlp" (1x1, one hidden layer of `width` GELUs).
+      map: "linear" (1x1), "conv3x3" (zero padding) or "mlp" (1x1, one hidden layer of `width`
+        GELUs).
       modulation: "shift" | "shift_scale".
       width, depth, w0: of the SIREN; depth counts the output layer.
     Raises:
@@ -56,12 +60,16 @@ class Field:
         for name, known in (("lookup", LOOKUPS), ("map", MAPS), ("modulation", MODULATIONS),
                             ("coords", coords.COORDS)):  # fmt: skip
             if getattr(self, name) not in known:
-                raise ValueError(f"field.{name}={getattr(self, name)!r}: known are {', '.join(known)}")
+                raise ValueError(
+                    f"field.{name}={getattr(self, name)!r}: known are {', '.join(known)}"
+                )
         for name, least in (("depth", 2), ("width", 1), ("w0", 0.1)):
             if getattr(self, name) < least:
                 raise ValueError(f"field.{name}={getattr(self, name)}: must be at least {least}")
         if min(self.latent_shape) < 1 or len(self.latent_shape) != 3:
-            raise ValueError(f"field.latent_shape={self.latent_shape}: want (i, j, d), all positive")
+            raise ValueError(
+                f"field.latent_shape={self.latent_shape}: want (i, j, d), all positive"
+            )
         (h, w, _), (i, j, _) = self.image_shape, self.latent_shape
         if h % i or w % j:
             raise ValueError(f"a latent grid of {i}x{j} does not divide an image of {h}x{w} pixels")
@@ -93,7 +101,8 @@ class Field:
                 depth=self.depth,
             )
         }
-        # A unit latent moves phases by about one radian; what latents are measured in is settled by the rates.
+        # A unit latent moves phases by about one radian; what latents are measured in is settled
+        # by the rates.
         normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         if self.map == "linear":
             params["map"] = {"weight": normal(map_key, (d, m))}
@@ -117,7 +126,9 @@ class Field:
           [b, H, W, c] float32, about [0, 1], not clipped.
         """
         shape = shape or self.image_shape[:2]
-        return self.to_image(self.synthesise(params, self.modulations(params, latents), shape), shape)
+        return self.to_image(
+            self.synthesise(params, self.modulations(params, latents), shape), shape
+        )
 
     def modulations(self, params: Params, latents: jax.Array) -> jax.Array:
         """[b, i, j, d] -> [b, i, j, m], zero (a constant for "mlp") at zero latents."""
@@ -126,7 +137,11 @@ class Field:
             return latents @ weights["weight"]
         if self.map == "conv3x3":
             return jax.lax.conv_general_dilated(
-                latents, weights["weight"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                latents,
+                weights["weight"],
+                (1, 1),
+                "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
         bias = weights["hidden_bias"][None, None, None]
         return jax.nn.gelu(latents @ weights["hidden_weight"] + bias) @ weights["weight"]
@@ -136,24 +151,21 @@ class Field:
         i, j, _ = self.latent_shape
         return self.lookup == "nearest" and shape[0] % i == 0 and shape[1] % j == 0
 
-    def synthesise(self, params: Params, modulations: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    def synthesise(
+        self, params: Params, modulations: jax.Array, shape: tuple[int, int]
+    ) -> jax.Array:
         """Values in the layout of `shape`: [b, i, j, n, c] (cells) or [b, H, W, c] (pixels)."""
         at_points = self.look_up(modulations, shape)
         return self.at_points(params, self.layout_features(shape), at_points)
 
     def at_points(self, params: Params, features, modulations: jax.Array) -> jax.Array:
         """The SIREN at points whose modulations [..., m] are known."""
+        scales = None
         if self.modulation == "shift_scale":
-            shifts, scales = jnp.split(modulations, 2, axis=-1)
-            return siren.apply(
-                params["siren"],
-                jnp.asarray(features),
-                jnp.split(shifts, self.depth - 1, axis=-1),
-                jnp.split(scales, self.depth - 1, axis=-1),
-                w0=self.w0,
-            )
+            modulations, factors = jnp.split(modulations, 2, axis=-1)
+            scales = jnp.split(factors, self.depth - 1, axis=-1)
         shifts = jnp.split(modulations, self.depth - 1, axis=-1)
-        return siren.apply(params["siren"], jnp.asarray(features), shifts, None, w0=self.w0)
+        return siren.apply(params["siren"], jnp.asarray(features), shifts, scales, w0=self.w0)
 
     def look_up(self, grid: jax.Array, shape: tuple[int, int]) -> jax.Array:
         """Any channels on the latent grid [b, i, j, k] at the points of `shape`.
@@ -196,7 +208,11 @@ class Field:
         Raises:
           ValueError: a cell of this field depends on more than its own latent vector and pixels.
         """
-        if self.lookup != "nearest" or self.coords not in ("local", "periodic") or self.map == "conv3x3":
+        if (
+            self.lookup != "nearest"
+            or self.coords not in ("local", "periodic")
+            or self.map == "conv3x3"
+        ):
             raise ValueError(
                 "single cells can be trained on only with lookup=nearest, coords=local or periodic and map=linear or "
                 f"mlp, not {self.lookup}, {self.coords}, {self.map}; set meta_learn.cells_per_image=0"

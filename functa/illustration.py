@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -23,9 +24,9 @@ def field_pictures(config: ConfigDict, params: Any, images: np.ndarray) -> dict[
       params: of the task meta_learn.
       images: [n, h, w, c] uint8; the first 16 are used.
     Returns:
-      float32 arrays: originals, reconstructions [n, h, w, c] in [0, 1]; latents [n, i, j, d]; decoded_1x, decoded_4x,
-      decoded_16x [m, H, W, c] as far as they are no larger than 1024 pixels a side; inner_steps
-      [m, steps + 1, h, w, c], the images after 0 ... steps inner steps.
+      float32 arrays: originals, reconstructions [n, h, w, c] in [0, 1]; latents [n, i, j, d];
+      decoded_1x, decoded_4x, decoded_16x [m, H, W, c] as far as they are no larger than 1024
+      pixels a side; inner_steps [m, steps + 1, h, w, c], the images after 0 ... steps inner steps.
     """
     field = make_field(config)
     images = images[:_IMAGES] / np.float32(255)
@@ -55,7 +56,7 @@ def field_pictures(config: ConfigDict, params: Any, images: np.ndarray) -> dict[
 def inner_steps(config: ConfigDict, params: Any, images: np.ndarray) -> np.ndarray:
     """The images growing: [n, steps + 1, h, w, c] float32, not clipped, before the first to after the last step."""
     field, loop = make_field(config), config.inner_loop
-    zeros = np.zeros((len(images), *field.latent_shape), np.float32)
+    zeros = jnp.zeros((len(images), *field.latent_shape), jnp.float32)
     frames = [field(params["field"], zeros)]
     for steps in range(1, loop.steps + 1):
         log_lrs = params["log_inner_lrs"]
@@ -64,7 +65,7 @@ def inner_steps(config: ConfigDict, params: Any, images: np.ndarray) -> np.ndarr
                 field,
                 params["field"],
                 log_lrs[:steps] if loop.lr_per_step else log_lrs,
-                images,
+                jnp.asarray(images),
                 steps=steps,
                 second_order=loop.second_order,
             ).values

@@ -1,8 +1,8 @@
 """The inner loop: fits latents to images by a few steps of gradient descent, the field fixed.
 
-Used unchanged by training, evaluation and encoding. Its loss is the sum over cells of the cell's mean squared
-error, so that a rate means the same for 1x1 and 32x32 grids and for any batch (deviation from Bauer et al. 2023,
-whose image mean makes a cell's gradient i*j times smaller).
+Used unchanged by training, evaluation and encoding. Its loss is the sum over cells of the cell's
+mean squared error, so that a rate means the same for 1x1 and 32x32 grids and for any batch
+(deviation from Bauer et al. 2023, whose image mean makes a cell's gradient i*j times smaller).
 
 Source: Dupont et al. 2022, section 3.2 and appendix A; meta-SGD: Li et al. 2017.
 """
@@ -18,8 +18,9 @@ LR_SHAPES = ("scalar", "channel", "cell", "full")
 
 
 class Fit(NamedTuple):
-    """latents [b, i, j, d]; values [b, h, w, c] after the last step; losses [steps + 1, b]: losses[s] is the mean
-    squared error of each image before step s, the last one after all steps."""
+    """latents [b, i, j, d]; values [b, h, w, c] after the last step; losses [steps + 1, b]:
+    losses[s] is the mean squared error of each image before step s, the last one after all
+    steps."""
 
     latents: jax.Array
     values: jax.Array
@@ -62,8 +63,8 @@ def fit(
     """
     if images.shape[1:] != field.image_shape or images.dtype != jnp.float32:
         raise ValueError(
-            f"images are {images.dtype}{list(images.shape[1:])}, the field wants float32{list(field.image_shape)}"
-        )
+            f"images are {images.dtype}{list(images.shape[1:])}, the field wants
+        float32{list(field.image_shape)}" )
     shape = field.image_shape[:2]
     targets = field.to_layout(images)
     rates = jnp.exp(log_inner_lrs)
@@ -114,11 +115,15 @@ def first_gradient(field: Field, params: Params, targets: jax.Array) -> tuple[ja
     points = jnp.asarray(features.reshape(-1, features.shape[-1]))
     values = field.at_points(params, points, modulations[None])
     jacobian = jax.vmap(jax.jacrev(value), (None, 0))(modulations, points)  # [points, c, m]
-    if field.map == "linear":  # lookup and a linear map commute, so contract to d channels, not to m
+    if (
+        field.map == "linear"
+    ):  # lookup and a linear map commute, so contract to d channels, not to m
         jacobian = jacobian @ params["map"]["weight"].T
     c, k = jacobian.shape[1:]
     residuals = values.reshape(1, *features.shape[:-1], c)
-    residuals = residuals.reshape((1,) * (targets.ndim - residuals.ndim) + residuals.shape) - targets
+    residuals = (
+        residuals.reshape((1,) * (targets.ndim - residuals.ndim) + residuals.shape) - targets
+    )
     jacobian = jacobian.reshape(*features.shape[:-1], c, k)
     if not field.uses_cells(shape):
         at_points = jnp.einsum("bhwc,hwck->bhwk", residuals, jacobian)
@@ -137,7 +142,8 @@ def first_gradient(field: Field, params: Params, targets: jax.Array) -> tuple[ja
 
 
 def curvature(field: Field, params: Params, key: jax.Array, iterations: int = 30) -> jax.Array:
-    """Largest eigenvalue of the Gauss-Newton matrix of the cell loss at zero latents, by power iteration.
+    """Largest eigenvalue of the Gauss-Newton matrix of the cell loss at zero latents, by power
+    iteration.
 
     A single rate below 2 / curvature cannot overshoot the first step; 1 / curvature solves its stiffest direction.
     """

@@ -13,8 +13,8 @@ class Interrupted(Exception):
 class Interruption:
     """Asks, at points where stopping is safe, whether to stop.
 
-    In one process a SIGTERM handler sets a flag. With jax.distributed the runtime's own notice is used, which becomes
-    true on every process at the same step.
+    In one process a SIGTERM handler sets a flag. With jax.distributed the runtime's own notice is
+    used, which becomes true on every process at the same step.
     """
 
     def __init__(self):

@@ -1,7 +1,8 @@
 """python -m functa.main --config=configs/NAME.py[:options] [--workdir=DIR] [--config.a.b=value ...]
 
-Flags only; the stages are in pipeline.py. Exit status: 0 done, or stopped by SIGTERM with everything saved; 1 a
-training run went wrong; 2 something in the command, the config, the data or the disk must be mended first.
+Flags only; the stages are in pipeline.py. Exit status: 0 done, or stopped by SIGTERM with
+everything saved; 1 a training run went wrong; 2 something in the command, the config, the data or
+the disk must be mended first.
 """
 
 import ctypes
@@ -65,8 +66,8 @@ def _fail(message: str) -> int:
 def _keep_freed_memory() -> None:
     """Tells glibc not to hand large freed blocks back to the kernel.
 
-    XLA allocates the temporaries of a step anew each time. By default each of their pages is then a page fault:
-    a fifth to a quarter of the time of a CPU step, measured on two cores.
+    XLA allocates the temporaries of a step anew each time. By default each of their pages is then
+    a page fault: a fifth to a quarter of the time of a CPU step, measured on two cores.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -26,7 +26,8 @@ def to_devices(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]
     """This process's share of a batch -> global arrays, sharded by example."""
     sharding = batched(mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
     }
 
 

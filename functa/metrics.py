@@ -8,8 +8,9 @@ _SMALLEST_MSE = 1e-10
 def psnr(mse, data_range: float = 1.0):
     """Peak signal-to-noise ratio in dB of mean squared errors, at most 100 dB for a range of 1.
 
-    Takes NumPy and JAX arrays. The project's `psnr` of a split is the mean over images of this number;
-    `psnr_of_mean_mse`, which other code reports, is this number of the mean error, and is lower.
+    Takes NumPy and JAX arrays. The project's `psnr` of a split is the mean over images of this
+    number; `psnr_of_mean_mse`, which other code reports, is this number of the mean error, and is
+    lower.
     """
     xp = mse.__array_namespace__() if hasattr(mse, "__array_namespace__") else np
     return -10 * xp.log10(xp.maximum(mse, _SMALLEST_MSE) / data_range**2)
@@ -33,9 +34,11 @@ def fit_pca(cells: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def pca_mse(images: np.ndarray, grid: tuple[int, int], mean: np.ndarray, basis: np.ndarray):
-    """Mean squared error of each image [b, h, w, c] projected, cell by cell, on a basis: [b] float64.
+    """Mean squared error of each image [b, h, w, c] projected, cell by cell, on a basis: [b]
+    float64.
 
-    The honest baseline of a functa with latents [i, j, d]: the same cells, d floats each, the best linear code.
+    The honest baseline of a functa with latents [i, j, d]: the same cells, d floats each, the best
+      linear code.
     """
     centred = image_cells(images, grid) - mean.astype(images.dtype)
     coefficients = centred @ basis.astype(images.dtype)

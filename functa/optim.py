@@ -1,8 +1,8 @@
 """Outer optimisers, all from optax, behind one keyword-only function.
 
-`learning_rate` is what the update is multiplied by. Adam's update has entries of about 0.2 to 1; LAMB's has the norm of
-the weights; Muon's (Jordan et al. 2024) has equal singular values and entries of 0.2 for matrices, and it is
-Adam for the rest.
+`learning_rate` is what the update is multiplied by. Adam's update has entries of about 0.2 to 1;
+LAMB's has the norm of the weights; Muon's (Jordan et al. 2024) has equal singular values and
+entries of 0.2 for matrices, and it is Adam for the rest.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ import optax
 from optax import contrib
 
 OPTIMIZERS = ("adam", "adamw", "lamb", "muon")
-# Root mean square of the entries of Muon's updates, whatever the shape of the matrix: about Adam's, so that one
-# learning rate serves both (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+# Root mean square of the entries of Muon's updates, whatever the shape of the matrix: about
+# Adam's, so that one learning rate serves both (Liu et al. 2025, arXiv 2502.16982, section 2.2).
 _MUON_RMS = 0.2
 SCHEDULES = ("cosine", "constant", "exponential")
 
@@ -44,7 +44,8 @@ def make(
     Args:
       name: "adam", "adamw", "lamb" or "muon".
       learning_rate: peak, reached linearly after `warmup_steps`.
-      schedule: "cosine" and "exponential" fall to end_fraction * learning_rate at `steps`; "constant" stays.
+      schedule: "cosine" and "exponential" fall to end_fraction * learning_rate at `steps`;
+        "constant" stays.
       weight_decay: decoupled, times the learning rate; "adam" takes none.
       clip_norm: largest global norm of the gradient, 0 for none.
       steps: length of the whole run.
@@ -53,7 +54,11 @@ def make(
       ValueError: an unknown name, or a weight decay that "adam" would ignore.
     """
     rate = make_schedule(
-        learning_rate, schedule=schedule, warmup_steps=warmup_steps, end_fraction=end_fraction, steps=steps
+        learning_rate,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        end_fraction=end_fraction,
+        steps=steps,
     )
     if name == "adam":
         if weight_decay:
@@ -87,7 +92,9 @@ def make_schedule(
       ValueError: an unknown schedule, or a warm-up as long as the run.
     """
     if not 0 <= warmup_steps < steps:
-        raise ValueError(f"optimizer.warmup_steps={warmup_steps} must be at least 0 and below steps={steps}")
+        raise ValueError(
+            f"optimizer.warmup_steps={warmup_steps} must be at least 0 and below steps={steps}"
+        )
     if learning_rate <= 0 or not 0 < end_fraction <= 1:
         raise ValueError(
             f"optimizer: want learning_rate > 0 and 0 < end_fraction <= 1, got learning_rate={learning_rate} and "

@@ -92,7 +92,6 @@ class Run:
                 say=self.say,
                 seed=self.config.seed,
                 steps=settings.steps,
-                batch_size=settings.batch_size,
                 ema_decay=settings.ema_decay,
                 log_every=settings.log_every,
                 eval_every=settings.eval_every,
@@ -102,7 +101,7 @@ class Run:
     def write_arrays(self, stage: str, arrays: dict[str, np.ndarray]) -> None:
         if jax.process_index() == 0:
             with (self.workdir / stage / "report.npz").open("wb") as file:
-                np.savez_compressed(file, **arrays)
+                np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def meta_learn(run: Run) -> dict[str, Any]:
@@ -116,9 +115,7 @@ def meta_learn(run: Run) -> dict[str, Any]:
     baseline = meta_learning.pca_psnr(run.sources["train"], run.sources["test"], field)
     few = run.sources["test"].read(np.arange(min(16, run.sources["test"].num_examples)))
     pictures = illustration.field_pictures(run.config, result.params, few["image"])
-    run.write_arrays(
-        "meta_learn", pictures | {"psnr": result.test["psnr"], "pca_psnr": baseline}
-    )
+    run.write_arrays("meta_learn", pictures | {"psnr": result.test["psnr"], "pca_psnr": baseline})
     return result.metrics | {
         "pca_psnr": float(np.mean(baseline)),
         "field_parameters": sum(leaf.size for leaf in jax.tree.leaves(result.params["field"])),
@@ -144,7 +141,9 @@ def encode(run: Run) -> dict[str, Any]:
     def progress(done: int, total: int) -> None:
         bar(done, total)
         if done < total and run.interruption.requested(done):
-            raise Interrupted(f"encode stopped at {done} of {total} examples; finished shards are kept")
+            raise Interrupted(
+                f"encode stopped at {done} of {total} examples; finished shards are kept"
+            )
 
     begin = time.monotonic()
     with refusing():
@@ -228,7 +227,9 @@ def check_stages(run: Run) -> list[str]:
     order, problems = list(STAGES), []
     for position, stage in enumerate(run.config.stages):
         if stage not in STAGES:
-            problems.append(f"config.stages: unknown stage {stage!r}; known are {', '.join(STAGES)}")
+            problems.append(
+                f"config.stages: unknown stage {stage!r}; known are {', '.join(STAGES)}"
+            )
             continue
         for needed in order[: order.index(stage)]:
             if needed not in run.config.stages[:position] and not run.is_complete(needed):
@@ -279,7 +280,9 @@ def load_field(workdir: epath.PathLike) -> tuple[Field, Any]:
     config = config_lib.load(workdir)
     directory = epath.Path(workdir) / "meta_learn" / "field"
     if not directory.exists():
-        raise ValueError(f"{directory} does not exist: the stage meta_learn of {workdir} is not complete")
+        raise ValueError(
+            f"{directory} does not exist: the stage meta_learn of {workdir} is not complete"
+        )
     task = meta_learning.make(config, {}, process_index=0, process_count=1)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     sharding = mesh_lib.replicated(mesh_lib.make_mesh())

@@ -8,7 +8,8 @@ import jax
 
 
 class Stopwatch:
-    """Seconds of a stage over all its restarts, and rates that leave out compilation and evaluation.
+    """Seconds of a stage over all its restarts, and rates that leave out compilation and
+    evaluation.
 
     Attributes:
       first_step_seconds: from construction to the end of the first step, compilation included.
@@ -76,5 +77,5 @@ class Bar:
 
 
 def device_name() -> str:
-    """"cpu x1" or "NVIDIA H100 x8": kind and number of devices of all processes."""
+    """ "cpu x1" or "NVIDIA H100 x8": kind and number of devices of all processes."""
     return f"{jax.devices()[0].device_kind} x{jax.device_count()}"

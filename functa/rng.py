@@ -1,7 +1,7 @@
 """Random keys by purpose: a key is a function of (seed, named stream, step) and of nothing else.
 
-Every process computes the same keys; noise that belongs to an example is indexed by its position in the global
-batch, so the number of processes and devices never changes a result.
+Every process computes the same keys; noise that belongs to an example is indexed by its position
+in the global batch, so the number of processes and devices never changes a result.
 """
 
 import jax

@@ -1,11 +1,13 @@
 """SIREN: networks of sine layers with modulations per example.
 
-The function is the textbook's, sin(w0 (W' h + b' + s')) layer by layer; what is stored is chosen so that a step of an
-optimiser is the same part of a weight in every layer and for every w0. The textbook's hidden weights shrink
-as 1 / w0 while Adam's steps do not: that is how training at w0 = 30 explodes. Here hidden weights, biases and
-modulations are stored multiplied by w0, in radians, and so is the output layer, which is divided by w0 when used.
+The function is the textbook's, sin(w0 (W' h + b' + s')) layer by layer; what is stored is chosen
+so that a step of an optimiser is the same part of a weight in every layer and for every w0. The
+textbook's hidden weights shrink as 1 / w0 while Adam's steps do not: that is how training at w0 =
+30 explodes. Here hidden weights, biases and modulations are stored multiplied by w0, in radians,
+and so is the output layer, which is divided by w0 when used.
 
-Source: Sitzmann et al. 2020, section 3.2 (initialisation); Dupont et al. 2022, section 3.1 (modulations).
+Source: Sitzmann et al. 2020, section 3.2 (initialisation); Dupont et al. 2022, section 3.1
+  (modulations).
 """
 
 from typing import Any
@@ -19,8 +21,14 @@ Params = dict[str, Any]
 # pi in three parts: k times the first is exact for |k| < 2^12, so the reduction loses nothing.
 _PI = (np.float32(3.140625), np.float32(9.67502593994140625e-4), np.float32(1.50995799097e-7))
 _INVERSE_PI = np.float32(1 / np.pi)
-# Minimax on [-pi/2, pi/2]: sin(r) = r + r^3 P(r^2), error 5e-9; cos(r) = 1 + r^2 Q(r^2), error 3e-10.
-_SINE = (-0.16666657096352683, 0.008333017288634325, -0.00019806615026536937, 2.6000544378094667e-06)
+# Minimax on [-pi/2, pi/2]: sin(r) = r + r^3 P(r^2), error 5e-9; cos(r) = 1 + r^2 Q(r^2), error
+# 3e-10.
+_SINE = (
+    -0.16666657096352683,
+    0.008333017288634325,
+    -0.00019806615026536937,
+    2.6000544378094667e-06,
+)
 _COSINE = (
     -0.49999999549550855,
     0.04166664072784781,
@@ -77,17 +85,19 @@ def init(key: jax.Array, *, inputs: int, outputs: int, width: int, depth: int) -
     """Weights of `depth` linear layers.
 
     Returns:
-      {"weights": [[inputs, width], [width, width] ..., [width, outputs]], "biases": [[width], ..., [outputs]]},
-      float32. First layer U(+-1 / inputs), all others U(+-sqrt(6 / width));
-      biases of sine layers are phases U(+-pi), which spreads the first features over sine and cosine
-      (deviation: the papers start at zero or U(+-1 / sqrt(inputs))); the output's is zero.
+      {"weights": [[inputs, width], [width, width] ..., [width, outputs]], "biases": [[width], ...,
+      [outputs]]}, float32. First layer U(+-1 / inputs), all others U(+-sqrt(6 / width));
+      biases of sine layers are phases U(+-pi), which spreads the first features over sine and
+      cosine (deviation: the papers start at zero or U(+-1 / sqrt(inputs))); the output's is zero.
     """
     sizes = [inputs] + [width] * (depth - 1) + [outputs]
     weights, biases = [], []
     for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
         weight_key, bias_key = jax.random.split(jax.random.fold_in(key, layer))
         bound = 1 / fan_in if layer == 0 else (6 / fan_in) ** 0.5
-        weights.append(jax.random.uniform(weight_key, (fan_in, fan_out), minval=-bound, maxval=bound))
+        weights.append(
+            jax.random.uniform(weight_key, (fan_in, fan_out), minval=-bound, maxval=bound)
+        )
         phase = np.pi if layer < depth - 1 else 0.0
         biases.append(jax.random.uniform(bias_key, (fan_out,), minval=-phase, maxval=phase))
     return {"weights": weights, "biases": biases}
@@ -104,8 +114,8 @@ def apply(
     """Values of the network at points.
 
     Args:
-      inputs: [..., n, f] features, usually shared by all examples (no batch axis): the product of the first
-        layer is then taken once.
+      inputs: [..., n, f] features, usually shared by all examples (no batch axis): the product of
+        the first layer is then taken once.
       shifts: one array a sine layer, broadcasting against [..., n, width], in radians.
       scales: the same for the factors 1 + scale of the phase before the shift, or None.
     Returns:

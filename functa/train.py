@@ -30,8 +30,8 @@ class TrainState(NamedTuple):
 
 
 class Result(NamedTuple):
-    """params: the best by validation score (of the moving average); metrics: of the whole run; test: the rows of
-    `Task.evaluate` for every example of the test split, in order."""
+    """params: the best by validation score (of the moving average); metrics: of the whole run;
+    test: the rows of `Task.evaluate` for every example of the test split, in order."""
 
     params: Any
     metrics: dict[str, Any]
@@ -115,7 +115,11 @@ class Trainer:
             saved = self.latest.steps()
             raise FloatingPointError(
                 f"{self.task.name}: loss or gradient of step {step} is not finite; the last good checkpoint is "
-                + (f"step {saved[-1]} in {self.latest.directory}" if saved else "none: the run had just begun")
+                + (
+                    f"step {saved[-1]} in {self.latest.directory}"
+                    if saved
+                    else "none: the run had just begun"
+                )
                 + f". A lower {self.task.name}.optimizer.learning_rate is the usual way out."
             )
 
@@ -128,7 +132,9 @@ class Trainer:
         )
         restored = self.best.restore(template)
         if restored is None:
-            raise ValueError(f"{self.best.directory} holds no checkpoint; delete {self.directory} to train again")
+            raise ValueError(
+                f"{self.best.directory} holds no checkpoint; delete {self.directory} to train again"
+            )
         step, params, _ = restored
         return params, step
 
@@ -136,8 +142,8 @@ class Trainer:
 def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> Callable:
     """(state, batch, first_bad) -> (state, logs, first_bad), compiled, its inputs' memory reused.
 
-    first_bad: int32, the first step whose loss or gradient was not finite, -1 while there is none; it stays on
-    the devices, so that watching costs no synchronisation.
+    first_bad: int32, the first step whose loss or gradient was not finite, -1 while there is none;
+    it stays on the devices, so that watching costs no synchronisation.
     """
 
     def step_fn(state: TrainState, batch, first_bad):
@@ -147,7 +153,8 @@ def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> Callabl
         )
         updates, optimizer = task.optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        # An average that starts with the first parameters and forgets them as fast as it can afford to.
+        # An average that starts with the first parameters and forgets them as fast as it can
+        # afford to.
         decay = jnp.minimum(jnp.float32(ema_decay), (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
         norm = optax.tree.norm(gradient)
@@ -174,7 +181,6 @@ def train(
     say: Callable[[str], None],
     seed: int,
     steps: int,
-    batch_size: int,
     ema_decay: float,
     log_every: int,
     eval_every: int,
@@ -182,17 +188,15 @@ def train(
 ) -> Result:
     """Trains to `steps`, from the newest good checkpoint in `directory` or from the start.
 
-    What a restart needs, in this order: the newest checkpoint of the state; the curves up to its step; the data
-    from position step * batch_size; keys, which depend on the step. So a run that was stopped and started is,
-    bit for bit, the run that was not.
+    What a restart needs, in this order: the newest checkpoint of the state; the curves up to its
+    step; the data from the position that the step tells; keys, which depend on the step. So a run
+    that was stopped and started is, bit for bit, the run that was not.
 
     Raises:
       Interrupted: asked to stop; the state is saved.
       FloatingPointError: a loss or gradient is not finite; the last good checkpoint is kept.
     """
-    trainer = Trainer(
-        task, directory=directory, mesh=mesh, dashboard=dashboard, say=say, seed=seed
-    )
+    trainer = Trainer(task, directory=directory, mesh=mesh, dashboard=dashboard, say=say, seed=seed)
     state, seconds_before = trainer.restore_or_init()
     step_fn = make_step(task, mesh=mesh, seed=seed, ema_decay=ema_decay)
     best_score = trainer.best_score()
@@ -215,7 +219,8 @@ def train(
             rate = watch.steps_per_second()
             trainer.record(
                 step,
-                scalars | {"steps_per_second": rate, "images_per_second": rate * batch_size},
+                scalars
+                | {"steps_per_second": rate, "images_per_second": rate * task.images_per_step},
             )
             left = f"  {rate:.2f} steps/s, {duration((steps - step) / rate)} left" if rate else ""
             say(f"{task.name}  step {step}/{steps}  loss {scalars['loss']:.4g}{left}")

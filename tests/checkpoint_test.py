@@ -19,7 +19,9 @@ def template():
 
 def flip_bytes(directory):
     """One byte in the middle of every file that holds numbers."""
-    files = [path for path in (directory / "state").rglob("*") if path.is_file() and "/d/" in str(path)]
+    files = [
+        path for path in (directory / "state").rglob("*") if path.is_file() and "/d/" in str(path)
+    ]
     assert files
     for path in files:
         content = bytearray(path.read_bytes())
@@ -94,5 +96,9 @@ def test_digest_sees_values_types_and_names():
     one = checkpoint.digest(state(1))
     assert one == checkpoint.digest(jax.tree.map(np.asarray, state(1)))
     assert one.startswith("sha256:")
-    others = [state(2), {"a": state(1)["a"]}, jax.tree.map(lambda x: x.astype(jnp.float16), state(1))]
+    others = [
+        state(2),
+        {"a": state(1)["a"]},
+        jax.tree.map(lambda x: x.astype(jnp.float16), state(1)),
+    ]
     assert len({one, *map(checkpoint.digest, others)}) == 4

@@ -171,7 +171,8 @@ def test_share_of_mixup_follows_alpha(alpha):
     latents = np.zeros((4000, 1, 1, 1), np.float32)
     latents[:2000] = 1
     mixed, _ = classification.mix(latents, targets, key=jax.random.key(0), alpha=alpha)
-    # between different partners the latents are the share itself, whose variance is 1 / (4 (2 a + 1))
+    # between different partners the latents are the share itself, whose variance is 1 / (4 (2 a +
+    # 1))
     shares = np.asarray(mixed)[(np.asarray(mixed) > 0) & (np.asarray(mixed) < 1)]
     assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.15)
 

@@ -54,7 +54,10 @@ def test_another_config_is_told_key_by_key(tmp_path):
     config.stages = ("encode",)  # which stages to run may change
     different = config_lib.freeze(config, tmp_path)
     assert any(line.startswith("field.width: 16 in ") and "99 now" in line for line in different)
-    assert any(line.startswith("classify.model.heads: 2 in") and "(absent) now" in line for line in different)
+    assert any(
+        line.startswith("classify.model.heads: 2 in") and "(absent) now" in line
+        for line in different
+    )
     assert not any("stages" in line for line in different)
     assert (tmp_path / "config.json").read_bytes() == written
 

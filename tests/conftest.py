@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-# Tests and the programs they start compile the same things: one cache for the whole run, or a lasting one
-# where the person has named it.
+# Tests and the programs they start compile the same things: one cache for the whole run, or a
+# lasting one where the person has named it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="functa-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
@@ -63,10 +63,11 @@ def program_env() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def run_main(program_env):
-    """Runs `python -m functa.main ARGUMENTS...` in the project's root and returns the CompletedProcess.
+    """Runs `python -m functa.main ARGUMENTS...` in the project's root and returns the
+    CompletedProcess.
 
-    `env` is added to program_env. Its text output is captured; a program that does not end within `timeout`
-    seconds raises subprocess.TimeoutExpired.
+    `env` is added to program_env. Its text output is captured; a program that does not end within
+    `timeout` seconds raises subprocess.TimeoutExpired.
     """
 
     def run(*arguments, env=None, timeout=300.0) -> subprocess.CompletedProcess[str]:

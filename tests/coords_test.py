@@ -12,7 +12,9 @@ def test_pixel_centres_of_a_cell_of_four_pixels():
 
 
 def test_nearest_index_counts_cells():
-    np.testing.assert_array_equal(coords.nearest_index(coords.pixel_centers(6), 3), [0, 0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(
+        coords.nearest_index(coords.pixel_centers(6), 3), [0, 0, 1, 1, 2, 2]
+    )
     np.testing.assert_array_equal(coords.nearest_index(np.float32([0.0, 1.0]), 3), [0, 2])
 
 

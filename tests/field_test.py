@@ -119,7 +119,9 @@ def test_a_cell_alone_is_the_cell_in_the_image():
     np.testing.assert_allclose(cell[0], whole[0, 4:, :4], atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{"lookup": "bilinear"}, {"map": "conv3x3"}, {"coords": "global"}])
+@pytest.mark.parametrize(
+    "changes", [{"lookup": "bilinear"}, {"map": "conv3x3"}, {"coords": "global"}]
+)
 def test_cells_that_depend_on_their_place_are_refused(changes):
     with pytest.raises(ValueError, match="cells_per_image=0"):
         make(**changes).of_cell()

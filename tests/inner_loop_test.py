@@ -55,7 +55,9 @@ def test_fit_and_its_outer_gradients_against_the_slow_reference(name, images):
         fits = [slow_fit(field, params, log_lrs, image, 3) for image in images]
         return (fits[0][1] + fits[1][1]) / 2, jnp.stack([latents for latents, _ in fits])
 
-    (value, fit), gradients = jax.value_and_grad(fast, argnums=(0, 1), has_aux=True)(params, log_lrs)
+    (value, fit), gradients = jax.value_and_grad(fast, argnums=(0, 1), has_aux=True)(
+        params, log_lrs
+    )
     (expected, latents), slow_gradients = jax.value_and_grad(slow, argnums=(0, 1), has_aux=True)(
         params, log_lrs
     )
@@ -104,7 +106,9 @@ def test_first_order_keeps_values_and_changes_gradients(images):
         return fit.losses[-1].mean()
 
     assert float(loss(params, True)) == float(loss(params, False))
-    second, first = (jax.grad(loss)(params, order)["siren"]["weights"][1] for order in (True, False))
+    second, first = (
+        jax.grad(loss)(params, order)["siren"]["weights"][1] for order in (True, False)
+    )
     assert float(jnp.abs(second - first).max()) > 1e-6
     # First order is the derivative with the latents held fixed.
     latents = inner_loop.fit(field, params, log_lrs, images, steps=2, second_order=True).latents

@@ -28,11 +28,12 @@ BASES: dict[str, dict[str, Any]] = {
 
 
 class Knob(NamedTuple):
-    """Setting the leaf to `value` in the config `base` must change every one of `probes`, see knobs.Probes.
+    """Setting the leaf to `value` in the config `base` must change every one of `probes`, see
+    knobs.Probes.
 
     value: NEGATED for a bool, whatever it is in the base.
-    also: what must change before it for the config to be valid: a data set of as many classes, or the model whose
-      keys a model's name goes with.
+    also: what must change before it for the config to be valid: a data set of as many classes, or
+      the model whose keys a model's name goes with.
     """
 
     value: Any

@@ -1,6 +1,8 @@
-"""What a config does, as small comparable values: a probe is a function of a config, computed without training.
+"""What a config does, as small comparable values: a probe is a function of a config, computed
+without training.
 
-Programs are compared as StableHLO, which lists constants in full and leaves out what is computed but never
+Programs are compared as StableHLO, which lists constants in full and leaves out what is computed
+but never
 used: a setting that only reaches dead code changes nothing here.
 """
 
@@ -37,8 +39,8 @@ STEPS_READ = 3  # training batches that a probe looks at
 
 
 def prepare_images(root: Path) -> Path:
-    """Data sets of grey images: `photos` in all sizes and `others`, `few` of 8x8 pixels, below `here`; other
-    `photos` below `elsewhere`. All have 10 classes but `few`, which has 5."""
+    """Data sets of grey images: `photos` in all sizes and `others`, `few` of 8x8 pixels, below
+    `here`; other `photos` below `elsewhere`. All have 10 classes but `few`, which has 5."""
     random = np.random.default_rng(0)
     for k in range(80):
         folder = root / "folder" / f"class{k % 10}"
@@ -64,8 +66,8 @@ def prepare_images(root: Path) -> Path:
 
 
 def mean_fit(config: ConfigDict, shapes: list[tuple[int, ...]]) -> Callable:
-    """A stand-in for the inner loop: latents are the means of their cells times -1 ... 1; `shapes` gets those of
-    the images it is called with."""
+    """A stand-in for the inner loop: latents are the means of their cells times -1 ... 1; `shapes`
+    gets those of the images it is called with."""
     i, j, d = config.field.latent_shape
 
     def fit(batch):

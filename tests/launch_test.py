@@ -16,8 +16,9 @@ COMMANDS = (
     *("id", "ls", "mkdir", "mv", "rm", "sed", "sleep", "tail"),
 )
 
-# A stand-in for every Python. VERSION and ENSUREPIP are filled in; `-m venv` makes another stand-in, which writes
-# what pip is asked for to calls.txt and runs the file pip.sh, where a test wants something to happen.
+# A stand-in for every Python. VERSION and ENSUREPIP are filled in; `-m venv` makes another
+# stand-in, which writes what pip is asked for to calls.txt and runs the file pip.sh, where a test
+# wants something to happen.
 PYTHON = r"""#!/usr/bin/env bash
 case "$*" in
   "-ISc import sys"*) echo VERSION ;;

@@ -56,7 +56,8 @@ def test_random_cells_are_cells_of_their_image():
     cells = meta_learning.random_cells(jax.random.key(0), images, field, 5)
     assert cells.shape == (15, 4, 4, 1)
     known = {
-        image: [images[image, r : r + 4, c : c + 4] for r in (0, 4) for c in (0, 4)] for image in range(3)
+        image: [images[image, r : r + 4, c : c + 4] for r in (0, 4) for c in (0, 4)]
+        for image in range(3)
     }
     drawn = set()
     for index, cell in enumerate(cells):
@@ -83,7 +84,9 @@ def test_all_cells_of_an_image_give_the_loss_of_the_image():
     expected, _ = whole.loss(params, {"image": images}, jax.random.key(1))
     config = make_config()
     field = make_field(config)
-    cells = meta_learning.to_float(images).reshape(4, 2, 4, 2, 4, 1).swapaxes(2, 3).reshape(16, 4, 4, 1)
+    cells = (
+        meta_learning.to_float(images).reshape(4, 2, 4, 2, 4, 1).swapaxes(2, 3).reshape(16, 4, 4, 1)
+    )
     fit = inner_loop.fit(
         field.of_cell(),
         params["field"],

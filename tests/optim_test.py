@@ -7,7 +7,13 @@ import pytest
 from functa import optim
 
 SETTINGS = dict(
-    learning_rate=0.1, schedule="cosine", warmup_steps=2, end_fraction=0.1, weight_decay=0.0, clip_norm=0.0, steps=10
+    learning_rate=0.1,
+    schedule="cosine",
+    warmup_steps=2,
+    end_fraction=0.1,
+    weight_decay=0.0,
+    clip_norm=0.0,
+    steps=10,
 )
 
 
@@ -49,9 +55,7 @@ def test_muon_makes_matrices_move_along_all_directions():
     ],
 )
 def test_schedules_at_chosen_steps(schedule, expected):
-    rate = optim.make_schedule(
-        0.1, schedule=schedule, warmup_steps=2, end_fraction=0.1, steps=10
-    )
+    rate = optim.make_schedule(0.1, schedule=schedule, warmup_steps=2, end_fraction=0.1, steps=10)
     np.testing.assert_allclose([rate(step) for step in (0, 1, 2, 6, 10)], expected, rtol=1e-5)
 
 
@@ -70,7 +74,9 @@ def test_weight_decay_follows_the_mask():
         name="adamw", **(SETTINGS | {"weight_decay": 0.5}), decay_mask=mask
     ).transformation
     params = {"decayed": jnp.ones((2,)), "kept": jnp.ones((2,))}
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
     assert float(updates["decayed"][0]) == pytest.approx(-0.05 * 0.5)
     assert float(updates["kept"][0]) == 0
 

@@ -142,7 +142,8 @@ def test_modules_stay_short():
     assert not too_long, "split by mathematics or by stage"
 
 
-# Folders of one machine, package indexes of one site, leftovers, and the words that others use for ours.
+# Folders of one machine, package indexes of one site, leftovers, and the words that others use for
+# ours.
 MACHINE = re.compile(
     r"(?<![\w.~/])/(?:work|root|home|opt|mnt|Users)/\w|\.pyenv|index-url|find-links|trusted-host"
 )

@@ -30,7 +30,9 @@ def slow_siren(params, inputs, shifts, scales, w0):
     out = []
     for point in inputs:
         h = np.asarray(point, np.float64)
-        for layer, (weight, bias) in enumerate(zip(params["weights"], params["biases"], strict=True)):
+        for layer, (weight, bias) in enumerate(
+            zip(params["weights"], params["biases"], strict=True)
+        ):
             weight, bias = np.asarray(weight, np.float64), np.asarray(bias, np.float64)
             if layer == len(params["weights"]) - 1:
                 out.append(h @ weight / w0 + bias + 0.5)

@@ -15,9 +15,7 @@ from functa.dashboard import NullDashboard
 from functa.interruption import Interrupted, Interruption
 from functa.tasks import Illustrations, Task
 
-SETTINGS = dict(
-    seed=0, steps=8, batch_size=8, ema_decay=0.5, log_every=2, eval_every=4, checkpoint_every=2
-)
+SETTINGS = dict(seed=0, steps=8, ema_decay=0.5, log_every=2, eval_every=4, checkpoint_every=2)
 
 
 @dataclasses.dataclass
@@ -64,6 +62,7 @@ def make_task(data=None, learning_rate=0.1):
         score="score",
         optimizer=optimizer,
         learning_rate=lambda step: learning_rate,
+        images_per_step=8,
         train_batches=data.train,
         eval_batches=data.eval,
         illustrate=lambda params: Illustrations({}, {}),

@@ -54,7 +54,8 @@ def parse_scale(text: str) -> int:
 def find(
     functa_set: functaset.Functaset, *, split: str, ids: Sequence[int], copy: int
 ) -> dict[int, np.ndarray]:
-    """{id: latents [i, j, d] float32} of copy number `copy`; looks only into shards that may hold them.
+    """{id: latents [i, j, d] float32} of copy number `copy`; looks only into shards that may hold
+    them.
 
     Raises:
       ValueError: some are not there.

@@ -2,10 +2,11 @@
 """Says what is in a functaset and shows some of its images, decoded by the field of its run.
 
     tools/inspect_functaset.py runs/digits/functaset
-    tools/inspect_functaset.py FUNCTASET --field runs/digits --split train --images 100 --sheet FILE.png
+    tools/inspect_functaset.py FUNCTASET --field runs/digits --split train --images 100 --sheet
+    FILE.png
 
-The sheet is written beside the functaset, as functaset_SPLIT.png, unless --sheet names another file.
-Where no run lies around the functaset and --field names none, only the table is printed.
+The sheet is written beside the functaset, as functaset_SPLIT.png, unless --sheet names another
+file. Where no run lies around the functaset and --field names none, only the table is printed.
 
 Exit status: 0; 2 for bad arguments, an incomplete functaset, or a field that did not make it.
 """

@@ -145,8 +145,8 @@ class ShardWriter:
         with self._naming_a_full_disk():
             for record in packed:
                 self._writer.write(record)
-        # Sums of each record and not of the block: however a shard was cut into blocks, its sums are
-        # the same.
+        # Sums of each record and not of the block: however a shard was cut into blocks, its sums
+        # are the same.
         flat = rounded.reshape(len(rounded), -1, rounded.shape[-1]).astype(np.float64)
         self._blocks.append(
             {

@@ -19,12 +19,13 @@ class Task(NamedTuple):
       init: key -> params (a pytree of float32 arrays).
       loss: (params, batch, key) -> (scalar mean over the global batch, {name: scalar to log}).
         Pure; traced under jit; `key` depends on (seed, stream, step) only.
-      evaluate: (params, batch) -> {name: [b, ...] array, one row an example}. The loop drops the rows whose
-        batch["mask"] is 0 and concatenates the rest over the split, in order.
+      evaluate: (params, batch) -> {name: [b, ...] array, one row an example}. The loop drops the
+        rows whose batch["mask"] is 0 and concatenates the rest over the split, in order.
       summarize: {name: [N, ...] rows of a whole split} -> {name: float}, the metrics of that split.
       score: the key of `summarize` that tells the best checkpoint; higher is better.
       optimizer: of params.
       learning_rate: step -> outer learning rate, to be logged.
+      images_per_step: what a step trains on, counted in whole images: half of one is 0.5.
       train_batches: (first_step, last_step) -> this process's share of the batches of steps
         first_step ... last_step - 1.
       eval_batches: split ("validation", "test") -> this process's share of the whole split, every
@@ -40,6 +41,7 @@ class Task(NamedTuple):
     score: str
     optimizer: optax.GradientTransformation
     learning_rate: Callable[[Any], Any]
+    images_per_step: float
     train_batches: Callable[[int, int], Iterator[Batch]]
     eval_batches: Callable[[str], Iterator[Batch]]
     illustrate: Callable[[PyTree], "Illustrations"]

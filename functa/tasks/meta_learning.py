@@ -31,10 +31,12 @@ def make(
 ) -> Task:
     """The task of the stage `meta_learn`.
 
-    params: {"field": of Field.init, "log_inner_lrs": of inner_loop.lrs_shape}. Batches: {"image": uint8 [b, h, w, c], ...}.
+    params: {"field": of Field.init, "log_inner_lrs": of inner_loop.lrs_shape}. Batches: {"image":
+      uint8 [b, h, w, c], ...}.
 
     Raises:
-      ValueError: a setting that cannot work, with its numbers. Nothing is compiled and no data is read here.
+      ValueError: a setting that cannot work, with its numbers. Nothing is compiled and no data is
+        read here.
     """
     field = make_field(config)
     trained = training_field(config)
@@ -49,7 +51,8 @@ def make(
     def init(key):
         field_key, curvature_key = jax.random.split(key)
         field_params = field.init(field_key)
-        # Rates begin relative to the measured curvature of the first step, so that one setting serves every field.
+        # Rates begin relative to the measured curvature of the first step, so that one setting
+        # serves every field.
         curvature = inner_loop.curvature(trained, field_params, curvature_key)
         log_lr = jnp.log(loop.initial_lr / curvature)
         log_lr = jnp.clip(log_lr, np.log(loop.min_lr), np.log(loop.max_lr))
@@ -87,9 +90,14 @@ def make(
         pairs = np.concatenate([images, np.clip(result.values, 0, 1)], axis=2)
         return Illustrations(
             {"original_and_reconstruction": pairs},
-            {"latents": result.latents, "inner_lrs": np.exp(jax.device_get(params["log_inner_lrs"]))},
+            {
+                "latents": result.latents,
+                "inner_lrs": np.exp(jax.device_get(params["log_inner_lrs"])),
+            },
         )
 
+    i, j, _ = field.latent_shape
+    part = settings.cells_per_image / (i * j) if settings.cells_per_image else 1.0
     processes = {"process_index": process_index, "process_count": process_count}
     return Task(
         name="meta_learn",
@@ -103,6 +111,7 @@ def make(
             _only("log_inner_lrs", optim.clamp(np.log(loop.min_lr), np.log(loop.max_lr))),
         ),
         learning_rate=optimizer.learning_rate,
+        images_per_step=settings.batch_size * part,
         train_batches=lambda first, last: data_pipeline.train_batches(
             sources["train"],
             batch_size=settings.batch_size,
@@ -137,12 +146,16 @@ def check_inner_loop(config: ConfigDict) -> None:
     if loop.steps < 1:
         raise ValueError(f"inner_loop.steps={loop.steps}: at least one is needed")
     if not 0 < loop.min_lr < loop.max_lr:
-        raise ValueError(f"inner_loop: want 0 < min_lr < max_lr, got {loop.min_lr} and {loop.max_lr}")
+        raise ValueError(
+            f"inner_loop: want 0 < min_lr < max_lr, got {loop.min_lr} and {loop.max_lr}"
+        )
     if loop.initial_lr <= 0:
         raise ValueError(f"inner_loop.initial_lr={loop.initial_lr}: must be positive")
     i, j, _ = config.field.latent_shape
     if not 0 <= cells <= i * j:
-        raise ValueError(f"meta_learn.cells_per_image={cells}: the grid of {i}x{j} has {i * j} cells")
+        raise ValueError(
+            f"meta_learn.cells_per_image={cells}: the grid of {i}x{j} has {i * j} cells"
+        )
 
 
 def make_fit(config: ConfigDict) -> Callable[[Any, jax.Array], inner_loop.Fit]:
@@ -170,7 +183,8 @@ def to_float(images: jax.Array) -> jax.Array:
 def random_cells(key: jax.Array, images: jax.Array, field: Field, count: int) -> jax.Array:
     """`count` cells of each image, drawn with replacement: [b, h, w, c] -> [b * count, p, q, c].
 
-    The draw of an image depends on the key and its position in the global batch, not on the number of devices.
+    The draw of an image depends on the key and its position in the global batch, not on the number
+    of devices.
     """
     i, j, _ = field.latent_shape
     p, q = field.cell_shape(field.image_shape[:2])
