@@ -63,8 +63,9 @@ def fit(
     """
     if images.shape[1:] != field.image_shape or images.dtype != jnp.float32:
         raise ValueError(
-            f"images are {images.dtype}{list(images.shape[1:])}, the field wants
-        float32{list(field.image_shape)}" )
+            f"images are {images.dtype}{list(images.shape[1:])}, the field wants "
+            f"float32{list(field.image_shape)}"
+        )
     shape = field.image_shape[:2]
     targets = field.to_layout(images)
     rates = jnp.exp(log_inner_lrs)
