@@ -35,8 +35,11 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.classify.steps = 50_000
     if preset == "two_core":
         config.field.width = 128
+        config.field.depth = 6
         config.meta_learn.batch_size = 16
-        config.meta_learn.steps = 3000
+        config.meta_learn.steps = 2500
+        config.meta_learn.eval_every = 1250
+        config.meta_learn.checkpoint_every = 100
         config.encode.num_augmentations = 2
         config.classify.steps = 5000
     if preset == "tiny":
