@@ -25,11 +25,17 @@ def get_config(options: str | None = None) -> ConfigDict:
     if lookup == "bilinear":
         common.use_bilinear(config)
     config.meta_learn.steps = 20_000
-    config.classify.model = common.convnext(widths=(48, 96), depths=(2, 2))
+    config.meta_learn.eval_every = 1000
+    config.encode.num_augmentations = 4
+    config.encode.crop = "pad"
+    config.encode.crop_padding = 2
+    config.classify.model = common.convnext(widths=(32, 64), depths=(1, 2))
+    config.classify.optimizer.learning_rate = 2e-3
+    config.classify.eval_every = 1000
     config.classify.steps = 20_000
     if preset == "two_core":
         config.meta_learn.steps = 3000
-        config.classify.steps = 3000
+        config.classify.steps = 4000
     if preset == "tiny":
         common.use_tiny(config)
     return config
