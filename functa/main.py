@@ -87,7 +87,9 @@ def _use_compilation_cache(jax) -> None:
 def _parse(argv: list[str]) -> list[str]:
     """absl's parser, with a misspelt key or a wrong type told in a line or two instead of a traceback."""
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        _ = _CONFIG.value  # a config file that is not there is noticed only here
+        return rest
     except KeyError as error:  # of ml_collections: "'widht'\nDid you mean ..."
         sys.exit(_fail("unknown config key " + str(error.args[0]).replace("\n", ". ")))
     except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from functa.data import functaset_format
 from tests.conftest import ROOT
 
 TINY = "--config=configs/digits.py:tiny"
@@ -163,7 +164,10 @@ def test_a_functaset_of_another_field_is_refused(finished, run_main, tmp_path):
     manifest = workdir / "functaset" / "manifest.json"
     content = json.loads(manifest.read_text())
     ours = content["field_digest"]
-    manifest.write_text(manifest.read_text().replace(ours, "sha256:" + "0" * 64))
+    # A sound functaset, made by somebody else's field.
+    content |= {"field_digest": "sha256:" + "0" * 64, "digest": ""}
+    content["digest"] = functaset_format.json_digest(content)
+    manifest.write_text(json.dumps(content))
     result = run_main(TINY, f"--workdir={workdir}")
     assert result.returncode == 2
     assert ours in result.stderr
