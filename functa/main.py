@@ -88,7 +88,8 @@ def _parse(argv: list[str]) -> list[str]:
     """absl's parser, with a misspelt key or a wrong type told in a line or two instead of a traceback."""
     try:
         rest = flags.FLAGS(argv)
-        _ = _CONFIG.value  # a config file that is not there is noticed only here
+        if _CONFIG.value is not None:
+            _ = _CONFIG.value.name  # a file that is not there is noticed by the first look inside
         return rest
     except KeyError as error:  # of ml_collections: "'widht'\nDid you mean ..."
         sys.exit(_fail("unknown config key " + str(error.args[0]).replace("\n", ". ")))
