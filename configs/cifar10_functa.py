@@ -36,10 +36,12 @@ def get_config(options: str | None = None) -> ConfigDict:
     if preset == "two_core":
         config.field.width = 128
         config.field.depth = 6
-        config.meta_learn.batch_size = 16
-        config.meta_learn.steps = 2500
-        config.meta_learn.eval_every = 1250
-        config.meta_learn.checkpoint_every = 100
+        # Few images and many steps: at equal time 4 images a step reach 21 dB where 16 reach 19.
+        config.meta_learn.batch_size = 4
+        config.meta_learn.optimizer.learning_rate = 5e-3
+        config.meta_learn.steps = 9000
+        config.meta_learn.eval_every = 4500
+        config.meta_learn.checkpoint_every = 500
         config.encode.num_augmentations = 2
         config.classify.steps = 5000
     if preset == "tiny":
