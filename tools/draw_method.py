@@ -4,6 +4,7 @@
 import argparse
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,9 @@ from functa import config as config_lib
 from functa import coords, illustration, pictures, pipeline
 from functa.data import images as images_lib
 
-_PIXELS, _CELLS, _ENLARGE = 32, 4, 6
+_PIXELS, _CELLS = 32, 4
+_TILE = 128  # pixels a picture is enlarged to
+_SHOWN = 16
 
 
 def lookup_pictures() -> list[np.ndarray]:
@@ -59,7 +62,8 @@ def beside(images: list[np.ndarray], columns: int) -> np.ndarray:
     while len(padded) % columns:
         padded.append(np.ones_like(padded[0]))
     rows = [np.concatenate(padded[i : i + columns], 1) for i in range(0, len(padded), columns)]
-    return pictures.enlarge(np.concatenate(rows, 0)[None], _ENLARGE)[0]
+    factor = min(16, max(1, _TILE // images[0].shape[1]))
+    return pictures.enlarge(np.concatenate(rows, 0)[None], factor)[0]
 
 
 def run_pictures(run: pathlib.Path) -> dict[str, np.ndarray]:
@@ -74,10 +78,19 @@ def run_pictures(run: pathlib.Path) -> dict[str, np.ndarray]:
         "latents"
     ]
     channels = list(np.moveaxis(latents[0], -1, 0))
+    name = config.name.split("-")[0]
     return {
+        f"{name}_reconstructions": reconstructions(config, params, test),
         "inner_steps": beside(rows, frames.shape[1] + 1),
         "latents": strip(channels, min(8, len(channels))),
     }
+
+
+def reconstructions(config: Any, params: Any, test: images_lib.ImageSource) -> np.ndarray:
+    """Test images in the upper rows, what the field makes of them in the lower."""
+    images = test.read(np.arange(_SHOWN))["image"]
+    fitted = illustration.field_pictures(config, params, images)["reconstructions"]
+    return beside([*(images / np.float32(255)), *fitted], _SHOWN // 2)
 
 
 def main() -> int:
