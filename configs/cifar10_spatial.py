@@ -6,6 +6,8 @@ Source: Bauer et al. 2023 (arXiv 2302.03130): 39.0 dB at 8x8x16 with nearest loo
 Data: the original archive, written as a TFDS set by
     tools/prepare_data.py cifar10 --source=cifar-10-python.tar.gz --data_dir=data
 Command: python -m functa.main --config=configs/cifar10_spatial.py:8x8x16,nearest,two_core
+Expect: five minutes on two CPU cores for the stage meta_learn; 36.3 dB on the 10,000 test images.
+Without a preset: the full-size run for accelerators, with 50 augmentations; not measured.
 Options: a latent shape (8x8x16, 4x4x64), a lookup (nearest, bilinear), a preset (two_core; tiny:
   for tests).
 """
