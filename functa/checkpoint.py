@@ -13,6 +13,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from functa.config import DamagedError
+
 
 def array_digests(tree: Any) -> dict[str, str]:
     """{path of a leaf: "dtype[shape]:sha256 of its bytes"}, of arrays on the host or fully on this process."""
@@ -80,7 +82,7 @@ class Checkpoints:
         Returns:
           (step, arrays, info), or None if nothing was ever saved.
         Raises:
-          ValueError: every checkpoint is damaged; the message says how each is.
+          DamagedError: every checkpoint is damaged; the message says how each is.
         """
         damage = []
         for step in reversed(self.steps()):
@@ -107,7 +109,10 @@ class Checkpoints:
             damage.append(f"{path}: {problem}")
             logging.warning("damaged checkpoint, trying the one before: %s", damage[-1])
         if damage:
-            raise ValueError("no undamaged checkpoint is left:\n  " + "\n  ".join(damage))
+            raise DamagedError(
+                "no undamaged checkpoint is left; delete the folder of the stage to train it again:\n  "
+                + "\n  ".join(damage)
+            )
         return None
 
     def wait(self) -> None:

@@ -1,10 +1,17 @@
 """Configs as plain data: reading, writing, comparing. Their defaults live in configs/ and nowhere else."""
 
 import json
+import math
+import os
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
+
+
+class DamagedError(ValueError):
+    """A file of a run is not what was written; the message names it and the way out."""
+
 
 # May differ between two commands on one workdir: which stages to run, not what they compute.
 _FREE = ("stages",)
@@ -46,7 +53,7 @@ def load(workdir: epath.PathLike) -> ConfigDict:
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{path} does not exist: {workdir} is not the directory of a run")
-    return from_dict(json.loads(path.read_text()))
+    return from_dict(read_json(path))
 
 
 def freeze(config: ConfigDict, workdir: epath.PathLike) -> list[str]:
@@ -58,7 +65,7 @@ def freeze(config: ConfigDict, workdir: epath.PathLike) -> list[str]:
     path = epath.Path(workdir) / "config.json"
     new = to_dict(config)
     if path.exists():
-        old, now = flatten(json.loads(path.read_text())), flatten(new)
+        old, now = flatten(read_json(path)), flatten(new)
         return [
             f"{key}: {old.get(key, '(absent)')} in {path}, {now.get(key, '(absent)')} now"
             for key in sorted(old.keys() | now.keys())
@@ -69,9 +76,38 @@ def freeze(config: ConfigDict, workdir: epath.PathLike) -> list[str]:
     return []
 
 
+def outside(values: dict[str, tuple[float, float, float]]) -> list[str]:
+    """One line for each {name: (value, low, high)} that is not a finite number from low to high."""
+    return [
+        f"{name}={value} must be from {low:g} to {high:g}"
+        for name, (value, low, high) in values.items()
+        if not (math.isfinite(value) and low <= value <= high)
+    ]
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """Contents of a JSON file.
+
+    Raises:
+      DamagedError: it is not JSON.
+    """
+    path = epath.Path(path)
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DamagedError(
+            f"{path} is damaged ({error}); delete it, and its folder if it belongs to a stage, and "
+            "run again"
+        ) from error
+
+
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes beside and renames: a reader never sees half a file."""
+    """Writes beside and renames: a reader never sees half a file, after a loss of power neither."""
     path = epath.Path(path)
     beside = path.parent / f"{path.name}.partial"
-    beside.write_text(json.dumps(value, indent=1))
+    with beside.open("w") as file:
+        file.write(json.dumps(value, indent=1))
+        file.flush()
+        if hasattr(file, "fileno") and "://" not in str(path):
+            os.fsync(file.fileno())
     beside.replace(path)

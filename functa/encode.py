@@ -57,8 +57,9 @@ def check(config: ConfigDict) -> None:
         problems.append(f"encode.dtype={c.dtype!r}: known are {known}")
     if c.crop not in ("none", "pad", "resize"):
         problems.append(f"encode.crop={c.crop!r}: known are none, pad, resize")
-    if c.crop_padding < 0:
-        problems.append(f"encode.crop_padding={c.crop_padding} must not be negative")
+    side = min(config.data.image_shape[:2])
+    if not 0 <= c.crop_padding < side:
+        problems.append(f"encode.crop_padding={c.crop_padding} must be from 0 to {side - 1}")
     if not 0 < c.crop_min_area <= 1:
         problems.append(f"encode.crop_min_area={c.crop_min_area} must be in (0, 1]")
     if c.num_augmentations > 1 and not c.flip and c.crop == "none":

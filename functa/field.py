@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from functa import coords, siren
+from functa.config import outside
 
 Params = dict[str, Any]
 
@@ -63,13 +64,19 @@ class Field:
                 raise ValueError(
                     f"field.{name}={getattr(self, name)!r}: known are {', '.join(known)}"
                 )
-        for name, least in (("depth", 2), ("width", 1), ("w0", 0.1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"field.{name}={getattr(self, name)}: must be at least {least}")
-        if min(self.latent_shape) < 1 or len(self.latent_shape) != 3:
-            raise ValueError(
-                f"field.latent_shape={self.latent_shape}: want (i, j, d), all positive"
-            )
+        for name in ("image_shape", "latent_shape"):
+            sizes = getattr(self, name)
+            if len(sizes) != 3 or not all(isinstance(n, int) and 0 < n < 1 << 16 for n in sizes):
+                raise ValueError(f"{name}={sizes}: want three whole numbers from 1 to 65535")
+        problems = outside(
+            {
+                "field.depth": (self.depth, 2, 1000),
+                "field.width": (self.width, 1, 1 << 16),
+                "field.w0": (self.w0, 0.01, 1e4),
+            }
+        )
+        if problems:
+            raise ValueError("; ".join(problems))
         (h, w, _), (i, j, _) = self.image_shape, self.latent_shape
         if h % i or w % j:
             raise ValueError(f"a latent grid of {i}x{j} does not divide an image of {h}x{w} pixels")

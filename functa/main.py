@@ -14,6 +14,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment: configs/NAME.py[:options].", lock_config=True
 )
@@ -34,15 +36,20 @@ def main(argv: list[str]) -> int:
 
     _use_compilation_cache(jax)
     from functa import pipeline, report
+    from functa.config import DamagedError
     from functa.data.records import DataError
     from functa.interruption import Interrupted
 
     try:
         summary = pipeline.run_stages(config, workdir, say=lambda line: print(line, flush=True))
-    except (pipeline.Refused, DataError) as error:
+        if jax.process_index() == 0:
+            report.write_summary(workdir)
+            print(report.results_table(summary))
+            print(f"report: {report.write_report(workdir)}")
+    except (pipeline.Refused, DataError, DamagedError) as error:
         return _fail(f"cannot run {config.name}:\n{error}")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _MENDABLE:
             raise
         return _fail(str(error))
     except FloatingPointError as error:
@@ -51,10 +58,6 @@ def main(argv: list[str]) -> int:
     except Interrupted as stop:
         print(f"functa: {stop}; the same command goes on from there", flush=True)
         return 0
-    if jax.process_index() == 0:
-        report.write_summary(workdir)
-        print(report.results_table(summary))
-        print(f"report: {report.write_report(workdir)}")
     return 0
 
 

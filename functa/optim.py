@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from functa.config import outside
+
 OPTIMIZERS = ("adam", "adamw", "lamb", "muon")
 # Root mean square of the entries of Muon's updates, whatever the shape of the matrix: about
 # Adam's, so that one learning rate serves both (Liu et al. 2025, arXiv 2502.16982, section 2.2).
@@ -53,6 +55,16 @@ def make(
     Raises:
       ValueError: an unknown name, or a weight decay that "adam" would ignore.
     """
+    problems = outside(
+        {
+            "optimizer.learning_rate": (learning_rate, 1e-12, 1e6),
+            "optimizer.end_fraction": (end_fraction, 1e-12, 1.0),
+            "optimizer.weight_decay": (weight_decay, 0.0, 1e6),
+            "optimizer.clip_norm": (clip_norm, 0.0, 1e12),
+        }
+    )
+    if problems:
+        raise ValueError("; ".join(problems))
     rate = make_schedule(
         learning_rate,
         schedule=schedule,
@@ -69,12 +81,11 @@ def make(
     elif name == "lamb":
         transformation = optax.lamb(rate, weight_decay=weight_decay, mask=decay_mask)
     elif name == "muon":
-        transformation = contrib.muon(
-            rate,
-            weight_decay=weight_decay,
-            weight_decay_mask=decay_mask,
-            consistent_rms=_MUON_RMS,
-            adam_weight_decay=weight_decay,
+        # Its own decay would pass over the mask for what it leaves to Adam.
+        transformation = optax.chain(
+            contrib.muon(1.0, consistent_rms=_MUON_RMS),
+            optax.add_decayed_weights(-weight_decay, mask=decay_mask),
+            optax.scale_by_schedule(rate),
         )
     else:
         raise ValueError(f"optimizer.name={name!r}: known are {', '.join(OPTIMIZERS)}")
@@ -94,11 +105,6 @@ def make_schedule(
     if not 0 <= warmup_steps < steps:
         raise ValueError(
             f"optimizer.warmup_steps={warmup_steps} must be at least 0 and below steps={steps}"
-        )
-    if learning_rate <= 0 or not 0 < end_fraction <= 1:
-        raise ValueError(
-            f"optimizer: want learning_rate > 0 and 0 < end_fraction <= 1, got learning_rate={learning_rate} and "
-            f"end_fraction={end_fraction}"
         )
     if schedule not in SCHEDULES:
         raise ValueError(f"optimizer.schedule={schedule!r}: known are {', '.join(SCHEDULES)}")

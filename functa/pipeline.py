@@ -2,10 +2,6 @@
 
 import contextlib
 import functools
-import importlib.metadata
-import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +11,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from functa import classifier, illustration, metrics, optim
 from functa import config as config_lib
 from functa import encode as encode_lib
+from functa import illustration, metrics, optim
 from functa import mesh as mesh_lib
+from functa import workdir as workdir_lib
 from functa.checkpoint import Checkpoints, digest
 from functa.dashboard import Dashboard, NullDashboard
 from functa.data import functaset as functaset_lib
@@ -28,9 +25,6 @@ from functa.interruption import Interrupted, Interruption
 from functa.progress import Bar, device_name
 from functa.tasks import Task, classification, meta_learning
 from functa.train import Result, train
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "numpy",
-             "tensorflow-datasets", "clu", "ml_collections")  # fmt: skip
 
 
 class Refused(ValueError):
@@ -74,6 +68,9 @@ class Run:
         return self.workdir / stage / "metrics.json"
 
     def is_complete(self, stage: str) -> bool:
+        """A stage ends by writing its metrics; encode is to be done again if its functaset is gone."""
+        if stage == "encode" and not (self.workdir / "functaset" / "manifest.json").exists():
+            return False
         return self.metrics_path(stage).exists()
 
     def train(self, task: Task) -> Result:
@@ -140,7 +137,7 @@ def encode(run: Run) -> dict[str, Any]:
 
     def progress(done: int, total: int) -> None:
         bar(done, total)
-        if done < total and run.interruption.requested(done):
+        if done < total and run.interruption.received():
             raise Interrupted(
                 f"encode stopped at {done} of {total} examples; finished shards are kept"
             )
@@ -194,37 +191,52 @@ def run_stages(
       Interrupted, FloatingPointError: see train.train.
     """
     run = Run(config, workdir, say)
+    _ = run.interruption  # from here on SIGTERM and Ctrl-C are requests
     missing = [stage for stage in config.stages if not run.is_complete(stage)]
-    problems = check_stages(run)
+    problems = check_stages(run) + workdir_lib.check(run.workdir)
     if missing and not problems:
         problems = check(config)
-    if not problems:
-        problems = [
-            f"{line}; give another --workdir or the same config"
-            for line in config_lib.freeze(config, run.workdir)
-        ]
-    if problems:
-        raise Refused("\n".join(f"  - {problem}" for problem in problems))
-    for stage in missing:
-        say(f"{stage}  {STAGES[stage].__doc__}")
-        (run.workdir / stage).mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            config_lib.write_json(run.workdir / "environment.json", environment())
-        result = STAGES[stage](run) | {"device": device_name()}
-        if jax.process_index() == 0:
-            config_lib.write_json(run.metrics_path(stage), result)
+    _refuse(problems)
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with refusing():
+            stack.enter_context(workdir_lib.locked(run.workdir))
+        different = config_lib.freeze(config, run.workdir) if jax.process_index() == 0 else []
+        _refuse([f"{line}; give another --workdir or the same config" for line in different])
+        for stage in missing:
+            if run.interruption.received():
+                raise Interrupted(f"stopped before {stage}; all is saved")
+            run_stage(run, stage)
     if not missing:
         say(f"all stages of {run.workdir} are complete: {', '.join(config.stages)}")
     return {
-        stage: json.loads(run.metrics_path(stage).read_text())
+        stage: config_lib.read_json(run.metrics_path(stage))
         for stage in STAGES
         if run.is_complete(stage)
     }
 
 
+def run_stage(run: Run, stage: str) -> None:
+    """One stage; its metrics, written last, tell that it is complete."""
+    run.say(f"{stage}  {STAGES[stage].__doc__}")
+    (run.workdir / stage).mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        config_lib.write_json(run.workdir / "environment.json", workdir_lib.environment())
+    result = STAGES[stage](run) | {"device": device_name()}
+    if jax.process_index() == 0:
+        config_lib.write_json(run.metrics_path(stage), result)
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise Refused("\n".join(f"  - {problem}" for problem in problems))
+
+
 def check_stages(run: Run) -> list[str]:
     """Unknown stages, and stages whose input is neither there nor made by an earlier one."""
     order, problems = list(STAGES), []
+    if not run.config.stages or len(set(run.config.stages)) < len(run.config.stages):
+        problems.append(f"config.stages={run.config.stages}: name one or more, each once")
     for position, stage in enumerate(run.config.stages):
         if stage not in STAGES:
             problems.append(
@@ -251,10 +263,11 @@ def check(config: ConfigDict) -> list[str]:
             problems.append(str(error))
 
     attempt(meta_learning.make, config, {}, process_index=0, process_count=1)
-    attempt(classifier.make_model, **config.classify.model, num_classes=config.data.num_classes)
+    problems += classification.check(config)
     attempt(optim.make, **config.classify.optimizer, steps=config.classify.steps)
     attempt(encode_lib.check, config)
-    problems += images_lib.check(**config.data)
+    attempt(lambda: problems.extend(images_lib.check(**config.data)))
+    problems += config_lib.outside({"seed": (config.seed, 0, 2**32 - 1)})
     devices = jax.device_count()
     for key in ("meta_learn.batch_size", "meta_learn.eval_batch_size",
                 "classify.batch_size", "classify.eval_batch_size"):  # fmt: skip
@@ -295,22 +308,3 @@ def load_field(workdir: epath.PathLike) -> tuple[Field, Any]:
     if restored is None:
         raise ValueError(f"{directory} holds no complete checkpoint")
     return make_field(config), restored[1]
-
-
-def environment() -> dict[str, Any]:
-    """Versions, devices and commit, for the report."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=epath.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "devices": device_name(),
-        "processes": jax.process_count(),
-        "commit": commit.stdout.strip() or "unknown (not a git checkout)",
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-    }

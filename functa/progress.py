@@ -11,17 +11,23 @@ class Stopwatch:
     """Seconds of a stage over all its restarts, and rates that leave out compilation and
     evaluation.
 
+    Args:
+      seconds, active, steps: what `reading` gave when the stage was stopped.
     Attributes:
       first_step_seconds: from construction to the end of the first step, compilation included.
     """
 
-    def __init__(self, seconds_before: float):
-        self._before = seconds_before
+    def __init__(self, *, seconds: float = 0.0, active: float = 0.0, steps: float = 0):
+        self._before = seconds
         self._begin = time.monotonic()
-        self._active = 0.0  # seconds of steps after the first, up to the last mark
-        self._steps = 0
+        self._active = active  # seconds of steps after the first of a start, up to the last mark
+        self._steps = steps
         self._mark: float | None = None
         self.first_step_seconds = 0.0
+
+    def reading(self) -> dict[str, float]:
+        """What a later Stopwatch goes on from."""
+        return {"seconds": self.seconds(), "active": self._active, "steps": self._steps}
 
     def started(self) -> None:
         """The first step is done: rates count from here."""

@@ -13,11 +13,11 @@ import numpy as np
 from etils import epath
 
 from functa import charts, gallery, page, pictures, progress
+from functa.config import DamagedError, read_json
 from functa.page import Section, Tile, escape
 from functa.results import (
     in_order,
     measure,
-    read_json,
     read_metrics,
     results_table,
     shown,
@@ -96,7 +96,10 @@ def _arrays(path: epath.Path) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:  # zipfile, zlib and NumPy each raise their own
-        raise ValueError(f"{path} is damaged ({error}); delete it and run again") from error
+        raise DamagedError(
+            f"{path} is damaged ({error}); delete its folder to run that stage again, or the file to do "
+            "without its pictures"
+        ) from error
 
 
 def _field_arrays(path: epath.Path) -> dict[str, np.ndarray]:

@@ -72,26 +72,12 @@ def shown(key: str, value: Any) -> str:
     return charts.number(value)
 
 
-def read_json(path: epath.Path) -> Any:
-    """Contents of a JSON file.
-
-    Raises:
-      ValueError: it is damaged; the message has its path.
-    """
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}); delete it and run again: its stage writes it anew"
-        ) from error
-
-
 def read_metrics(workdir: epath.PathLike) -> dict[str, dict[str, Any]]:
     """{stage: contents of its metrics.json}, of the stages that have one, in their order."""
     paths = epath.Path(workdir).glob("*/metrics.json")
     order = {stage: index for index, stage in enumerate(STAGES)}
     found = sorted(paths, key=lambda path: (order.get(path.parent.name, len(order)), path))
-    return {path.parent.name: read_json(path) for path in found}
+    return {path.parent.name: config.read_json(path) for path in found}
 
 
 def write_summary(workdir: epath.PathLike) -> dict[str, dict[str, Any]]:

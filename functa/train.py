@@ -1,6 +1,5 @@
 """The only training loop. It knows no task: everything it needs is in `Task`."""
 
-import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -49,8 +48,8 @@ class Trainer:
         self.curves: dict[str, list[list[float]]] = {}
         self._evaluate = jax.jit(task.evaluate, out_shardings=mesh_lib.batched(mesh))
 
-    def restore_or_init(self) -> tuple[TrainState, float]:
-        """(state, seconds spent before): the newest good checkpoint, or a state born on its devices."""
+    def restore_or_init(self) -> tuple[TrainState, dict[str, float]]:
+        """(state, what its stopwatch showed): the newest good checkpoint, or a state born on its devices."""
         key = rng.stream_key(self.seed, "init")
 
         def init(key):
@@ -66,18 +65,32 @@ class Trainer:
         restored = self.latest.restore(template)
         self.dashboard.resume(0 if restored is None else restored[0])
         if restored is None:
-            return jax.jit(init, out_shardings=sharding)(key), 0.0
+            return jax.jit(init, out_shardings=sharding)(key), {}
         step, state, info = restored
         path = self.directory / "curves.json"
-        curves = json.loads(path.read_text()) if path.exists() else {}
+        curves = config_lib.read_json(path) if path.exists() else {}
         self.curves = {
-            name: [point for point in points if point[0] <= step] for name, points in curves.items()
+            name: [point for point in points if point[0] <= step]
+            for name, points in curves.items()
+            if not name.startswith("test_")  # of a run that ended, but was not told so
         }
+        if info["best_step"] not in (None, *self.best.steps()):
+            raise config_lib.DamagedError(
+                f"{self.best.directory} has lost its checkpoint of step {info['best_step']}; delete "
+                f"{self.directory} to train again"
+            )
         self.say(f"{self.task.name}  resumes at step {step}")
-        return state, info["seconds"]
+        return state, info["watch"]
 
-    def best_score(self) -> float:
-        return max((self.best.info(step)["score"] for step in self.best.steps()), default=-np.inf)
+    def best_so_far(self) -> tuple[int | None, float]:
+        """(step, score) of the best checkpoint; (None, -inf) before there is one."""
+        steps = self.best.steps()
+        return (steps[-1], self.best.info(steps[-1])["score"]) if steps else (None, -np.inf)
+
+    def save_best(self, step: int, params: Any, score: float) -> None:
+        """On disk before anything that builds on it: a later state must never outlive its best."""
+        self.best.save(step, params, {"score": score})
+        self.best.wait()
 
     def evaluate(self, params: Any, split: str) -> dict[str, np.ndarray]:
         """Rows of `Task.evaluate` for every example of a split, padding left out."""
@@ -96,10 +109,11 @@ class Trainer:
             self.curves.setdefault(name, []).append([step, float(value)])
         self.dashboard.scalars(step, scalars)
 
-    def save(self, step: int, state: TrainState, seconds: float) -> None:
+    def save(self, step: int, state: TrainState, watch: Stopwatch) -> None:
         if jax.process_index() == 0:
             config_lib.write_json(self.directory / "curves.json", self.curves)
-        self.latest.save(step, state, {"seconds": seconds})
+        best_step, _ = self.best_so_far()
+        self.latest.save(step, state, {"watch": watch.reading(), "best_step": best_step})
 
     def show(self, step: int, params: Any) -> None:
         """Pictures and histograms for the dashboard."""
@@ -114,13 +128,14 @@ class Trainer:
             self.latest.wait()
             saved = self.latest.steps()
             raise FloatingPointError(
-                f"{self.task.name}: loss or gradient of step {step} is not finite; the last good checkpoint is "
+                f"{self.task.name}: loss, gradient or update of step {step} is not finite; the "
+                "last good checkpoint is "
                 + (
                     f"step {saved[-1]} in {self.latest.directory}"
                     if saved
                     else "none: the run had just begun"
                 )
-                + f". A lower {self.task.name}.optimizer.learning_rate is the usual way out."
+                + f". A lower {self.task.name}.optimizer.learning_rate, in another --workdir, is the usual way out."
             )
 
     def load_best(self) -> tuple[Any, int]:
@@ -132,7 +147,7 @@ class Trainer:
         )
         restored = self.best.restore(template)
         if restored is None:
-            raise ValueError(
+            raise config_lib.DamagedError(
                 f"{self.best.directory} holds no checkpoint; delete {self.directory} to train again"
             )
         step, params, _ = restored
@@ -142,7 +157,7 @@ class Trainer:
 def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> Callable:
     """(state, batch, first_bad) -> (state, logs, first_bad), compiled, its inputs' memory reused.
 
-    first_bad: int32, the first step whose loss or gradient was not finite, -1 while there is none;
+    first_bad: int32, the first step whose loss, gradient or update was not finite, -1 while there is none;
     it stays on the devices, so that watching costs no synchronisation.
     """
 
@@ -158,12 +173,13 @@ def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> Callabl
         decay = jnp.minimum(jnp.float32(ema_decay), (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
         norm = optax.tree.norm(gradient)
-        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        change = optax.tree.norm(updates)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(change)
         first_bad = jnp.where((first_bad < 0) & ~good, state.step, first_bad)
         logs = logs | {
             "loss": loss,
             "gradient_norm": norm,
-            "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
+            "update_ratio": change / optax.tree.norm(state.params),
             "learning_rate": jnp.asarray(task.learning_rate(state.step), jnp.float32),
         }
         return TrainState(state.step + 1, params, optimizer, ema), logs, first_bad
@@ -197,11 +213,11 @@ def train(
       FloatingPointError: a loss or gradient is not finite; the last good checkpoint is kept.
     """
     trainer = Trainer(task, directory=directory, mesh=mesh, dashboard=dashboard, say=say, seed=seed)
-    state, seconds_before = trainer.restore_or_init()
+    state, reading = trainer.restore_or_init()
     step_fn = make_step(task, mesh=mesh, seed=seed, ema_decay=ema_decay)
-    best_score = trainer.best_score()
+    _, best_score = trainer.best_so_far()
     first_bad = jax.device_put(jnp.int32(-1), mesh_lib.replicated(mesh))
-    watch = Stopwatch(seconds_before)
+    watch = Stopwatch(**reading)
     step = logged = int(state.step)
     for batch in task.train_batches(step, steps):
         state, logs, first_bad = step_fn(state, mesh_lib.to_devices(mesh, batch), first_bad)
@@ -237,18 +253,21 @@ def train(
                         step, {f"validation_{name}": value for name, value in metrics.items()}
                     )
                     score = metrics[task.score]
+                    if not np.isfinite(score):
+                        raise FloatingPointError(
+                            f"{task.name}: validation {task.score} of step {step} is {score}"
+                        )
                     say(f"{task.name}  step {step}/{steps}  validation {task.score} {score:.4f}")
                     if score > best_score:
                         best_score = score
-                        trainer.best.save(step, state.ema, {"score": score})
+                        trainer.save_best(step, state.ema, score)
                     trainer.show(step, state.ema)
-                trainer.save(step, state, watch.seconds())
+                trainer.save(step, state, watch)
         if stop and not last:
             trainer.latest.close()
             trainer.best.close()
             raise Interrupted(f"{task.name} stopped at step {step} of {steps}; all is saved")
     trainer.latest.close()
-    trainer.best.wait()
     params, best_step = trainer.load_best()
     trainer.best.close()
     rows = trainer.evaluate(params, "test")
@@ -260,8 +279,8 @@ def train(
         f"validation_{task.score}": best_score,
         "best_step": best_step,
         "steps": steps,
-        "images_per_second": trainer.curves["images_per_second"][-1][1],
-        "steps_per_second": trainer.curves["steps_per_second"][-1][1],
+        "images_per_second": watch.steps_per_second() * task.images_per_step,
+        "steps_per_second": watch.steps_per_second(),
         "first_step_seconds": watch.first_step_seconds,
         "seconds": watch.seconds(),
     }

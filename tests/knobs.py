@@ -258,6 +258,11 @@ class InMemory:
         self._saved.append((self.directory.name, step, digest(state)))
         self._last = step, jax.tree.map(jnp.copy, state), info
 
+    def info(self, step: int) -> dict:
+        assert self._last is not None
+        assert step == self._last[0]
+        return self._last[2]
+
     def restore(self, template: Any):
         return self._last
 

@@ -40,6 +40,10 @@ def test_everything_wrong_with_a_config_is_listed_at_once(run_main, tmp_path):
         "--config.encode.dtype=float15",
         "--config.classify.optimizer.name=adamm",
         "--config.data.validation_examples=99999",
+        "--config.seed=-1",
+        "--config.classify.mixup=-2.0",
+        "--config.classify.normalization=whitened",
+        "--config.classify.cache=disk",
     )
     assert result.returncode == 2
     for message in (
@@ -49,6 +53,10 @@ def test_everything_wrong_with_a_config_is_listed_at_once(run_main, tmp_path):
         "float15",
         "adamm",
         "validation_examples",
+        "seed=-1",
+        "classify.mixup=-2.0",
+        "whitened",
+        "classify.cache='disk'",
     ):
         assert message in result.stderr, message
     assert "Traceback" not in result.stderr
@@ -72,3 +80,11 @@ def test_a_stage_without_its_input_is_refused(run_main, tmp_path):
     assert "classify needs meta_learn" in result.stderr
     result = run_main(TINY, f"--workdir={tmp_path / 'run'}", "--config.stages=('clasify',)")
     assert "unknown stage 'clasify'" in result.stderr
+
+
+def test_a_work_directory_that_cannot_be(run_main, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run_main(TINY, f"--workdir={tmp_path / 'file' / 'run'}")
+    assert result.returncode == 2
+    assert f"{tmp_path / 'file'} is not a directory" in result.stderr
+    assert "Traceback" not in result.stderr

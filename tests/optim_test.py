@@ -81,6 +81,17 @@ def test_weight_decay_follows_the_mask():
     assert float(updates["kept"][0]) == 0
 
 
+def test_muon_decays_by_the_mask_whatever_it_leaves_to_adam():
+    params = {"matrix": jnp.ones((2, 2)), "vector": jnp.ones((2,))}
+    mask = lambda params: {"matrix": True, "vector": False}  # noqa: E731
+    optimizer = optim.make(name="muon", **(SETTINGS | {"weight_decay": 0.5}), decay_mask=mask)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    transformation = optimizer.transformation
+    updates, _ = transformation.update(nothing, transformation.init(params), params)
+    np.testing.assert_allclose(updates["matrix"], -0.05 * 0.5, rtol=1e-5)
+    np.testing.assert_array_equal(updates["vector"], 0)
+
+
 def test_clamp_keeps_params_inside():
     clamp = optim.clamp(-1.0, 2.0)
     params = jnp.float32([-0.9, 0.0, 1.9])
@@ -96,6 +107,8 @@ def test_clamp_keeps_params_inside():
         ({"name": "adam", "schedule": "linear"}, "optimizer.schedule='linear'"),
         ({"name": "adam", "warmup_steps": 10}, "warmup_steps=10"),
         ({"name": "adam", "learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"name": "adam", "clip_norm": -1.0}, "clip_norm=-1.0"),
+        ({"name": "adamw", "weight_decay": float("nan")}, "weight_decay=nan"),
     ],
 )
 def test_errors_name_the_setting(changes, message):

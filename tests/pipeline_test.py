@@ -1,6 +1,7 @@
 """The pipeline as a person runs it: real processes, real files, real kills."""
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -177,6 +178,32 @@ def test_a_functaset_of_another_field_is_refused(finished, run_main, tmp_path):
     assert not (workdir / "classify" / "metrics.json").exists()
 
 
+def test_a_second_program_is_kept_out(finished, run_main):
+    workdir, _ = finished
+    with (workdir / ".lock").open("a") as file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        result = run_main(TINY, f"--workdir={workdir}")
+    assert result.returncode == 2
+    assert f"another program is at work in {workdir}" in result.stderr
+
+
+def test_damaged_numbers_of_a_complete_run_are_told(finished, run_main, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    (workdir / "encode" / "metrics.json").write_text('{"psnr": 1')
+    result = run_main(TINY, f"--workdir={workdir}")
+    assert result.returncode == 2
+    assert f"{workdir / 'encode' / 'metrics.json'} is damaged" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_functaset_that_was_deleted_is_made_again(finished, run_main, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    shutil.rmtree(workdir / "functaset")
+    result = run_main(TINY, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    assert functaset_bytes(workdir) == functaset_bytes(finished[0])
+
+
 def test_a_damaged_field_is_refused(finished, run_main, tmp_path):
     workdir = copy_of(finished, tmp_path)
     shutil.rmtree(workdir / "classify")
@@ -196,7 +223,7 @@ def test_a_full_disk_stops_with_the_path_and_keeps_what_was_complete(finished, r
     mount = tmp_path / "small"
     mount.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "functa-test", str(mount)],
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "functa-test", str(mount)],
         check=False,
         capture_output=True,
     )
@@ -209,13 +236,14 @@ def test_a_full_disk_stops_with_the_path_and_keeps_what_was_complete(finished, r
         )
         filler = mount / "filler"
         with contextlib.suppress(OSError):  # fills it
-            filler.write_bytes(bytes(4 << 20))
+            filler.write_bytes(bytes(32 << 20))
         filler.write_bytes(filler.read_bytes()[: -64 * 1024])
         result = run_main(TINY, f"--workdir={workdir}")
         assert result.returncode == 2
         assert str(mount) in result.stderr
         filler.unlink()
         result = run_main(TINY, f"--workdir={workdir}", "--config.stages=('meta_learn', 'encode')")
+        assert result.returncode == 0, result.stderr
         assert functaset_bytes(workdir) == functaset_bytes(finished[0])
     finally:
         subprocess.run(["umount", str(mount)], check=False)

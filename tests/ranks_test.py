@@ -21,6 +21,7 @@ RANKS = {
     "functa.metrics": 0,
     "functa.pictures": 0,
     "functa.progress": 0,
+    "functa.workdir": 1,
     "functa.rng": 0,
     "functa.charts": 1,
     "functa.data.archives": 1,

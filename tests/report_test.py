@@ -386,7 +386,7 @@ def test_damaged_files_are_named(tmp_path):
         report.write_report(tmp_path)
     path.unlink()
     (tmp_path / "meta_learn" / "curves.json").write_text("{")
-    with pytest.raises(ValueError, match=r"meta_learn/curves\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"meta_learn/curves\.json is damaged"):
         report.write_report(tmp_path)
 
 

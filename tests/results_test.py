@@ -36,7 +36,7 @@ def test_summary_of_an_empty_run(tmp_path):
 
 def test_damaged_metrics_are_named(workdir):
     (workdir / "encode" / "metrics.json").write_text('{"psnr": 3')
-    with pytest.raises(ValueError, match=r"encode/metrics\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"encode/metrics\.json is damaged"):
         results.write_summary(workdir)
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 from functa import mesh as mesh_lib
 from functa import train as train_lib
+from functa.config import DamagedError
 from functa.dashboard import NullDashboard
 from functa.interruption import Interrupted, Interruption
 from functa.tasks import Illustrations, Task
@@ -144,6 +146,46 @@ def test_a_broken_number_stops_at_its_step_and_keeps_the_last_good_state(tmp_pat
     result, lines = run(tmp_path)
     assert "toy  resumes at step 4" in lines
     assert np.isfinite(result.params["w"]).all()
+
+
+def test_an_update_that_overflows_is_not_saved(tmp_path):
+    """Loss and gradient are fine, the parameters after the step are not."""
+    task = make_task()._replace(
+        optimizer=optax.stateless(
+            lambda g, p: jax.tree.map(lambda x: x * np.float32(1e38) * 1e3, g)
+        )
+    )
+    with pytest.raises(FloatingPointError, match="update of step 0"):
+        run(tmp_path, task, interruption=StopAt(1))
+
+
+def test_a_score_that_is_no_number_stops(tmp_path):
+    task = make_task()._replace(summarize=lambda rows: {"score": float("nan")})
+    with pytest.raises(FloatingPointError, match="validation score of step 4 is nan"):
+        run(tmp_path, task)
+
+
+def test_a_lost_best_is_told_with_the_way_out(tmp_path):
+    run(tmp_path)
+    shutil.rmtree(next((tmp_path / "best").glob("step_*")))
+    with pytest.raises(DamagedError, match=f"delete {tmp_path}"):
+        run(tmp_path)
+
+
+def test_rates_survive_a_late_stop(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, interruption=StopAt(7))
+    result, _ = run(tmp_path)
+    assert result.metrics["steps_per_second"] > 0
+    assert result.metrics["images_per_second"] == 8 * result.metrics["steps_per_second"]
+
+
+def test_damaged_curves_are_told(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, interruption=StopAt(4))
+    (tmp_path / "curves.json").write_text("{")
+    with pytest.raises(DamagedError, match="curves.json is damaged"):
+        run(tmp_path)
 
 
 def test_a_broken_first_step_has_no_checkpoint_to_name(tmp_path):

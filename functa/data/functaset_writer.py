@@ -226,11 +226,10 @@ def finished_part(directory: epath.PathLike, shard: Shard, recipe: Recipe) -> di
         return None
     try:
         part = json.loads(described.read_text())
-    except ValueError:
+        same = part["identity"] == recipe.identity and part["shard"]["bytes"] == file.stat().length
+    except (ValueError, TypeError, KeyError):
         return None  # a damaged part says nothing of its shard, which is made anew
-    if part.get("identity") != recipe.identity or part["shard"]["bytes"] != file.stat().length:
-        return None
-    return part
+    return part if same else None
 
 
 def estimated_bytes(shards: list[Shard], layout: RecordLayout) -> int:

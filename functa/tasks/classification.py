@@ -12,6 +12,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from functa import classifier, optim
+from functa.config import outside
 from functa.data import functaset as functasets
 from functa.data import pipeline
 from functa.tasks import Batch, Illustrations, PyTree, Task
@@ -91,12 +92,15 @@ def check(config: ConfigDict) -> list[str]:
         problems.append(f"classify.model: {error}")
     if settings.normalization not in ("scalar", "channel"):
         problems.append(f"classify.normalization={settings.normalization!r}: scalar or channel")
-    for key in ("mixup", "latent_noise"):
-        if not settings[key] >= 0:
-            problems.append(f"classify.{key}={settings[key]} must be at least 0")
-    if not 0 <= settings.label_smoothing < 1:
-        problems.append(f"classify.label_smoothing={settings.label_smoothing} must be in [0, 1)")
-    return problems
+    if settings.cache not in ("host", "none"):
+        problems.append(f"classify.cache={settings.cache!r}: host or none")
+    return problems + outside(
+        {
+            "classify.mixup": (settings.mixup, 0.0, 1e3),
+            "classify.latent_noise": (settings.latent_noise, 0.0, 1e3),
+            "classify.label_smoothing": (settings.label_smoothing, 0.0, 0.999),
+        }
+    )
 
 
 def _only(names: tuple[str, ...], batches: Iterator[Batch]) -> Iterator[Batch]:

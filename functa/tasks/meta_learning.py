@@ -13,6 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from functa import inner_loop, metrics, optim
+from functa.config import outside
 from functa.data import pipeline as data_pipeline
 from functa.data.images import ImageSource
 from functa.field import Field, make_field
@@ -46,7 +47,7 @@ def make(
     lrs_shape = inner_loop.lrs_shape(
         trained.latent_shape, lr_shape=loop.lr_shape, steps=loop.steps, lr_per_step=loop.lr_per_step
     )
-    optimizer = optim.make(**settings.optimizer, steps=settings.steps)
+    optimizer = optim.make(**settings.optimizer, steps=settings.steps, decay_mask=decay_mask)
 
     def init(key):
         field_key, curvature_key = jax.random.split(key)
@@ -127,6 +128,12 @@ def make(
     )
 
 
+def decay_mask(params: Any) -> Any:
+    """What weight decay shrinks: matrices of the field, not its biases and not the inner rates."""
+    matrices = jax.tree.map(lambda leaf: leaf.ndim > 1, params["field"])
+    return {"field": matrices, "log_inner_lrs": False}
+
+
 def training_field(config: ConfigDict) -> Field:
     """The field as training sees it: of single cells where random cells are trained on."""
     field = make_field(config)
@@ -143,14 +150,18 @@ def training_field(config: ConfigDict) -> Field:
 def check_inner_loop(config: ConfigDict) -> None:
     """Raises ValueError for settings of the inner loop, or numbers of cells, that mean nothing."""
     loop, cells = config.inner_loop, config.meta_learn.cells_per_image
-    if loop.steps < 1:
-        raise ValueError(f"inner_loop.steps={loop.steps}: at least one is needed")
-    if not 0 < loop.min_lr < loop.max_lr:
-        raise ValueError(
-            f"inner_loop: want 0 < min_lr < max_lr, got {loop.min_lr} and {loop.max_lr}"
-        )
-    if loop.initial_lr <= 0:
-        raise ValueError(f"inner_loop.initial_lr={loop.initial_lr}: must be positive")
+    problems = outside(
+        {
+            "inner_loop.steps": (loop.steps, 1, 1000),
+            "inner_loop.min_lr": (loop.min_lr, 1e-30, 1e30),
+            "inner_loop.max_lr": (loop.max_lr, 1e-30, 1e30),
+            "inner_loop.initial_lr": (loop.initial_lr, 1e-30, 1e30),
+        }
+    )
+    if problems:
+        raise ValueError("; ".join(problems))
+    if loop.min_lr >= loop.max_lr:
+        raise ValueError(f"inner_loop: want min_lr < max_lr, got {loop.min_lr} and {loop.max_lr}")
     i, j, _ = config.field.latent_shape
     if not 0 <= cells <= i * j:
         raise ValueError(

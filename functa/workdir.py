@@ -1,0 +1,97 @@
+"""The directory of a run: who may write there, and what it was made with."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import os
+import pathlib
+import platform
+import socket
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from etils import epath
+
+from functa.progress import device_name
+
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "array_record",
+    "numpy",
+    "tensorflow-datasets",
+    "clu",
+    "ml_collections",
+)
+
+
+def check(workdir: epath.Path) -> list[str]:
+    """Why a local work directory could not be written to; [] if it can."""
+    if "://" in str(workdir):
+        return []
+    existing = workdir.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return [f"--workdir={workdir}: {existing} is not a directory that can be written to"]
+    return []
+
+
+@contextlib.contextmanager
+def locked(workdir: epath.Path) -> Iterator[None]:
+    """Keeps a second program out of a local work directory, which must exist, while this one runs.
+
+    Raises:
+      ValueError: another one is at work there.
+    """
+    if jax.process_index() or "://" in str(workdir):
+        yield
+        return
+    with open(workdir / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ValueError(
+                f"another program is at work in {workdir} ({file.read().strip()}); wait for it or stop it"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and commit, for the report."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": device_name(),
+        "processes": jax.process_count(),
+        "commit": _commit(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _commit() -> str:
+    """What git calls this source tree, if it is one."""
+    root = pathlib.Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "unknown (not a git checkout)"
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        return f"unknown ({error})"
+    return described.stdout.strip() or "unknown (git describe failed)"
