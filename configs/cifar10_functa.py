@@ -22,10 +22,12 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.data.name = "cifar10"
     config.field.latent_shape = common.shape(latent_shape or "1x1x512")
     config.field.lookup = lookup or "nearest"
-    config.field.coords = "global"
+    # Waves at all octaves down to the pixel: after 400 steps of the two_core preset 20.3 dB, with
+    # global coords and w0 30 18.9 dB, with the same waves and w0 30 16.6 dB.
+    config.field.coords = "periodic"
     config.field.width = 256
     config.field.depth = 10
-    config.field.w0 = 30.0
+    config.field.w0 = 10.0
     config.meta_learn.cells_per_image = 0
     config.meta_learn.steps = 200_000
     config.encode.num_augmentations = 50

@@ -13,7 +13,12 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from functa import disk
 from functa.config import DamagedError
+
+# Of the machine and not of the file: reading again may go well, so nothing is taken for damaged.
+_PASSING = (MemoryError, OSError)
+_RECORD_BYTES = 1 << 16  # of digests and Orbax's own files
 
 
 def array_digests(tree: Any) -> dict[str, str]:
@@ -41,6 +46,7 @@ class Checkpoints:
 
     def __init__(self, directory: epath.PathLike, *, keep: int):
         self.directory = epath.Path(directory).resolve()  # Orbax takes no relative paths
+        self._bytes = 0  # of the newest save
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -56,23 +62,47 @@ class Checkpoints:
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
         """Saves in the background.
 
-        A step that is there already is left: it was computed by the same program from the same
-        state.
+        Raises:
+          ValueError: a checkpoint of this step or a later one is there; see `remove_after`.
+          OSError: of this save or the one before it: the disk is full; names the bytes needed.
         """
-        if step in self._manager.all_steps():
-            return
         record = {"digests": array_digests(state), "info": info}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(record)
-            ),
-        )
+        self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _RECORD_BYTES
+        with disk.naming(self.directory, self._bytes):
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(record)
+                ),
+            )
+        if not saved:
+            raise ValueError(
+                f"{self.directory} holds steps {self.steps()}: step {step} cannot be saved"
+            )
 
     def info(self, step: int) -> dict[str, Any]:
-        """What was saved beside the arrays."""
-        restored = self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))
-        return restored["info"]["info"]
+        """What was saved beside the arrays.
+
+        Raises:
+          DamagedError: it cannot be read.
+        """
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(info=ocp.args.JsonRestore())
+            )
+            return restored["info"]["info"]
+        except Exception as error:  # as in `restore`
+            if isinstance(error, _PASSING) and not isinstance(error, FileNotFoundError):
+                raise
+            raise DamagedError(
+                f"{self.directory / f'step_{step}'} is damaged ({_first_line(error)}); delete the folder "
+                "of the stage to train it again"
+            ) from error
+
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps."""
+        for later in [other for other in self.steps() if other > step]:
+            self._manager.delete(later)
 
     def restore(self, template: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest checkpoint whose arrays are what was saved; damaged newer ones are removed.
@@ -96,14 +126,15 @@ class Checkpoints:
                     ),
                 )
             except Exception as error:  # Orbax raises a dozen types for a damaged file
-                problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                if isinstance(error, _PASSING) and not isinstance(error, FileNotFoundError):
+                    raise
+                problem = _first_line(error)
             else:
                 digests = array_digests(restored["state"])
                 saved = restored["info"]["digests"]
                 wrong = [name for name, content in digests.items() if saved.get(name) != content]
                 if not wrong:
-                    for newer in [other for other in self.steps() if other > step]:
-                        self._manager.delete(newer)
+                    self.remove_after(step)
                     return step, restored["state"], restored["info"]["info"]
                 problem = f"checksum of {wrong[0]} and {len(wrong) - 1} more arrays"
             damage.append(f"{path}: {problem}")
@@ -116,8 +147,18 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved is on disk.
+
+        Raises:
+          OSError: the disk is full; names the bytes needed.
+        """
+        with disk.naming(self.directory, self._bytes):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with disk.naming(self.directory, self._bytes):
+            self._manager.close()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

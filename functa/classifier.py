@@ -188,8 +188,8 @@ def _problems(**values: Any) -> list[str]:
     widths, depths = values.get("widths", (1,)), values.get("depths", (1,))
     if not widths or len(widths) != len(depths):
         problems.append(f"widths={widths} and depths={depths} need one entry a resolution each")
-    if any(entry < 1 for entry in (*widths, *depths)):
-        problems.append(f"widths={widths} and depths={depths} must be at least 1")
+    if not all(isinstance(entry, int) and entry > 0 for entry in (*widths, *depths)):
+        problems.append(f"widths={widths} and depths={depths} must be whole numbers of at least 1")
     if "heads" in values and values["width"] % max(values["heads"], 1):
         problems.append(f"width={values['width']} must divide by heads={values['heads']}")
     return problems

@@ -8,13 +8,22 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from functa import disk
 
-class DamagedError(ValueError):
+
+class MendableError(ValueError):
+    """Something a person has to mend first; the message says what and how."""
+
+
+class DamagedError(MendableError):
     """A file of a run is not what was written; the message names it and the way out."""
 
 
-# May differ between two commands on one workdir: which stages to run, not what they compute.
-_FREE = ("stages",)
+# May differ between two commands on one workdir: which stages to run and where images lie, not what
+# is computed.
+_FREE = ("stages", "data.data_dir", "data.cache", "classify.cache")
+# Of a stage whose folder is not there yet, all of its own keys too.
+_STAGES = ("encode", "classify")
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
@@ -60,17 +69,29 @@ def freeze(config: ConfigDict, workdir: epath.PathLike) -> list[str]:
     """Writes workdir/config.json, or compares with the one that is there.
 
     Returns:
-      One line a key that differs: the run there was made by another config.
+      One line a key that differs where it may not, and how to go on; config.json is left then.
     """
-    path = epath.Path(workdir) / "config.json"
+    workdir = epath.Path(workdir)
+    path = workdir / "config.json"
     new = to_dict(config)
+    different = []
     if path.exists():
         old, now = flatten(read_json(path)), flatten(new)
-        return [
-            f"{key}: {old.get(key, '(absent)')} in {path}, {now.get(key, '(absent)')} now"
-            for key in sorted(old.keys() | now.keys())
-            if key.split(".")[0] not in _FREE and old.get(key) != now.get(key)
-        ]
+        for key in sorted(old.keys() | now.keys()):
+            stage = key.split(".")[0]
+            begun = stage not in _STAGES or (workdir / stage).exists()
+            if old.get(key) != now.get(key) and key not in _FREE and begun:
+                way = (
+                    f"remove {workdir / stage} to change it"
+                    if stage in _STAGES
+                    else "the same config"
+                )
+                different.append(
+                    f"{key}: {old.get(key, '(absent)')} in {path}, {now.get(key, '(absent)')} now; "
+                    f"give another --workdir or {way}"
+                )
+        if different or old == now:
+            return different
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, new)
     return []
@@ -105,9 +126,11 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     """Writes beside and renames: a reader never sees half a file, after a loss of power neither."""
     path = epath.Path(path)
     beside = path.parent / f"{path.name}.partial"
-    with beside.open("w") as file:
-        file.write(json.dumps(value, indent=1))
-        file.flush()
-        if hasattr(file, "fileno") and "://" not in str(path):
-            os.fsync(file.fileno())
-    beside.replace(path)
+    text = json.dumps(value, indent=1)
+    with disk.naming(path, len(text)):
+        with beside.open("w") as file:
+            file.write(text)
+            file.flush()
+            if hasattr(file, "fileno") and "://" not in str(path):
+                os.fsync(file.fileno())
+        beside.replace(path)

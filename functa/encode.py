@@ -58,10 +58,10 @@ def check(config: ConfigDict) -> None:
     if c.crop not in ("none", "pad", "resize"):
         problems.append(f"encode.crop={c.crop!r}: known are none, pad, resize")
     side = min(config.data.image_shape[:2])
-    if not 0 <= c.crop_padding < side:
-        problems.append(f"encode.crop_padding={c.crop_padding} must be from 0 to {side - 1}")
-    if not 0 < c.crop_min_area <= 1:
-        problems.append(f"encode.crop_min_area={c.crop_min_area} must be in (0, 1]")
+    if c.crop == "pad" and not 1 <= c.crop_padding < side:
+        problems.append(f"encode.crop_padding={c.crop_padding} must be from 1 to {side - 1}")
+    if c.crop == "resize" and not 0 < c.crop_min_area < 1:
+        problems.append(f"encode.crop_min_area={c.crop_min_area} must lie between 0 and 1")
     if c.num_augmentations > 1 and not c.flip and c.crop == "none":
         problems.append(
             f"encode.num_augmentations={c.num_augmentations} equal copies: set encode.flip or encode.crop"
@@ -101,10 +101,12 @@ def encode(
       bytes_per_example: bytes of all shards by records.
       examples_per_second: records by seconds, all processes together, without compilation; the
         shards of earlier calls count with the seconds they took.
+      earlier_seconds: that the shards of earlier calls took.
+      field_digest, functaset_digest: as given, and of the manifest.
     Raises:
-      ValueError: impossible config.encode, no images to train or test on, latents of another shape
-        than config.field.latent_shape, or a complete functaset of another field or config stands
-        there.
+      ValueError: impossible config.encode, no images to train or test on, or latents of another
+        shape than config.field.latent_shape.
+      MendableError: a complete functaset of another field or config stands there.
       FloatingPointError: latents that are not finite or too large for the dtype; names the example.
       OSError: ENOSPC: no room; names the bytes needed.
       TimeoutError: other processes have stopped writing.
@@ -113,13 +115,15 @@ def encode(
     directory = epath.Path(directory)
     recipe = _recipe(splits, field_digest, config)
     shards = plan_shards(recipe.num_records, config.encode.examples_per_shard)
+    finished = [part for s in shards if (part := finished_part(directory, s, recipe))]
+    earlier = sum(part["seconds"] for part in finished) / process_count
     complete = complete_set(directory, shards, recipe)
     if complete is None:
         directory.mkdir(parents=True, exist_ok=True)
-        if process_index == 0:
-            (directory / functaset_format.MANIFEST).unlink(missing_ok=True)
         unfinished = [s for s in shards if finished_part(directory, s, recipe) is None]
         functaset_writer.require_space(directory, unfinished, recipe.layout)
+        if process_index == 0:
+            (directory / functaset_format.MANIFEST).unlink(missing_ok=True)
         mine = shards[process_index::process_count]
         _make_shards(
             directory, mine, splits=splits, fit=fit, recipe=recipe, config=config, progress=progress
@@ -128,7 +132,11 @@ def encode(
             _wait(directory, lambda: all(finished_part(directory, s, recipe) for s in shards))
             write_manifest(directory, shards=shards, recipe=recipe)
         complete = _wait(directory, lambda: complete_set(directory, shards, recipe))
-    return summary(*complete, process_count=process_count)
+    return summary(*complete, process_count=process_count) | {
+        "earlier_seconds": earlier,
+        "field_digest": field_digest,
+        "functaset_digest": complete[0].digest,
+    }
 
 
 def _recipe(splits: dict[str, ImageSource], field_digest: str, config: ConfigDict) -> Recipe:

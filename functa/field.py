@@ -58,28 +58,26 @@ class Field:
     w0: float
 
     def __post_init__(self):
-        for name, known in (("lookup", LOOKUPS), ("map", MAPS), ("modulation", MODULATIONS),
-                            ("coords", coords.COORDS)):  # fmt: skip
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"field.{name}={getattr(self, name)!r}: known are {', '.join(known)}"
-                )
-        for name in ("image_shape", "latent_shape"):
-            sizes = getattr(self, name)
-            if len(sizes) != 3 or not all(isinstance(n, int) and 0 < n < 1 << 16 for n in sizes):
-                raise ValueError(f"{name}={sizes}: want three whole numbers from 1 to 65535")
-        problems = outside(
+        words = {"lookup": LOOKUPS, "map": MAPS, "modulation": MODULATIONS, "coords": coords.COORDS}
+        problems = [
+            f"field.{name}={getattr(self, name)!r}: known are {', '.join(known)}"
+            for name, known in words.items()
+            if getattr(self, name) not in known
+        ]
+        problems += outside(
             {
                 "field.depth": (self.depth, 2, 1000),
                 "field.width": (self.width, 1, 1 << 16),
                 "field.w0": (self.w0, 0.01, 1e4),
             }
         )
+        (h, w, _), (i, j, d) = self.image_shape, self.latent_shape
+        if min(i, j, d) < 1:
+            problems.append(f"field.latent_shape={self.latent_shape}: all sizes must be positive")
+        elif h % i or w % j:
+            problems.append(f"a latent grid of {i}x{j} does not divide an image of {h}x{w} pixels")
         if problems:
-            raise ValueError("; ".join(problems))
-        (h, w, _), (i, j, _) = self.image_shape, self.latent_shape
-        if h % i or w % j:
-            raise ValueError(f"a latent grid of {i}x{j} does not divide an image of {h}x{w} pixels")
+            raise ValueError("\n".join(problems))
 
     @property
     def num_modulations(self) -> int:

@@ -14,7 +14,7 @@ from functa.tasks.meta_learning import make_fit
 _IMAGES = 16
 _LARGE = 4  # images that are also decoded at higher resolutions
 _SCALES = (1, 4, 16)
-_LARGEST_SIDE = 1024  # pixels; higher resolutions are left out
+_LARGEST_SIDE = 512  # pixels; higher resolutions are left out: they take memory and disk
 
 
 def field_pictures(config: ConfigDict, params: Any, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -25,7 +25,7 @@ def field_pictures(config: ConfigDict, params: Any, images: np.ndarray) -> dict[
       images: [n, h, w, c] uint8; the first 16 are used.
     Returns:
       float32 arrays: originals, reconstructions [n, h, w, c] in [0, 1]; latents [n, i, j, d];
-      decoded_1x, decoded_4x, decoded_16x [m, H, W, c] as far as they are no larger than 1024
+      decoded_1x, decoded_4x, decoded_16x [m, H, W, c] as far as they are no larger than 512
       pixels a side; inner_steps [m, steps + 1, h, w, c], the images after 0 ... steps inner steps.
     """
     field = make_field(config)

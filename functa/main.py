@@ -8,6 +8,7 @@ the disk must be mended first.
 import ctypes
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
 
     _use_compilation_cache(jax)
     from functa import pipeline, report
-    from functa.config import DamagedError
+    from functa.config import MendableError
     from functa.data.records import DataError
     from functa.interruption import Interrupted
 
@@ -46,12 +47,12 @@ def main(argv: list[str]) -> int:
             report.write_summary(workdir)
             print(report.results_table(summary))
             print(f"report: {report.write_report(workdir)}")
-    except (pipeline.Refused, DataError, DamagedError) as error:
+    except (MendableError, DataError) as error:
         return _fail(f"cannot run {config.name}:\n{error}")
     except OSError as error:
         if error.errno not in _MENDABLE:
             raise
-        return _fail(str(error))
+        return _fail(f"{error} (at work in {workdir})")
     except FloatingPointError as error:
         print(f"functa: {error}", file=sys.stderr)
         return 1
@@ -94,9 +95,12 @@ def _parse(argv: list[str]) -> list[str]:
         if _CONFIG.value is not None:
             _ = _CONFIG.value.name  # a file that is not there is noticed by the first look inside
         return rest
-    except KeyError as error:  # of ml_collections: "'widht'\nDid you mean ..."
-        sys.exit(_fail("unknown config key " + str(error.args[0]).replace("\n", ". ")))
-    except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # ml_collections: "'widht'\nDid you mean ...", in quotes and escapes of its own.
+        if meant := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', str(error)):
+            sys.exit(_fail(f"unknown config key {meant[2]}; did you mean {meant[1]}?"))
+        if key := re.fullmatch(r"['\"]+(\w+)['\"]+", str(error)):
+            sys.exit(_fail(f"unknown config key {key[1]}; configs/common.py lists them"))
         # A config file that raises comes wrapped with its traceback: what it said is the last line.
         lines = str(error).strip().splitlines()
         sys.exit(_fail(f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]))

@@ -58,13 +58,17 @@ def make(
     problems = outside(
         {
             "optimizer.learning_rate": (learning_rate, 1e-12, 1e6),
-            "optimizer.end_fraction": (end_fraction, 1e-12, 1.0),
+            "optimizer.end_fraction": (
+                end_fraction,
+                1e-12 if schedule == "exponential" else 0,
+                1.0,
+            ),
             "optimizer.weight_decay": (weight_decay, 0.0, 1e6),
             "optimizer.clip_norm": (clip_norm, 0.0, 1e12),
         }
     )
     if problems:
-        raise ValueError("; ".join(problems))
+        raise ValueError("\n".join(problems))
     rate = make_schedule(
         learning_rate,
         schedule=schedule,
@@ -97,7 +101,7 @@ def make(
 def make_schedule(
     learning_rate: float, *, schedule: str, warmup_steps: int, end_fraction: float, steps: int
 ) -> Callable[[Any], Any]:
-    """step -> learning rate; linear warm-up from 0, then as `make` says.
+    """step -> learning rate; linear warm-up from learning_rate / warmup_steps, then as `make` says.
 
     Raises:
       ValueError: an unknown schedule, or a warm-up as long as the run.

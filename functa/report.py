@@ -153,9 +153,9 @@ def _tiles(measured: Metrics) -> list[Tile]:
         if "accuracy_standard_error" in classified:
             label += f", ± {shown('accuracy', classified['accuracy_standard_error'])}"
         tiles.append(Tile(shown("accuracy", classified["accuracy"]), "%", label))
-    if "bytes_per_example" in encoded:
-        size = shown("bytes_per_example", encoded["bytes_per_example"])
-        tiles.append(Tile(size, "bytes", "stored for each image"))
+    if "latent_bytes" in encoded:
+        size = shown("latent_bytes", encoded["latent_bytes"])
+        tiles.append(Tile(size, "bytes", "of latents for each image"))
     seconds = [metrics["seconds"] for metrics in measured.values() if "seconds" in metrics]
     if seconds:
         value, unit = progress.duration(sum(seconds)).split(" ")

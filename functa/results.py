@@ -22,6 +22,7 @@ MEASURES = {
     "psnr": Measure("dB", "mean over all test images of each image's PSNR; higher is better"),
     "pca_psnr": Measure("dB", "the same for PCA with as many floats: the baseline to beat"),
     "psnr_of_mean_mse": Measure("dB", "PSNR of the mean error: the other convention, never higher"),
+    "stored_psnr": Measure("dB", "psnr of the latents as stored, rounding included"),
     "validation_psnr": Measure("dB", "psnr of the validation split"),
     "train_psnr": Measure("dB", "psnr of the training split, augmented copies included"),
     "accuracy": Measure("%", "test examples given the right label"),
@@ -32,7 +33,10 @@ MEASURES = {
     "test_images": Measure("images", "images in the test split, every one of them scored"),
     "test_examples": Measure("", "examples in the test split, every one of them scored"),
     "shards": Measure("files", "the functaset is stored in"),
-    "bytes_per_example": Measure("bytes", "size of an example in the functaset"),
+    "latent_bytes": Measure("bytes", "latents of one example as stored"),
+    "bytes_per_example": Measure(
+        "bytes", "size of all files by examples; few examples are mostly padding"
+    ),
     "latent_floats": Measure("floats", "latents of one image"),
     "field_parameters": Measure("", "weights of the field, which all images share"),
     "classifier_parameters": Measure("", "weights of the classifier"),
@@ -53,11 +57,10 @@ def measure(key: str) -> Measure:
 
 
 def in_order(metrics: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Keys and values as they are shown: the known ones first."""
+    """Keys and values as they are shown: the known ones first, digests not at all."""
     known = [key for key in MEASURES if key in metrics]
-    return [
-        (key, metrics[key]) for key in [*known, *(key for key in metrics if key not in MEASURES)]
-    ]
+    rest = [key for key in metrics if key not in MEASURES and not key.endswith("_digest")]
+    return [(key, metrics[key]) for key in [*known, *rest]]
 
 
 def shown(key: str, value: Any) -> str:

@@ -5,6 +5,7 @@ so that a step of an optimiser is the same part of a weight in every layer and f
 textbook's hidden weights shrink as 1 / w0 while Adam's steps do not: that is how training at w0 =
 30 explodes. Here hidden weights, biases and modulations are stored multiplied by w0, in radians,
 and so is the output layer, which is divided by w0 when used.
+Only the first layer's weights are stored as the textbook has them.
 
 Source: Sitzmann et al. 2020, section 3.2 (initialisation); Dupont et al. 2022, section 3.1
   (modulations).

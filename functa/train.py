@@ -44,7 +44,8 @@ class Trainer:
         self.task, self.mesh, self.dashboard, self.say, self.seed = task, mesh, dashboard, say, seed
         self.directory = epath.Path(directory)
         self.latest = Checkpoints(self.directory / "checkpoints", keep=2)
-        self.best = Checkpoints(self.directory / "best", keep=1)
+        # One for each of the kept states, and one that is saved just before its state.
+        self.best = Checkpoints(self.directory / "best", keep=3)
         self.curves: dict[str, list[list[float]]] = {}
         self._evaluate = jax.jit(task.evaluate, out_shardings=mesh_lib.batched(mesh))
 
@@ -65,6 +66,7 @@ class Trainer:
         restored = self.latest.restore(template)
         self.dashboard.resume(0 if restored is None else restored[0])
         if restored is None:
+            self.best.remove_after(-1)
             return jax.jit(init, out_shardings=sharding)(key), {}
         step, state, info = restored
         path = self.directory / "curves.json"
@@ -74,6 +76,7 @@ class Trainer:
             for name, points in curves.items()
             if not name.startswith("test_")  # of a run that ended, but was not told so
         }
+        self.best.remove_after(step)  # what comes after this state comes again
         if info["best_step"] not in (None, *self.best.steps()):
             raise config_lib.DamagedError(
                 f"{self.best.directory} has lost its checkpoint of step {info['best_step']}; delete "
@@ -145,13 +148,14 @@ class Trainer:
         template = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
         )
+        best_step, _ = self.best_so_far()
         restored = self.best.restore(template)
-        if restored is None:
+        if restored is None or restored[0] != best_step:
             raise config_lib.DamagedError(
-                f"{self.best.directory} holds no checkpoint; delete {self.directory} to train again"
+                f"{self.best.directory} has lost its checkpoint of step {best_step}; delete "
+                f"{self.directory} to train again"
             )
-        step, params, _ = restored
-        return params, step
+        return restored[1], restored[0]
 
 
 def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> Callable:
@@ -282,6 +286,6 @@ def train(
         "images_per_second": watch.steps_per_second() * task.images_per_step,
         "steps_per_second": watch.steps_per_second(),
         "first_step_seconds": watch.first_step_seconds,
-        "seconds": watch.seconds(),
+        "earlier_seconds": reading.get("seconds", 0.0),
     }
     return Result(params, metrics, rows)

@@ -8,7 +8,8 @@ import pathlib
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ _PACKAGES = (
 def check(workdir: epath.Path) -> list[str]:
     """Why a local work directory could not be written to; [] if it can."""
     if "://" in str(workdir):
-        return []
+        return [f"--workdir={workdir}: work directories are local"]
     existing = workdir.resolve()
     while not existing.exists():
         existing = existing.parent
@@ -50,7 +51,7 @@ def locked(workdir: epath.Path) -> Iterator[None]:
     Raises:
       ValueError: another one is at work there.
     """
-    if jax.process_index() or "://" in str(workdir):
+    if jax.process_index():
         yield
         return
     with open(workdir / ".lock", "a+") as file:
@@ -67,16 +68,38 @@ def locked(workdir: epath.Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def logged(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
+    """`say` that also writes to log.txt of the run, with the time before every line."""
+    with open(workdir / "log.txt", "a", buffering=1) as file:
+
+        def say_and_write(line: str) -> None:
+            say(line)
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+
+        yield say_and_write
+
+
 def environment() -> dict[str, Any]:
     """Versions, devices and commit, for the report."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": _processor(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "devices": device_name(),
         "processes": jax.process_count(),
         "commit": _commit(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
+
+
+def _processor() -> str:
+    """Model and usable cores of this machine's processor."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _commit() -> str:

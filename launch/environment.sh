@@ -142,7 +142,9 @@ make_venv() {
 install() {
   local start="$SECONDS"
   rm -f "$stamp"
+  # compat: a path file, so that the package is found before a folder that is only named like it.
   (cd "$root" && "$python" -m pip install --use-pep517 --no-input --progress-bar off \
+    --config-settings editable_mode=compat \
     --editable ".${extras:+[$extras]}") >>"$log" 2>&1 || show_log_and_stop "the installation failed:"
   printf 'extras %s\npython %s in %s\n' "$extras" "$(version_of "$python")" "$root" >"$stamp.new"
   cat "$root/setup.cfg" >>"$stamp.new"

@@ -51,15 +51,30 @@ def test_another_config_is_told_key_by_key(tmp_path):
     written = (tmp_path / "config.json").read_bytes()
     config.field.width = 99
     config.classify.model = common.mlp(width=3)
-    config.stages = ("encode",)  # which stages to run may change
+    config.stages = ("encode",)  # which stages to run may change, and where images lie
+    config.data.data_dir = "elsewhere"
+    (tmp_path / "classify").mkdir()
     different = config_lib.freeze(config, tmp_path)
     assert any(line.startswith("field.width: 16 in ") and "99 now" in line for line in different)
     assert any(
         line.startswith("classify.model.heads: 2 in") and "(absent) now" in line
         for line in different
     )
-    assert not any("stages" in line for line in different)
+    assert any(f"remove {tmp_path / 'classify'}" in line for line in different)
+    assert not any("stages" in line or "data_dir" in line for line in different)
     assert (tmp_path / "config.json").read_bytes() == written
+
+
+def test_a_stage_that_was_not_begun_may_change(tmp_path):
+    config = digits.get_config("tiny")
+    config_lib.freeze(config, tmp_path)
+    (tmp_path / "encode").mkdir()
+    config.classify.steps = 99
+    assert config_lib.freeze(config, tmp_path) == []
+    assert config_lib.load(tmp_path).classify.steps == 99
+    config.encode.dtype = "int8"
+    (line,) = config_lib.freeze(config, tmp_path)
+    assert line.startswith("encode.dtype: float16 in ")
 
 
 def test_no_run_is_told(tmp_path):

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from configs import cifar10_functa, cifar10_spatial, common, digits, mnist
 from functa import config as config_lib
-from functa import pipeline
+from functa import preflight
+from functa.data import images
 from tests import knobs
 
 EXPERIMENTS = (digits, mnist, cifar10_functa, cifar10_spatial)
@@ -173,7 +174,7 @@ def test_the_tables_name_exactly_the_leaves_of_every_experiment(experiment):
 @pytest.mark.parametrize(("leaf", "knob"), ROWS, ids=[f"{leaf}-{k.base}" for leaf, k in ROWS])
 def test_a_leaf_changes_what_it_says(bench, leaf, knob):
     changed = bench.config(knob.base, **knob.also, **{leaf: knob.value})
-    assert pipeline.check(changed) == []
+    assert preflight.check(changed, lambda: images.open_splits(**changed.data)) == []
     for name in knob.probes.split():
         assert bench.probe(name, changed) != bench.of_base(knob.base, name), f"no effect on {name}"
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from functa import config as config_lib
 from functa import encode as encode_lib
-from functa import pipeline, report, train
+from functa import pipeline, report, stages, train
 from functa.checkpoint import digest
 from functa.dashboard import NullDashboard
 from functa.data import archives, functaset, images, records
@@ -185,10 +185,10 @@ class Probes:
     def _loop(self, task, config):
         """What the real loop does at which step, with a task of three numbers on the same batches."""
         saved: list[tuple[str, int, str]] = []
-        run = pipeline.Run(config, self._folder(), say=lambda line: None)
+        run = stages.Run(config, self._folder(), say=lambda line: None)
         run.__dict__["interruption"] = types.SimpleNamespace(requested=lambda step: False)
         with (
-            mock.patch.object(pipeline, "Dashboard", return_value=NullDashboard()),
+            mock.patch.object(stages, "Dashboard", return_value=NullDashboard()),
             mock.patch.object(train, "Checkpoints", functools.partial(InMemory, saved)),
         ):
             (run.workdir / task.name).mkdir(parents=True)
@@ -215,9 +215,9 @@ class Probes:
     def _stages(self, config):
         done: list[str] = []
 
-        def note(stage: str, run: pipeline.Run) -> dict:
+        def note(stage: str, run: stages.Run) -> dict:
             done.append(stage)
-            return {}
+            return {"earlier_seconds": 0.0}
 
         stubs = {stage: functools.partial(note, stage) for stage in pipeline.STAGES}
         with mock.patch.object(pipeline, "STAGES", stubs):
@@ -262,6 +262,10 @@ class InMemory:
         assert self._last is not None
         assert step == self._last[0]
         return self._last[2]
+
+    def remove_after(self, step: int) -> None:
+        if self._last is not None and self._last[0] > step:
+            self._last = None
 
     def restore(self, template: Any):
         return self._last

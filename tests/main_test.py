@@ -15,7 +15,8 @@ def lines(result):
         ([], "--config=configs/NAME.py is needed"),
         (["--config=configs/digit.py"], "digit.py"),
         (["--config=configs/digits.py:tinny"], "unknown option 'tinny'"),
-        ([TINY, "--config.field.widht=3"], 'Did you mean "width"'),
+        ([TINY, "--config.field.widht=3"], "unknown config key widht; did you mean width?"),
+        ([TINY, "--config.field.zzzzz=3"], "unknown config key zzzzz"),
         ([TINY, "--config.field.width=wide"], "wide"),
         ([TINY, "--confg.seed=3"], "confg"),
         ([TINY, "extra"], "unknown arguments: extra"),
@@ -44,6 +45,9 @@ def test_everything_wrong_with_a_config_is_listed_at_once(run_main, tmp_path):
         "--config.classify.mixup=-2.0",
         "--config.classify.normalization=whitened",
         "--config.classify.cache=disk",
+        "--config.field.width=0",
+        "--config.inner_loop.steps=0",
+        "--config.meta_learn.optimizer.name=mion",
     )
     assert result.returncode == 2
     for message in (
@@ -57,6 +61,10 @@ def test_everything_wrong_with_a_config_is_listed_at_once(run_main, tmp_path):
         "classify.mixup=-2.0",
         "whitened",
         "classify.cache='disk'",
+        "field.width=0",
+        "inner_loop.steps=0",
+        "meta_learn.optimizer.name='mion'",
+        "classify.optimizer.name='adamm'",
     ):
         assert message in result.stderr, message
     assert "Traceback" not in result.stderr

@@ -204,6 +204,61 @@ def test_a_functaset_that_was_deleted_is_made_again(finished, run_main, tmp_path
     assert functaset_bytes(workdir) == functaset_bytes(finished[0])
 
 
+def test_a_lost_shard_is_made_again_by_the_same_command(finished, run_main, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    shutil.rmtree(workdir / "classify")
+    (workdir / "functaset" / "functaset-test.array_record-00000-of-00003").unlink()
+    result = run_main(TINY, f"--workdir={workdir}", "--config.stages=encode,classify")
+    assert result.returncode == 0, result.stderr
+    assert "encode  again: " in result.stdout
+    assert functaset_bytes(workdir) == functaset_bytes(finished[0])
+    assert "encode  again: " in (workdir / "log.txt").read_text()
+
+
+def test_a_flipped_byte_in_a_shard_is_told_by_its_name(finished, run_main, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    shutil.rmtree(workdir / "classify")
+    shard = workdir / "functaset" / "functaset-train.array_record-00001-of-00005"
+    content = bytearray(shard.read_bytes())
+    content[300] ^= 1  # the file's length and index are as they were
+    shard.write_bytes(content)
+    result = run_main(TINY, f"--workdir={workdir}")
+    assert result.returncode == 2
+    assert f"{shard} is damaged: its digest is" in result.stderr
+    assert "delete it and run again" in result.stderr
+    assert "Traceback" not in result.stderr
+    shard.unlink()
+    result = run_main(TINY, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    assert functaset_bytes(workdir) == functaset_bytes(finished[0])
+    assert numbers(workdir) == numbers(finished[0])
+
+
+def test_stages_of_another_making_are_not_mixed(finished, run_main, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    for stage, key in (("encode", "field_digest"), ("classify", "functaset_digest")):
+        path = workdir / stage / "metrics.json"
+        was = path.read_text()
+        path.write_text(json.dumps(json.loads(was) | {key: "sha256:of another"}))
+        result = run_main(TINY, f"--workdir={workdir}")
+        assert result.returncode == 2
+        assert f"{workdir / stage} was made from {key} sha256:of another" in result.stderr
+        path.write_text(was)
+
+
+def test_another_classifier_needs_only_its_own_stage(finished, run_main, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    changed = "--config.classify.steps=6"
+    result = run_main(TINY, f"--workdir={workdir}", changed)
+    assert result.returncode == 2
+    assert f"remove {workdir / 'classify'} to change it" in result.stderr
+    shutil.rmtree(workdir / "classify")
+    result = run_main(TINY, f"--workdir={workdir}", changed)
+    assert result.returncode == 0, result.stderr
+    assert "meta_learn  " not in result.stdout.split("stage")[0]
+    assert json.loads((workdir / "classify" / "metrics.json").read_text())["steps"] == 6
+
+
 def test_a_damaged_field_is_refused(finished, run_main, tmp_path):
     workdir = copy_of(finished, tmp_path)
     shutil.rmtree(workdir / "classify")

@@ -1,8 +1,11 @@
 import dataclasses
+import itertools
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +13,10 @@ import numpy as np
 import optax
 import pytest
 
+from functa import config as config_lib
 from functa import mesh as mesh_lib
 from functa import train as train_lib
+from functa.checkpoint import Checkpoints
 from functa.config import DamagedError
 from functa.dashboard import NullDashboard
 from functa.interruption import Interrupted, Interruption
@@ -167,9 +172,65 @@ def test_a_score_that_is_no_number_stops(tmp_path):
 
 def test_a_lost_best_is_told_with_the_way_out(tmp_path):
     run(tmp_path)
-    shutil.rmtree(next((tmp_path / "best").glob("step_*")))
+    shutil.rmtree(tmp_path / "best")
     with pytest.raises(DamagedError, match=f"delete {tmp_path}"):
         run(tmp_path)
+
+
+def crash_at(call):
+    """Ends this process just before the `call`-th time that something is to be written."""
+    calls = itertools.count(1)
+
+    def crashing(function):
+        def wrapped(*args, **kwargs):
+            if next(calls) == call:
+                os._exit(9)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    for owner, name in ((Checkpoints, "save"), (Checkpoints, "wait"), (config_lib, "write_json")):
+        setattr(owner, name, crashing(getattr(owner, name)))
+
+
+@pytest.mark.slow
+def test_a_crash_before_anything_is_written_changes_nothing(tmp_path, program_env):
+    settings = dict(steps=6, eval_every=2)
+    whole, _ = run(tmp_path / "whole", **settings)
+    program = (
+        "import sys; from tests import train_test\n"
+        f"train_test.crash_at(int(sys.argv[2])); train_test.run(sys.argv[1], **{settings})"
+    )
+    four = {"XLA_FLAGS": os.environ["XLA_FLAGS"]}
+    crashing = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / str(call)), str(call)],
+            env=program_env | four,
+        )
+        for call in range(1, 16)
+    ]
+    ends = [process.wait(timeout=300) for process in crashing]
+    assert ends == sorted(ends, reverse=True)  # 9 ... 9, then those that had nothing left to write
+    assert ends.count(9) >= 12  # 3 states, their bests and curves
+    for call in range(1, 1 + len(ends)):
+        again, _ = run(tmp_path / str(call), **settings)
+        assert exact(again.params) == exact(whole.params), call
+        same = ("score", "validation_score", "best_step")
+        assert [again.metrics[key] for key in same] == [whole.metrics[key] for key in same], call
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(tmp_path):
+    whole, _ = run(tmp_path / "whole", eval_every=2)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "part", eval_every=2, interruption=StopAt(6))
+    (damaged,) = (tmp_path / "part" / "checkpoints").glob("step_6")
+    for path in damaged.rglob("*"):
+        if path.is_file() and "/d/" in str(path):
+            path.write_bytes(b"?" * path.stat().st_size)
+    again, lines = run(tmp_path / "part", eval_every=2)
+    assert "toy  resumes at step 4" in lines
+    assert exact(again.params) == exact(whole.params)
+    assert again.metrics["best_step"] == whole.metrics["best_step"]
 
 
 def test_rates_survive_a_late_stop(tmp_path):

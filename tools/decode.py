@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from functa import checkpoint, pictures, pipeline
+from functa import checkpoint, pictures, stages
 from functa.data import functaset
 
 _BLOCK = 1024  # records looked through at once
@@ -91,7 +91,7 @@ def decode(args: argparse.Namespace) -> list[epath.Path]:
     Raises:
       ValueError: see the module.
     """
-    field, params = pipeline.load_field(args.run)
+    field, params = stages.load_field(args.run)
     functa_set = functaset.open_functaset(
         epath.Path(args.run) / "functaset", field_digest=checkpoint.digest(params)
     )

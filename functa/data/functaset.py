@@ -27,6 +27,7 @@ import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 from etils import epath
 
+from functa.config import DamagedError
 from functa.data import functaset_format
 from functa.data.functaset_format import RecordLayout
 
@@ -119,7 +120,7 @@ class FileSource:
 
     def __init__(self, *, path: epath.Path, split: dict[str, Any], layout: RecordLayout):
         self.num_examples = split["examples"]
-        self._layout = layout
+        self._layout, self._path, self._shards = layout, path, split["shards"]
         files = [f"{path / shard['file']}[0:{shard['records']}]" for shard in split["shards"]]
         self._records = array_record_data_source.ArrayRecordDataSource(files) if files else None
 
@@ -128,12 +129,24 @@ class FileSource:
 
         Raises:
           IndexError: an index is negative or not less than num_examples.
-          ValueError: a record cannot be decoded; `verify` tells the file.
+          DamagedError: a record cannot be read; names the shard.
         """
         indices = _checked(indices, self.num_examples)
         if self._records is None or not indices.size:
             return self._layout.unpack([])
-        return self._layout.unpack(self._records.__getitems__(indices.tolist()))
+        try:
+            return self._layout.unpack(self._records.__getitems__(indices.tolist()))
+        except (RuntimeError, ValueError) as error:
+            raise DamagedError(self._damage(indices) or f"{self._path}: {error}") from error
+
+    def _damage(self, indices: np.ndarray) -> str:
+        """What is wrong with the shards that hold `indices`."""
+        ends = np.cumsum([shard["records"] for shard in self._shards])
+        problems = []
+        for number in np.unique(np.searchsorted(ends, indices, side="right")):
+            shard = self._shards[number]
+            problems += _verify_digest(self._path / shard["file"], shard["sha256"], shard["bytes"])
+        return "; ".join(f"{problem}; delete it and run again" for problem in problems)
 
 
 class HostSource:

@@ -138,6 +138,12 @@ class RecordLayout:
         object.__setattr__(self, "fixed", np.concatenate(fixed))
 
     @property
+    def latent_bytes(self) -> int:
+        """Of the latents of one record, the scales of int8 included."""
+        names = ("latents", "scale") if self.dtype == "int8" else ("latents",)
+        return sum(self.struct[name].itemsize for name in names)
+
+    @property
     def record_bytes(self) -> int:
         return self.struct.itemsize
 

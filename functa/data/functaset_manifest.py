@@ -57,7 +57,7 @@ def complete_set(
     """The manifest and the parts of the functaset that stands complete in `directory`, if one does.
 
     Raises:
-      ValueError: it is of another field or config. It is left alone: it may have taken days.
+      MendableError: it is of another field or config. It is left alone: it may have taken days.
     """
     directory = epath.Path(directory)
     if not (directory / functaset_format.MANIFEST).exists():
@@ -77,7 +77,7 @@ def complete_set(
         if old.get(key) != new.get(key)
     ]
     if differing:
-        raise ValueError(
+        raise config_lib.MendableError(
             f"{directory} holds a complete functaset of another making: {'; '.join(differing)}."
             " Remove it, or choose another workdir"
         )
@@ -101,6 +101,7 @@ def summary(
     return result | {
         "examples": examples,
         "shards": len(manifest.shards),
+        "latent_bytes": manifest.layout.latent_bytes,
         "bytes_per_example": sum(shard["bytes"] for shard in manifest.shards) / examples,
         "examples_per_second": examples / seconds,
     }

@@ -18,6 +18,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from functa import config as config_lib
+from functa import disk
 from functa.data import functaset_format
 from functa.data.functaset_format import RecordLayout
 
@@ -175,6 +176,8 @@ class ShardWriter:
                 )  # the part must not outlive the shard when the power fails
             digest = functaset_format.file_digest(self._temporary)
             size = self._temporary.stat().length
+            # A part of an earlier making must not vouch for the new shard.
+            part_file(self._file.parent, shard).unlink(missing_ok=True)
             self._temporary.replace(self._file)
         rows = {name: np.concatenate([b[name] for b in self._blocks]) for name in self._blocks[0]}
         part = {
@@ -197,22 +200,8 @@ class ShardWriter:
             file.parent.mkdir(exist_ok=True)
             config_lib.write_json(file, part)
 
-    @contextlib.contextmanager
     def _naming_a_full_disk(self):
-        """ArrayRecord tells of a full disk by a RuntimeError; nobody tells the bytes needed."""
-        try:
-            yield
-        except (OSError, RuntimeError) as error:
-            for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
-                    needed = estimated_bytes([self._shard], self._recipe.layout)
-                    raise OSError(
-                        code,
-                        f"{os.strerror(code)}: this shard needs up to {needed:,} bytes; shards that"
-                        " are complete stay valid, make room and run the same command again",
-                        str(self._file),
-                    ) from error
-            raise
+        return disk.naming(self._file, estimated_bytes([self._shard], self._recipe.layout))
 
 
 def finished_part(directory: epath.PathLike, shard: Shard, recipe: Recipe) -> dict[str, Any] | None:

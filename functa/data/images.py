@@ -93,26 +93,37 @@ def open_splits(
 
 
 def check(**data: Any) -> list[str]:
-    """Every problem of config.data that shows without reading all of it; [] if there is none.
-
-    Takes what `open_splits` takes. Of every file the number of records is compared with the
-    recorded one; of every split the first, middle and last example are decoded. Damage elsewhere
-    is found by checksum when it is read.
-    """
+    """Every problem of config.data; takes what `open_splits` takes. [] if there is none."""
     try:
-        splits = open_splits(**data)
+        return check_splits(open_splits(**data))
     except DataError as error:
         return error.problems
+
+
+def check_splits(splits: dict[str, ImageSource]) -> list[str]:
+    """What is wrong with opened splits, one line each; [] if nothing is.
+
+    Splits that are kept in memory are decoded here and now, every image and label. Of others the
+    first, middle and last example are read; damage elsewhere is found by checksum, and a label out
+    of range by its number, when it is read.
+    """
     problems = []
     for split in splits.values():
-        if isinstance(split, _Cached):
-            split = split.records
-        for index in sorted({0, split.num_examples // 2, split.num_examples - 1}):
+        indices = sorted({0, split.num_examples // 2, split.num_examples - 1})
+        for index in indices[:1] if isinstance(split, _Cached) else indices:
             try:
                 split.read(np.array([index]))
             except ValueError as error:
                 problems.append(str(error))
     return problems
+
+
+def class_names(*, source: str, name: str, data_dir: epath.PathLike, num_classes: int) -> list[str]:
+    """Names of the classes in the order of their labels; their numbers where none are recorded."""
+    label = (
+        records.open_builder(name, data_dir).info.features["label"] if source == "tfds" else None
+    )
+    return list(getattr(label, "names", None) or map(str, range(num_classes)))
 
 
 def stratified_order(labels: np.ndarray) -> np.ndarray:
@@ -143,7 +154,11 @@ def _check_words(
         problems.append(f"data.source is {source!r}; known are digits and tfds")
     if cache not in ("host", "none"):
         problems.append(f"data.cache is {cache!r}; known are host and none")
-    if len(image_shape) != 3 or min(image_shape) < 1 or image_shape[2] not in (1, 3):
+    if (
+        len(image_shape) != 3
+        or not all(isinstance(size, int) and size > 0 for size in image_shape)
+        or image_shape[2] not in (1, 3)
+    ):
         problems.append(
             f"data.image_shape is {tuple(image_shape)}, but must be (h, w, c) with c 1 or 3"
         )

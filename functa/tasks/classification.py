@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,9 +42,7 @@ def make(
     num_classes = config.data.num_classes
     module = classifier.make_model(num_classes=num_classes, **settings.model)
     normalize = make_normalization(functaset.manifest, kind=settings.normalization)
-    optimizer = optim.make(
-        **settings.optimizer, steps=settings.steps, decay_mask=classifier.decay_mask
-    )
+    optimizer = make_optimizer(config)
     source = functools.cache(functools.partial(functaset.source, cache=settings.cache))
     process = {"process_index": process_index, "process_count": process_count}
     return Task(
@@ -87,9 +86,16 @@ def check(config: ConfigDict) -> list[str]:
     settings = config.classify
     problems = []
     try:
-        classifier.make_model(num_classes=config.data.num_classes, **settings.model)
-    except (TypeError, ValueError) as error:
+        model = classifier.make_model(num_classes=config.data.num_classes, **settings.model)
+        init = make_init(model, latent_shape=tuple(config.field.latent_shape))
+        jax.eval_shape(init, jax.random.key(0))
+    except (TypeError, ValueError, flax.errors.FlaxError) as error:
         problems.append(f"classify.model: {error}")
+    try:
+        make_optimizer(config)
+    except (TypeError, ValueError) as error:
+        told = str(error).replace("optimizer.", "classify.optimizer.")
+        problems += told.splitlines()
     if settings.normalization not in ("scalar", "channel"):
         problems.append(f"classify.normalization={settings.normalization!r}: scalar or channel")
     if settings.cache not in ("host", "none"):
@@ -101,6 +107,11 @@ def check(config: ConfigDict) -> list[str]:
             "classify.label_smoothing": (settings.label_smoothing, 0.0, 0.999),
         }
     )
+
+
+def make_optimizer(config: ConfigDict) -> optim.Optimizer:
+    settings = config.classify
+    return optim.make(**settings.optimizer, steps=settings.steps, decay_mask=classifier.decay_mask)
 
 
 def _only(names: tuple[str, ...], batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -39,15 +39,15 @@ def make(
       ValueError: a setting that cannot work, with its numbers. Nothing is compiled and no data is
         read here.
     """
+    problems = check(config)
+    if problems:
+        raise ValueError("; ".join(problems))
     field = make_field(config)
     trained = training_field(config)
     fit = make_fit(config)
     loop, settings = config.inner_loop, config.meta_learn
-    check_inner_loop(config)
-    lrs_shape = inner_loop.lrs_shape(
-        trained.latent_shape, lr_shape=loop.lr_shape, steps=loop.steps, lr_per_step=loop.lr_per_step
-    )
-    optimizer = optim.make(**settings.optimizer, steps=settings.steps, decay_mask=decay_mask)
+    lrs_shape = make_lrs_shape(config)
+    optimizer = make_optimizer(config)
 
     def init(key):
         field_key, curvature_key = jax.random.split(key)
@@ -128,6 +128,34 @@ def make(
     )
 
 
+def check(config: ConfigDict) -> list[str]:
+    """Every impossible value in config.field, inner_loop and meta_learn; [] if there is none."""
+    problems: list[str] = []
+    for make_part in (make_field, check_inner_loop, training_field, make_lrs_shape, make_optimizer):
+        try:
+            make_part(config)
+        except (ValueError, TypeError) as error:
+            told = str(error).replace("optimizer.", "meta_learn.optimizer.")
+            problems += told.splitlines()
+    return list(dict.fromkeys(problems))  # a bad field spoils several parts
+
+
+def make_optimizer(config: ConfigDict) -> optim.Optimizer:
+    settings = config.meta_learn
+    return optim.make(**settings.optimizer, steps=settings.steps, decay_mask=decay_mask)
+
+
+def make_lrs_shape(config: ConfigDict) -> tuple[int, ...]:
+    """Shape of the inner rates: inner_loop.lrs_shape of the field that is trained."""
+    loop = config.inner_loop
+    return inner_loop.lrs_shape(
+        training_field(config).latent_shape,
+        lr_shape=loop.lr_shape,
+        steps=loop.steps,
+        lr_per_step=loop.lr_per_step,
+    )
+
+
 def decay_mask(params: Any) -> Any:
     """What weight decay shrinks: matrices of the field, not its biases and not the inner rates."""
     matrices = jax.tree.map(lambda leaf: leaf.ndim > 1, params["field"])
@@ -159,7 +187,7 @@ def check_inner_loop(config: ConfigDict) -> None:
         }
     )
     if problems:
-        raise ValueError("; ".join(problems))
+        raise ValueError("\n".join(problems))
     if loop.min_lr >= loop.max_lr:
         raise ValueError(f"inner_loop: want min_lr < max_lr, got {loop.min_lr} and {loop.max_lr}")
     i, j, _ = config.field.latent_shape

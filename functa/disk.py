@@ -1,0 +1,36 @@
+"""A full disk, told the same way by everything that writes."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+from etils import epath
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def naming(path: epath.PathLike, needed: int) -> Iterator[None]:
+    """Turns the many errors of a full disk into OSError with the path and the bytes needed.
+
+    Python raises OSError, ArrayRecord RuntimeError and TensorStore ValueError, each with a text of
+    its own. Other errors pass unchanged.
+
+    Args:
+      path: what is being written.
+      needed: bytes, an upper bound.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        for code in FULL:
+            told = os.strerror(code) in str(error) or f"os_error_code='{code}'" in str(error)
+            if getattr(error, "errno", None) == code or told:
+                raise OSError(
+                    code,
+                    f"{os.strerror(code)}: up to {needed:,} bytes are needed; what is complete stays "
+                    "valid, make room and run the same command again",
+                    str(path),
+                ) from error
+        raise

@@ -1,0 +1,68 @@
+"""Everything a person can get wrong in a config or its data, found before anything compiles."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from functa import encode as encode_lib
+from functa.config import outside
+from functa.data import images as images_lib
+from functa.data.images import ImageSource
+from functa.tasks import classification, meta_learning
+
+
+def check(config: ConfigDict, open_sources: Callable[[], dict[str, ImageSource]]) -> list[str]:
+    """All problems of a config and its data, one line each; [] if there is none.
+
+    Args:
+      open_sources: opens the splits of config.data; what it raises as ValueError is a problem.
+    """
+    problems = _shapes(config)
+    if problems:
+        return problems  # everything else is measured by them
+
+    def attempt(function: Callable[..., Any], *args) -> None:
+        try:
+            function(*args)
+        except (ValueError, TypeError) as error:
+            problems.extend(str(error).splitlines())
+
+    problems += meta_learning.check(config)
+    attempt(encode_lib.check, config)
+    problems += classification.check(config)
+    attempt(lambda: problems.extend(images_lib.check_splits(open_sources())))
+    problems += outside({"seed": (config.seed, 0, 2**32 - 1)})
+    return problems + _numbers(config)
+
+
+def _shapes(config: ConfigDict) -> list[str]:
+    shapes = {
+        "data.image_shape": config.data.image_shape,
+        "field.latent_shape": config.field.latent_shape,
+    }
+    return [
+        f"{name}={shape}: want three whole numbers from 1 to 65535, as in --config.{name}='(8, 8, 3)'"
+        for name, shape in shapes.items()
+        if len(shape) != 3 or not all(isinstance(n, int) and 0 < n < 1 << 16 for n in shape)
+    ]
+
+
+def _numbers(config: ConfigDict) -> list[str]:
+    """Of batches and steps."""
+    problems = []
+    devices = jax.device_count()
+    for stage in ("meta_learn", "classify"):
+        for name in ("batch_size", "eval_batch_size"):
+            size = config[stage][name]
+            if size < 1 or size % devices:
+                problems.append(
+                    f"{stage}.{name}={size} must be a positive multiple of the {devices} devices"
+                )
+        for name in ("log_every", "eval_every", "checkpoint_every", "steps"):
+            if config[stage][name] < 1:
+                problems.append(f"{stage}.{name}={config[stage][name]} must be at least 1")
+        if not 0 <= config[stage].ema_decay < 1:
+            problems.append(f"{stage}.ema_decay={config[stage].ema_decay} must be in [0, 1)")
+    return problems

@@ -1,0 +1,265 @@
+"""The stages: what each makes of what the ones before it left in the directory of the run."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from functa import config as config_lib
+from functa import disk, illustration, metrics
+from functa import encode as encode_lib
+from functa import mesh as mesh_lib
+from functa.checkpoint import Checkpoints, digest
+from functa.dashboard import Dashboard, NullDashboard
+from functa.data import functaset as functaset_lib
+from functa.data import images as images_lib
+from functa.field import Field, make_field
+from functa.interruption import Interrupted, Interruption
+from functa.progress import Bar
+from functa.tasks import Task, classification, meta_learning
+from functa.train import Result, train
+
+
+class Refused(config_lib.MendableError):
+    """What stands against running: in the command, the config, the data, or a foreign file."""
+
+
+@contextlib.contextmanager
+def refusing():
+    """ValueErrors inside are about what a person gave, not about a fault of the program."""
+    try:
+        yield
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
+class Run:
+    """What all stages share: config, directories, devices, data."""
+
+    def __init__(self, config: ConfigDict, workdir: epath.PathLike, say: Callable[[str], None]):
+        self.config, self.say = config, say
+        # stages=encode,classify comes from the command line as one word.
+        words = [word for entry in config.stages for word in str(entry).split(",")]
+        self.stages = tuple(filter(None, words))
+        self.workdir = epath.Path(workdir)
+        self.processes = {
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
+
+    @functools.cached_property
+    def mesh(self):
+        return mesh_lib.make_mesh()
+
+    @functools.cached_property
+    def interruption(self):
+        return Interruption()
+
+    @functools.cached_property
+    def sources(self) -> dict[str, images_lib.ImageSource]:
+        with refusing():
+            return images_lib.open_splits(**self.config.data)
+
+    def metrics_path(self, stage: str) -> epath.Path:
+        return self.workdir / stage / "metrics.json"
+
+    def metrics(self, stage: str) -> dict[str, Any]:
+        return config_lib.read_json(self.metrics_path(stage))
+
+    def is_complete(self, stage: str) -> bool:
+        return self.incomplete(stage) is None
+
+    def incomplete(self, stage: str) -> str | None:
+        """What a stage lacks: its metrics, which end it, or a functaset that is whole; None: nothing."""
+        if not self.metrics_path(stage).exists():
+            return "not done"
+        if stage == "encode":
+            try:
+                functaset_lib.open_functaset(self.workdir / "functaset", field_digest=None)
+            except ValueError as error:
+                return str(error)
+        return None
+
+    def foreign(self, stage: str) -> list[str]:
+        """Whether a complete stage was made from something else than what stands before it now."""
+        source, key = {
+            "encode": ("meta_learn", "field_digest"),
+            "classify": ("encode", "functaset_digest"),
+        }.get(stage, (None, ""))
+        if source is None or not self.metrics_path(source).exists():
+            return []
+        made_from, there = self.metrics(stage)[key], self.metrics(source)[key]
+        if made_from == there:
+            return []
+        return [
+            f"{self.workdir / stage} was made from {key} {made_from}, {source} has {there}: remove "
+            f"{self.workdir / stage}{' and the functaset' if stage == 'encode' else ''} to make it again"
+        ]
+
+    def train(self, task: Task) -> Result:
+        settings = self.config[task.name]
+        directory = self.workdir / task.name
+        writes = jax.process_index() == 0
+        make = Dashboard(directory, stage=task.name) if writes else NullDashboard()
+        with contextlib.closing(make) as dashboard:
+            dashboard.hparams(config_lib.flatten(config_lib.to_dict(self.config)))
+            return train(
+                task,
+                directory=directory,
+                mesh=self.mesh,
+                dashboard=dashboard,
+                interruption=self.interruption,
+                say=self.say,
+                seed=self.config.seed,
+                steps=settings.steps,
+                ema_decay=settings.ema_decay,
+                log_every=settings.log_every,
+                eval_every=settings.eval_every,
+                checkpoint_every=settings.checkpoint_every,
+            )
+
+    def write_arrays(self, stage: str, arrays: dict[str, np.ndarray]) -> None:
+        if jax.process_index() == 0:
+            path = self.workdir / stage / "report.npz"
+            size = sum(array.nbytes for array in arrays.values())
+            with disk.naming(path, size), path.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def meta_learn(run: Run) -> dict[str, Any]:
+    """images -> field"""
+    task = meta_learning.make(run.config, run.sources, **run.processes)
+    result = run.train(task)
+    field = make_field(run.config)
+    field_digest = digest(result.params)
+    export = Checkpoints(run.workdir / "meta_learn" / "field", keep=1)
+    export.remove_after(-1)  # of a start that was killed just here
+    export.save(result.metrics["best_step"], result.params, {"digest": field_digest})
+    export.close()
+    baseline = meta_learning.pca_psnr(run.sources["train"], run.sources["test"], field)
+    few = run.sources["test"].read(np.arange(min(16, run.sources["test"].num_examples)))
+    pictures = illustration.field_pictures(run.config, result.params, few["image"])
+    run.write_arrays("meta_learn", pictures | {"psnr": result.test["psnr"], "pca_psnr": baseline})
+    return result.metrics | {
+        "field_digest": field_digest,
+        "pca_psnr": float(np.mean(baseline)),
+        "field_parameters": sum(leaf.size for leaf in jax.tree.leaves(result.params["field"])),
+        "latent_floats": int(np.prod(field.latent_shape)),
+        "test_images": len(baseline),
+    }
+
+
+def encode(run: Run) -> dict[str, Any]:
+    """field + images -> functaset"""
+    with refusing():
+        _, params = load_field(run.workdir)
+    params = jax.device_get(params)  # every process encodes alone, on its own devices
+    fit = meta_learning.make_fit(run.config)
+
+    @jax.jit
+    def fit_batch(params, images):
+        result = fit(params, images)
+        return result.latents, metrics.psnr(result.losses[-1])
+
+    bar = Bar(run.say, "encode")
+
+    def progress(done: int, total: int) -> None:
+        bar(done, total)
+        if done < total and run.interruption.received():
+            raise Interrupted(
+                f"encode stopped at {done} of {total} examples; finished shards are kept"
+            )
+
+    result = encode_lib.encode(
+        directory=run.workdir / "functaset",
+        splits=run.sources,
+        fit=functools.partial(fit_batch, params),
+        field_digest=digest(params),
+        config=run.config,
+        progress=progress,
+        **run.processes,
+    )
+    functaset = functaset_lib.open_functaset(run.workdir / "functaset", field_digest=None)
+    return result | {"stored_psnr": stored_psnr(run, functaset, params)}
+
+
+def stored_psnr(run: Run, functaset: functaset_lib.Functaset, params: Any) -> float:
+    """Mean PSNR, dB, of the test images decoded from the latents as stored, rounding included."""
+    field, size = make_field(run.config), run.config.meta_learn.eval_batch_size
+    latents, images = functaset.source("test", cache="none"), run.sources["test"]
+
+    @jax.jit
+    def score(params, latents, images):
+        errors = field(params, latents) - meta_learning.to_float(images)
+        return metrics.psnr(jnp.mean(jnp.square(errors), axis=(1, 2, 3)))
+
+    total = 0.0
+    for start in range(0, images.num_examples, size):
+        # The last batch is filled up with the last image: one program for all.
+        rows = np.minimum(np.arange(start, start + size), images.num_examples - 1)
+        values = score(params["field"], latents.read(rows)["latents"], images.read(rows)["image"])
+        total += float(np.sum(values[: images.num_examples - start], dtype=np.float64))
+    return total / images.num_examples
+
+
+def classify(run: Run) -> dict[str, Any]:
+    """functaset -> labels"""
+    with refusing():
+        _, params = load_field(run.workdir)
+        functaset = functaset_lib.open_functaset(
+            run.workdir / "functaset", field_digest=digest(params)
+        )
+        task = classification.make(run.config, functaset, **run.processes)
+    result = run.train(task)
+    confusion = classification.confusion_matrix(
+        result.test["label"], result.test["prediction"], run.config.data.num_classes
+    )
+    data = run.config.data
+    names = images_lib.class_names(
+        source=data.source, name=data.name, data_dir=data.data_dir, num_classes=data.num_classes
+    )
+    run.write_arrays("classify", {"confusion": confusion, "class_names": np.asarray(names)})
+    return result.metrics | {
+        "functaset_digest": functaset.manifest.digest,
+        "classifier_parameters": sum(leaf.size for leaf in jax.tree.leaves(result.params)),
+        "test_examples": int(confusion.sum()),
+    }
+
+
+def load_field(workdir: epath.PathLike) -> tuple[Field, Any]:
+    """(field, params of the task meta_learn) of a run whose stage meta_learn is complete.
+
+    Raises:
+      ValueError: there is none, or its file is damaged.
+    """
+    config = config_lib.load(workdir)
+    directory = epath.Path(workdir) / "meta_learn" / "field"
+    if not directory.exists():
+        raise ValueError(
+            f"{directory} does not exist: the stage meta_learn of {workdir} is not complete"
+        )
+    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    sharding = mesh_lib.replicated(mesh_lib.make_mesh())
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+    checkpoints = Checkpoints(directory, keep=1)
+    restored = checkpoints.restore(template)
+    checkpoints.close()
+    if restored is None:
+        raise ValueError(f"{directory} holds no complete checkpoint")
+    return make_field(config), restored[1]
+
+
+STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "meta_learn": meta_learn,
+    "encode": encode,
+    "classify": classify,
+}
