@@ -14,7 +14,7 @@ manifest.
 import collections
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -77,6 +77,7 @@ def encode(
     fit: Fit,
     field_digest: str,
     config: ConfigDict,
+    class_names: Sequence[str],
     process_index: int,
     process_count: int,
     progress: Callable[[int, int], None],
@@ -92,6 +93,7 @@ def encode(
         arrays or lie on this process's devices.
       field_digest: of what `fit` fits with.
       config: the whole config.
+      class_names: in the order of the labels.
       progress: called with (records done, records of this process); what it raises ends the
         encoding, and what was complete stays.
     Returns:
@@ -113,7 +115,7 @@ def encode(
     """
     check(config)
     directory = epath.Path(directory)
-    recipe = _recipe(splits, field_digest, config)
+    recipe = _recipe(splits, field_digest, config, class_names)
     shards = plan_shards(recipe.num_records, config.encode.examples_per_shard)
     finished = [part for s in shards if (part := finished_part(directory, s, recipe))]
     earlier = sum(part["seconds"] for part in finished) / process_count
@@ -139,7 +141,12 @@ def encode(
     }
 
 
-def _recipe(splits: dict[str, ImageSource], field_digest: str, config: ConfigDict) -> Recipe:
+def _recipe(
+    splits: dict[str, ImageSource],
+    field_digest: str,
+    config: ConfigDict,
+    class_names: Sequence[str],
+) -> Recipe:
     """What will be made.
 
     Raises:
@@ -160,7 +167,7 @@ def _recipe(splits: dict[str, ImageSource], field_digest: str, config: ConfigDic
         field_digest=field_digest,
         config=decisive,
         layout=RecordLayout(latent_shape=(i, j, d), dtype=config.encode.dtype),
-        num_classes=config.data.num_classes,
+        class_names=tuple(class_names),
         num_records=num_records,
     )
 

@@ -87,7 +87,7 @@ class Field:
     @property
     def num_features(self) -> int:
         """f: what the SIREN sees of a position."""
-        return self._features(self.image_shape[:2]).shape[-1]
+        return self.pixel_features(self.image_shape[:2]).shape[-1]
 
     def cell_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """(p, q): pixels inside a cell of an image of `shape`."""
@@ -227,8 +227,8 @@ class Field:
             self, image_shape=(p, q, self.image_shape[2]), latent_shape=(1, 1, self.latent_shape[2])
         )
 
-    def _features(self, shape: tuple[int, int]) -> np.ndarray:
-        """[H, W, f]."""
+    def pixel_features(self, shape: tuple[int, int]) -> np.ndarray:
+        """What the SIREN sees of every pixel of an image of `shape`: [H, W, f] float32."""
         rows, columns = (coords.pixel_centers(size) for size in shape)
         return coords.grid_features(
             self.coords, rows, columns, cells=self.latent_shape[:2], pixels=self.image_shape[:2]
@@ -236,7 +236,7 @@ class Field:
 
     def layout_features(self, shape: tuple[int, int]) -> np.ndarray:
         """Features without a batch axis: [n, f] where all cells see the same, else [i, j, n, f] or [H, W, f]."""
-        features = self._features(shape)
+        features = self.pixel_features(shape)
         if not self.uses_cells(shape):
             return features
         i, j, _ = self.latent_shape

@@ -5,7 +5,6 @@ everything saved; 1 a training run went wrong; 2 something in the command, the c
 the disk must be mended first.
 """
 
-import ctypes
 import errno
 import os
 import re
@@ -14,6 +13,8 @@ from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from functa.memory import keep_freed_memory
 
 _MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     workdir = _WORKDIR.value or str(Path("runs") / config.name)
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save
-    _keep_freed_memory()
+    keep_freed_memory()
     import jax
 
     _use_compilation_cache(jax)
@@ -65,20 +66,6 @@ def main(argv: list[str]) -> int:
 def _fail(message: str) -> int:
     print(f"functa: {message}", file=sys.stderr)
     return 2
-
-
-def _keep_freed_memory() -> None:
-    """Tells glibc not to hand large freed blocks back to the kernel.
-
-    XLA allocates the temporaries of a step anew each time. By default each of their pages is then
-    a page fault: a fifth to a quarter of the time of a CPU step, measured on two cores.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # of malloc.h
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
-        mallopt(m_arena_max, 1)
 
 
 def _use_compilation_cache(jax) -> None:

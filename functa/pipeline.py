@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from functa import config as config_lib
 from functa import preflight
 from functa import workdir as workdir_lib
+from functa.data.images import ImageSource
 from functa.interruption import Interrupted
 from functa.progress import device_name
 from functa.stages import STAGES, Refused, Run, refusing
@@ -30,8 +31,9 @@ def run_stages(
     _ = run.interruption  # from here on SIGTERM and Ctrl-C are requests
     problems = workdir_lib.check(run.workdir) + check_stages(run)
     missing = [stage for stage in run.stages if stage in STAGES and not run.is_complete(stage)]
+    reads_images = bool({"meta_learn", "encode"} & set(missing))
     if missing:
-        problems += preflight.check(config, lambda: run.sources)
+        problems += preflight.check(config, (lambda: run.sources) if reads_images else None)
     _refuse(problems)
     run.workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -41,7 +43,7 @@ def run_stages(
         _refuse(different)
         if missing and jax.process_index() == 0:
             run.say = stack.enter_context(workdir_lib.logged(run.workdir, say))
-            run.say(describe(run))
+            run.say(describe(run, run.sources if reads_images else {}))
         for stage in run.stages:
             if run.is_complete(stage):
                 _refuse(run.foreign(stage))
@@ -69,15 +71,13 @@ def run_stage(run: Run, stage: str) -> None:
         config_lib.write_json(run.metrics_path(stage), result)
 
 
-def describe(run: Run) -> str:
+def describe(run: Run, sources: dict[str, ImageSource]) -> str:
     """What is about to run, on what, and where it is written."""
-    counts = [f"{source.num_examples} {split}" for split, source in run.sources.items()]
-    shapes = [
-        "x".join(map(str, run.config[a][b]))
-        for a, b in (("data", "image_shape"), ("field", "latent_shape"))
-    ]
+    data, field = run.config.data, run.config.field
+    counts = ", ".join(f"{source.num_examples} {split}" for split, source in sources.items())
+    image, latents = ("x".join(map(str, shape)) for shape in (data.image_shape, field.latent_shape))
     return (
-        f"{run.config.name}  {', '.join(counts)} images of {shapes[0]} as latents of {shapes[1]}; "
+        f"{run.config.name}  {counts or 'encoded'} images of {image} as latents of {latents}; "
         f"{device_name()}; {run.workdir}"
     )
 

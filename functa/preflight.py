@@ -13,11 +13,14 @@ from functa.data.images import ImageSource
 from functa.tasks import classification, meta_learning
 
 
-def check(config: ConfigDict, open_sources: Callable[[], dict[str, ImageSource]]) -> list[str]:
+def check(
+    config: ConfigDict, open_sources: Callable[[], dict[str, ImageSource]] | None
+) -> list[str]:
     """All problems of a config and its data, one line each; [] if there is none.
 
     Args:
       open_sources: opens the splits of config.data; what it raises as ValueError is a problem.
+        None: no image will be read.
     """
     problems = _shapes(config)
     if problems:
@@ -32,7 +35,8 @@ def check(config: ConfigDict, open_sources: Callable[[], dict[str, ImageSource]]
     problems += meta_learning.check(config)
     attempt(encode_lib.check, config)
     problems += classification.check(config)
-    attempt(lambda: problems.extend(images_lib.check_splits(open_sources())))
+    if open_sources is not None:
+        attempt(lambda: problems.extend(images_lib.check_splits(open_sources())))
     problems += outside({"seed": (config.seed, 0, 2**32 - 1)})
     return problems + _numbers(config)
 

@@ -176,12 +176,17 @@ def encode(run: Run) -> dict[str, Any]:
                 f"encode stopped at {done} of {total} examples; finished shards are kept"
             )
 
+    data = run.config.data
+    names = images_lib.class_names(
+        source=data.source, name=data.name, data_dir=data.data_dir, num_classes=data.num_classes
+    )
     result = encode_lib.encode(
         directory=run.workdir / "functaset",
         splits=run.sources,
         fit=functools.partial(fit_batch, params),
         field_digest=digest(params),
         config=run.config,
+        class_names=names,
         progress=progress,
         **run.processes,
     )
@@ -220,11 +225,8 @@ def classify(run: Run) -> dict[str, Any]:
     confusion = classification.confusion_matrix(
         result.test["label"], result.test["prediction"], run.config.data.num_classes
     )
-    data = run.config.data
-    names = images_lib.class_names(
-        source=data.source, name=data.name, data_dir=data.data_dir, num_classes=data.num_classes
-    )
-    run.write_arrays("classify", {"confusion": confusion, "class_names": np.asarray(names)})
+    names = np.asarray(functaset.manifest.class_names)
+    run.write_arrays("classify", {"confusion": confusion, "class_names": names})
     return result.metrics | {
         "functaset_digest": functaset.manifest.digest,
         "classifier_parameters": sum(leaf.size for leaf in jax.tree.leaves(result.params)),

@@ -203,7 +203,7 @@ def test_latent_noise_has_the_stated_scale():
     loss = classification.make_loss(
         model,
         lambda latents: latents * 0,
-        num_classes=CLASSES,
+        class_names=[str(label) for label in range(CLASSES)],
         label_smoothing=0.0,
         mixup=0.0,
         latent_noise=0.3,

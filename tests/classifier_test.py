@@ -188,7 +188,8 @@ def test_a_misspelt_or_missing_key_is_a_type_error(name):
         ("transformer", {"heads": 0}, "heads=0 must be at least 1"),
         ("convnext", {"widths": (8,)}, r"widths=\(8,\) and depths=\(1, 2\) need one entry"),
         ("convnext", {"widths": (), "depths": ()}, "need one entry"),
-        ("convnext", {"depths": (1, 0)}, "must be at least 1"),
+        ("convnext", {"depths": (1, 0)}, "whole numbers of at least 1"),
+        ("convnext", {"widths": (8.5, 12)}, "whole numbers of at least 1"),
         ("convnext", {"drop_path": -0.1}, r"drop_path=-0.1 must be in \[0, 1\)"),
         (
             "mlp",

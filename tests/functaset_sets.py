@@ -18,6 +18,7 @@ from functa.data.functaset_format import RecordLayout
 DIGEST = "sha256:" + "0" * 64
 IMAGE_SHAPE = (8, 8, 1)
 LATENT_SHAPE = (2, 2, 3)
+CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIZES = {"train": 22, "validation": 7, "test": 25}
 
 
@@ -91,6 +92,7 @@ def encode(directory, **changes):
         "fit": fit,
         "field_digest": DIGEST,
         "config": make_config(),
+        "class_names": CLASS_NAMES,
         "process_index": 0,
         "process_count": 1,
         "progress": lambda done, total: None,
@@ -125,7 +127,7 @@ def write(
         field_digest=field_digest,
         config={"name": "random", "seed": 0},
         layout=RecordLayout(latent_shape=latent_shape, dtype=dtype),
-        num_classes=10,
+        class_names=CLASS_NAMES,
         num_records=sizes,
     )
     shards = functaset_writer.plan_shards(sizes, per_shard)

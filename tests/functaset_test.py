@@ -483,7 +483,7 @@ def test_shards_are_contiguous_and_complete():
 
 def test_a_shard_without_all_its_records_is_not_finished(tmp_path):
     recipe = functaset_writer.Recipe(
-        field_digest="", config={}, layout=RecordLayout((2, 2, 3), "float16"), num_classes=0,
+        field_digest="", config={}, layout=RecordLayout((2, 2, 3), "float16"), class_names=(),
         num_records={"train": 3, "validation": 0, "test": 0},
     )  # fmt: skip
     (shard,) = functaset_writer.plan_shards(recipe.num_records, 10)
@@ -498,7 +498,7 @@ def test_labels_without_classes_are_plain_numbers(tmp_path):
     directory = tmp_path / "f"
     sizes = {"train": 3, "validation": 0, "test": 1}
     recipe = functaset_writer.Recipe(
-        field_digest="", config={}, layout=RecordLayout((2, 2, 3), "float16"), num_classes=0,
+        field_digest="", config={}, layout=RecordLayout((2, 2, 3), "float16"), class_names=(),
         num_records=sizes,
     )  # fmt: skip
     directory.mkdir()

@@ -90,6 +90,7 @@ def encode(config: ConfigDict, directory: Path) -> list[tuple[int, ...]]:
         fit=mean_fit(config, shapes),
         field_digest="sha256:" + "0" * 64,
         config=config,
+        class_names=[f"class {label}" for label in range(config.data.num_classes)],
         progress=lambda done, total: None,
         **ONE_PROCESS,
     )

@@ -82,7 +82,13 @@ CONFIG = {
 ENVIRONMENT = {"commit": "abc1234", "packages": {"jax": "0.10.2"}, "devices": "cpu x1"}
 METRICS = {
     "meta_learn": {"psnr": 36.043, "pca_psnr": 34.79, "seconds": 173.42, "device": "cpu x1"},
-    "encode": {"examples": 60000, "bytes_per_example": 2196.0, "seconds": 30.0, "device": "cpu x1"},
+    "encode": {
+        "examples": 60000,
+        "latent_bytes": 2048,
+        "bytes_per_example": 2196.0,
+        "seconds": 30.0,
+        "device": "cpu x1",
+    },
     "classify": {"accuracy": 0.98312, "accuracy_standard_error": 0.0013, "mystery": "as it is"},
 }
 CURVES = {
@@ -177,7 +183,7 @@ def test_results_have_units_meanings_time_and_hardware(page):
     assert "mystery" in text
     assert "as it is" in text
     head = page.texts[""]
-    for part in ("36.04", "PCA: 34.79", "98.31", "± 0.13", "2,196", "3.4", "min", "cpu x1"):
+    for part in ("36.04", "PCA: 34.79", "98.31", "± 0.13", "2,048", "3.4", "min", "cpu x1"):
         assert part in head
     assert "8 × 8 × 3" in head
     assert "2 × 2 × 5" in head

@@ -32,7 +32,7 @@ def describe(functa_set: functaset.Functaset) -> Iterator[str]:
     yield f"config      {manifest.config['name'] or '(without a name)'}, seed {manifest.config['seed']}"
     yield f"field       {manifest.field_digest}"
     yield f"latents     {shape} = {width} numbers, {manifest.dtype}"
-    yield f"classes     {manifest.num_classes or 'unknown'}"
+    yield f"classes     {', '.join(manifest.class_names) or 'unknown'}"
     yield ""
     yield f"{'split':12}{'records':>10}{'shards':>8}{'bytes':>16}{'bytes each':>12}{'psnr':>9}"
     for name, split in manifest.splits.items():

@@ -45,7 +45,7 @@ class Manifest:
       config: the parts of the run's config that decide the records.
       latent_shape: [i, j, d].
       dtype: of the latents: float16, bfloat16, float32, int8.
-      num_classes: labels are in [0, num_classes); 0: unknown.
+      class_names: in the order of the labels; none: unknown.
       splits: {split: {examples: records, augmented copies included; psnr: dB, mean over records;
         psnr_of_mean_mse: dB; shards: [{file, records, bytes, sha256, ids: [least, greatest]}]}};
         both numbers are null in a split without records.
@@ -60,7 +60,7 @@ class Manifest:
     config: dict[str, Any]
     latent_shape: list[int]
     dtype: str
-    num_classes: int
+    class_names: list[str]
     splits: dict[str, dict[str, Any]]
     mean: list[float]
     std: list[float]

@@ -19,7 +19,8 @@ from etils import epath
 FORMAT_VERSION = 1
 NAME = "functaset"
 MANIFEST = "manifest.json"
-METADATA = ("dataset_info.json", "features.json")  # what TFDS reads
+# What TFDS reads; the last where the classes are known.
+METADATA = ("dataset_info.json", "features.json", "label.labels.txt")
 PARTS = "parts"  # folder of one small JSON file a finished shard
 TEMPORARY = ".tmp"  # ending of a file that is being written
 SPLITS = ("train", "validation", "test")

@@ -42,6 +42,7 @@ def write_manifest(
             "files": {
                 name: functaset_format.file_digest(directory / name)
                 for name in functaset_format.METADATA
+                if (directory / name).exists()
             },
             "digest": "",
         }
@@ -156,8 +157,8 @@ def _write_metadata(directory: epath.Path, shards: list[Shard], recipe: Recipe) 
         "copy": features.Scalar(np.int32, doc="augmented copy; 0 is the image itself"),
         "psnr": features.Scalar(np.float32, doc="dB, data range 1"),
     }
-    if recipe.num_classes:
-        spec["label"] = features.ClassLabel(num_classes=recipe.num_classes)
+    if recipe.class_names:
+        spec["label"] = features.ClassLabel(names=list(recipe.class_names))
     if layout.dtype == "int8":
         spec["scale"] = features.Tensor(
             shape=layout.latent_shape[2:], dtype=np.float16, encoding="bytes", doc="of each channel"

@@ -66,14 +66,14 @@ class Recipe:
       field_digest: of the field and the inner rates.
       config: JSON values that decide what the records hold.
       layout: of the records.
-      num_classes: labels are in [0, num_classes); 0: unknown, stored as plain integers.
+      class_names: in the order of the labels; none: unknown, labels are stored as plain integers.
       num_records: records of every split.
     """
 
     field_digest: str
     config: dict[str, Any]
     layout: RecordLayout
-    num_classes: int
+    class_names: tuple[str, ...]
     num_records: dict[str, int]
 
     def header(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Recipe:
             "field_digest": self.field_digest,
             "latent_shape": list(self.layout.latent_shape),
             "dtype": self.layout.dtype,
-            "num_classes": self.num_classes,
+            "class_names": list(self.class_names),
             "config": self.config,
         }
 

@@ -1,0 +1,77 @@
+"""The benchmarks' references compute what they are compared with; how fast they are is no test."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import cifar10_spatial
+from functa import inner_loop
+from functa.field import make_field
+from functa.tasks import meta_learning
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+import plain  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = cifar10_spatial.get_config("8x8x16,nearest,tiny")
+    config.field.latent_shape = (4, 4, 6)
+    config.field.depth = 4
+    config.meta_learn.cells_per_image = 0
+    return config
+
+
+def test_the_plain_reference_is_the_fast_path(config):
+    """Values and outer gradients, second order; the project's own bound is 1e-5 relative."""
+    field, loop = make_field(config), config.inner_loop
+    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    params = jax.jit(task.init)(jax.random.key(1))
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    images = meta_learning.to_float(images)
+
+    def fast(params):
+        fitted = inner_loop.fit(
+            field, params["field"], params["log_inner_lrs"], images,
+            steps=loop.steps, second_order=True,
+        )  # fmt: skip
+        return fitted.losses[-1].mean()
+
+    slow = functools.partial(plain.loss, field, images=images, steps=loop.steps)
+    value, gradient = jax.jit(jax.value_and_grad(fast))(params)
+    expected, wanted = jax.jit(jax.value_and_grad(lambda params: slow(params)))(params)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(np.abs(theirs).max()))
+
+
+def bench(program_env, tmp_path, *arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "bench_step.py"), *arguments],
+        cwd=ROOT, env=program_env, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_bench_step_prints_its_object(program_env, tmp_path):
+    tiny = "--config=configs/cifar10_spatial.py:tiny"
+    result = bench(program_env, tmp_path, tiny, "--json", "--repeats=1", "--batch_size=2")
+    assert result.returncode == 0, result.stderr
+    measured = json.loads(result.stdout)
+    for key in ("images_per_second", "speedup_over_reference", "fraction_of_ceiling", "peak_bytes"):
+        assert measured[key] > 0, key
+    assert measured["fraction_of_ceiling"] == pytest.approx(
+        measured["operations_per_second"] / measured["ceiling_operations_per_second"]
+    )
+
+
+def test_bench_step_refuses_what_it_cannot_compare(program_env, tmp_path):
+    result = bench(program_env, tmp_path, "--config=configs/cifar10_spatial.py:bilinear,tiny")
+    assert result.returncode == 2
+    assert "nearest lookup" in result.stderr
+    assert "Traceback" not in result.stderr

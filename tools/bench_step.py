@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""Times a meta-learning step on whole images, beside its plain reference and the machine's ceiling.
+
+    tools/bench_step.py                                  the published field on 32x32 images
+    tools/bench_step.py --config.field.width=64 --json   any change of the config; for machines
+
+In one process and turn by turn, so that a noisy machine disturbs all alike: the step as training
+runs it, the same step written plainly (tools/plain.py: per-image vmap, modulations per pixel,
+jnp.sin, no shared first step), and plain matrix products of the step's own shape and type, the
+ceiling. Numbers are medians of --repeats turns; the count of necessary operations is that of
+functa/operations.py.
+
+--json prints one object: images_per_second, reference_images_per_second, speedup_over_reference,
+operations_per_image (multiply-adds), operations_per_second, ceiling_operations_per_second,
+fraction_of_ceiling, spread (of images_per_second: (max - min) / median), peak_bytes, batch_size,
+repeats, device, settings.
+"""
+
+import functools
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plain
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from functa import mesh as mesh_lib
+from functa import operations, rng
+from functa.field import make_field
+from functa.memory import keep_freed_memory
+from functa.progress import device_name
+from functa.tasks import meta_learning
+from functa.train import TrainState, make_step
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/cifar10_spatial.py:8x8x16,nearest", "Experiment.", lock_config=True
+)
+_BATCH = flags.DEFINE_integer("batch_size", 16, "Images a step.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Turns.", lower_bound=1)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+
+Run = Callable[[], Any]  # does one step and returns what must be waited for
+
+
+def training_step(config: ConfigDict, images: np.ndarray) -> Run:
+    """The step of functa/train.py."""
+    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    mesh = mesh_lib.make_mesh()
+    step_fn = make_step(task, mesh=mesh, seed=0, ema_decay=0.0)
+    batch = mesh_lib.to_devices(mesh, {"image": images})
+
+    def init(key):
+        params = task.init(key)
+        ema = jax.tree.map(jnp.copy, params)
+        return TrainState(jnp.int32(0), params, task.optimizer.init(params), ema)
+
+    place = mesh_lib.replicated(mesh)
+    state = jax.jit(init, out_shardings=place)(rng.stream_key(0, "init"))
+    carry = [state, jax.device_put(jnp.int32(-1), place)]
+
+    def run():
+        carry[0], logs, carry[1] = step_fn(carry[0], batch, carry[1])
+        return logs
+
+    return run
+
+
+def reference_step(config: ConfigDict, images: np.ndarray) -> Run:
+    """The same step, its loss written plainly."""
+    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    field = make_field(config)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, optimizer, batch):
+        loss = functools.partial(plain.loss, field, steps=config.inner_loop.steps)
+        value, gradient = jax.value_and_grad(loss)(params, meta_learning.to_float(batch))
+        updates, optimizer = task.optimizer.update(gradient, optimizer, params)
+        return jax.tree.map(jnp.add, params, updates), optimizer, value
+
+    params = jax.jit(task.init)(rng.stream_key(0, "init"))
+    carry = [params, task.optimizer.init(params)]
+
+    def run():
+        carry[0], carry[1], value = step(*carry, images)
+        return value
+
+    return run
+
+
+def ceiling(config: ConfigDict, batch_size: int) -> tuple[Run, int]:
+    """(a hidden layer's products for a whole batch, multiply-adds of one call)."""
+    h, w, _ = config.data.image_shape
+    width, layers = config.field.width, 8
+    weights = jnp.full((layers, width, width), 1 / width, jnp.float32)
+    points = jnp.ones((batch_size * h * w, width), jnp.float32)
+
+    @jax.jit
+    def products(points, weights):
+        for weight in weights:
+            points = points @ weight
+        return points
+
+    return functools.partial(products, points, weights), layers * points.size * width
+
+
+def measure(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each, turn by turn; the first turn compiles and is dropped."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(run())
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def peak_bytes() -> int:
+    """Of the device where it tells, else of this process."""
+    statistics_of_device = jax.local_devices()[0].memory_stats()
+    if statistics_of_device:
+        return statistics_of_device["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def bench(config: ConfigDict, *, batch_size: int, repeats: int) -> dict[str, Any]:
+    """What the module's docstring says."""
+    images = np.random.default_rng(0).integers(
+        0, 256, (batch_size, *config.data.image_shape), np.uint8
+    )
+    products, of_products = ceiling(config, batch_size)
+    step = training_step(config, images)
+    runs = {"step": step, "reference": reference_step(config, images), "ceiling": products}
+    seconds = measure(runs, repeats)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    loop = config.inner_loop
+    per_image = operations.training(
+        make_field(config), steps=loop.steps, second_order=loop.second_order
+    )
+    rate = batch_size / medians["step"]
+    highest = of_products / medians["ceiling"]
+    return {
+        "images_per_second": rate,
+        "reference_images_per_second": batch_size / medians["reference"],
+        "speedup_over_reference": medians["reference"] / medians["step"],
+        "operations_per_image": per_image,
+        "operations_per_second": per_image * rate,
+        "ceiling_operations_per_second": highest,
+        "fraction_of_ceiling": per_image * rate / highest,
+        "spread": (max(seconds["step"]) - min(seconds["step"])) / medians["step"],
+        "peak_bytes": peak_bytes(),
+        "batch_size": batch_size,
+        "repeats": repeats,
+        "device": device_name(),
+        "settings": f"{config.name} width {config.field.width} depth {config.field.depth}",
+    }
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        print(f"bench_step: unknown arguments: {' '.join(argv[1:])}", file=sys.stderr)
+        return 2
+    config = _CONFIG.value
+    with config.unlocked():
+        config.meta_learn.cells_per_image = 0
+        config.meta_learn.flips = False
+    problems = meta_learning.check(config)
+    field = config.field
+    if (field.lookup, field.map, field.modulation) != ("nearest", "linear", "shift"):
+        problems.append("the plain reference knows nearest lookup, linear map and shift only")
+    if problems:
+        print("bench_step: " + "\n".join(problems), file=sys.stderr)
+        return 2
+    keep_freed_memory()
+    result = bench(config, batch_size=_BATCH.value, repeats=_REPEATS.value)
+    if _JSON.value:
+        print(json.dumps(result))
+        return 0
+    for name, value in result.items():
+        print(f"{name:<32}{value:,.4g}" if isinstance(value, float) else f"{name:<32}{value}")
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)
