@@ -203,7 +203,7 @@ def test_latent_noise_has_the_stated_scale():
     loss = classification.make_loss(
         model,
         lambda latents: latents * 0,
-        class_names=[str(label) for label in range(CLASSES)],
+        num_classes=CLASSES,
         label_smoothing=0.0,
         mixup=0.0,
         latent_noise=0.3,

@@ -372,7 +372,7 @@ def test_verify_finds_one_flipped_bit_in_any_file(whole):
     directory, _ = whole
     random = np.random.default_rng(0)
     files = [path for path in sorted(directory.iterdir()) if path.is_file()]
-    assert len(files) == 6 + 3
+    assert len(files) == 6 + 4
     for file in files:
         content = bytearray(file.read_bytes())
         position = int(random.integers(len(content)))
