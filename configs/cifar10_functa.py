@@ -43,8 +43,8 @@ def get_config(options: str | None = None) -> ConfigDict:
         # Few images and many steps: at equal time 4 images a step reach 21 dB where 16 reach 19.
         config.meta_learn.batch_size = 4
         config.meta_learn.optimizer.learning_rate = 5e-3
-        config.meta_learn.steps = 9000
-        config.meta_learn.eval_every = 4500
+        config.meta_learn.steps = 8000
+        config.meta_learn.eval_every = 4000
         config.meta_learn.checkpoint_every = 500
         config.encode.num_augmentations = 2
         config.classify.steps = 5000
