@@ -158,7 +158,7 @@ def test_decode_takes_the_image_itself_and_any_number_at_once(run, tmp_path, mon
     monkeypatch.setattr(decode, "_PIXELS", 8 * 8 * 2)  # two images a batch
     ids = range(0, 45, 3)
     arguments = ["--split", "train", "--ids", ",".join(map(str, ids)), "--out", str(tmp_path / "o")]
-    assert decode.main([str(directory), *arguments]) == 0
+    assert decode.main([str(directory / "functaset"), *arguments]) == 0
     assert len(list((tmp_path / "o").iterdir())) == 15
     with Image.open(tmp_path / "o" / "train_000042_8x8.png") as image:
         pixels = np.asarray(image).astype(int)

@@ -91,10 +91,11 @@ def decode(args: argparse.Namespace) -> list[epath.Path]:
     Raises:
       ValueError: see the module.
     """
-    field, params = stages.load_field(args.run)
-    functa_set = functaset.open_functaset(
-        epath.Path(args.run) / "functaset", field_digest=checkpoint.digest(params)
-    )
+    run = epath.Path(args.run)
+    if run.name == "functaset" and not (run / "config.json").exists():
+        run = run.parent
+    field, params = stages.load_field(run)
+    functa_set = functaset.open_functaset(run / "functaset", field_digest=checkpoint.digest(params))
     latents = find(functa_set, split=args.split, ids=args.ids, copy=args.copy)
     h, w, _ = field.image_shape
     shape = args.resolution or (h * args.scale, w * args.scale)

@@ -126,7 +126,10 @@ def check_files(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
         instructions = builder.info.splits[split].file_instructions
     except (KeyError, ValueError):
         known = ", ".join(builder.info.splits) or "none"
-        return [f"{builder.data_path} has no split {split!r}; it has {known}"]
+        return [
+            f"{builder.data_path} has no split {split!r}; it has {known}: name one by "
+            "data.train_split or data.test_split"
+        ]
     if not sum(each.take for each in instructions):
         return [f"split {split!r} of {builder.data_path} has 0 examples"]
     with futures.ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
