@@ -94,8 +94,9 @@ class Run:
         }.get(stage, (None, ""))
         if source is None or not self.metrics_path(source).exists():
             return []
-        made_from, there = self.metrics(stage)[key], self.metrics(source)[key]
-        if made_from == there:
+        unknown = "(not recorded)"  # by a version that kept no digests
+        made_from, there = (self.metrics(name).get(key, unknown) for name in (stage, source))
+        if made_from == there != unknown:
             return []
         return [
             f"{self.workdir / stage} was made from {key} {made_from}, {source} has {there}: remove "

@@ -243,6 +243,11 @@ def test_stages_of_another_making_are_not_mixed(finished, run_main, tmp_path):
         result = run_main(TINY, f"--workdir={workdir}")
         assert result.returncode == 2
         assert f"{workdir / stage} was made from {key} sha256:of another" in result.stderr
+        without = {name: value for name, value in json.loads(was).items() if name != key}
+        path.write_text(json.dumps(without))  # as an earlier version left it
+        result = run_main(TINY, f"--workdir={workdir}")
+        assert result.returncode == 2
+        assert f"was made from {key} (not recorded)" in result.stderr
         path.write_text(was)
 
 
