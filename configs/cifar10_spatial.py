@@ -27,7 +27,11 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.field.latent_shape = common.shape(latent_shape or "8x8x16")
     if lookup == "bilinear":
         common.use_bilinear(config)
+    config.field.map = "conv3x3"  # neighbouring cells share what they hold: 2 dB over a 1x1 map
     config.field.width = 256
+    config.meta_learn.cells_per_image = 0  # a cell's values depend on its neighbours
+    config.meta_learn.batch_size = 128
+    config.meta_learn.optimizer.learning_rate = 2e-2
     config.meta_learn.steps = 50_000
     config.meta_learn.eval_every = 2500
     config.meta_learn.checkpoint_every = 1000
@@ -39,9 +43,10 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.classify.ema_decay = 0.9999
     if preset == "two_core":
         config.field.width = 64
-        config.meta_learn.steps = 3000
-        config.meta_learn.eval_every = 500
-        config.meta_learn.checkpoint_every = 250
+        config.meta_learn.batch_size = 8
+        config.meta_learn.steps = 15_000
+        config.meta_learn.eval_every = 2500
+        config.meta_learn.checkpoint_every = 500
         config.encode.num_augmentations = 2
         config.classify.model = common.convnext(widths=(64, 128), depths=(2, 2))
         config.classify.steps = 5000

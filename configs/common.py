@@ -132,7 +132,8 @@ def convnext(**changes) -> ConfigDict:
 
 
 def use_bilinear(config: ConfigDict) -> None:
-    """Bilinear lookup with coords that are continuous across cells, on whole images: a pixel sees four cells."""
+    """Bilinear lookup with coords that are continuous across cells, on whole images: a pixel sees
+    four cells."""
     config.field.lookup = "bilinear"
     config.field.coords = "periodic"
     config.meta_learn.cells_per_image = 0

@@ -89,6 +89,11 @@ class Field:
         """f: what the SIREN sees of a position."""
         return self.pixel_features(self.image_shape[:2]).shape[-1]
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether modulations are a linear function of latents."""
+        return self.map != "mlp"
+
     def cell_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """(p, q): pixels inside a cell of an image of `shape`."""
         return shape[0] // self.latent_shape[0], shape[1] // self.latent_shape[1]
@@ -112,7 +117,10 @@ class Field:
         if self.map == "linear":
             params["map"] = {"weight": normal(map_key, (d, m))}
         elif self.map == "conv3x3":
-            params["map"] = {"weight": normal(map_key, (3, 3, d, m))}
+            # A matrix, which Muon moves like all the others; a kernel of four axes it would leave to
+            # Adam. It begins as the linear map of the cell itself and learns what neighbours add.
+            weight = jnp.zeros((9, d, m)).at[4].set(normal(map_key, (d, m)))
+            params["map"] = {"weight": weight.reshape(9 * d, m)}
         else:
             params["map"] = {
                 "hidden_weight": normal(mlp_key, (d, self.width)),
@@ -138,18 +146,22 @@ class Field:
     def modulations(self, params: Params, latents: jax.Array) -> jax.Array:
         """[b, i, j, d] -> [b, i, j, m], zero (a constant for "mlp") at zero latents."""
         weights = params["map"]
-        if self.map == "linear":
-            return latents @ weights["weight"]
-        if self.map == "conv3x3":
-            return jax.lax.conv_general_dilated(
-                latents,
-                weights["weight"],
-                (1, 1),
-                "SAME",
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+        if self.is_linear:
+            return self.map_inputs(latents) @ weights["weight"]
         bias = weights["hidden_bias"][None, None, None]
         return jax.nn.gelu(latents @ weights["hidden_weight"] + bias) @ weights["weight"]
+
+    def map_inputs(self, latents: jax.Array) -> jax.Array:
+        """What a linear map multiplies: [b, i, j, d], for conv3x3 the latents of the cell and its
+        eight neighbours, row by row, zero beyond the border: [b, i, j, 9 d]."""
+        if self.map != "conv3x3":
+            return latents
+        _, i, j, _ = latents.shape
+        padded = jnp.pad(latents, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        shifted = [
+            padded[:, row : row + i, column : column + j] for row, column in np.ndindex(3, 3)
+        ]
+        return jnp.concatenate(shifted, axis=-1)
 
     def uses_cells(self, shape: tuple[int, int]) -> bool:
         """Whether images of `shape` are computed in the cell layout."""

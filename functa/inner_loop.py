@@ -7,13 +7,17 @@ mean squared error, so that a rate means the same for 1x1 and 32x32 grids and fo
 Source: Dupont et al. 2022, section 3.2 and appendix A; meta-SGD: Li et al. 2017.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from functa.field import Field, Params
 
+_POWER_ITERATIONS = 30
+STABLE_RADIUS = 2.0  # of rates x curvature: above it a step of gradient descent overshoots
 LR_SHAPES = ("scalar", "channel", "cell", "full")
 
 
@@ -92,6 +96,56 @@ def fit(
     return Fit(latents, field.to_image(values, shape), jnp.stack(losses) / images[0].size)
 
 
+class _Start(NamedTuple):
+    """The field at zero latents, the same for every example: values [..., n, c] in the layout without
+    batch and, where all cells see the same, without cells; their jacobian [..., n, c, k] by what
+    `spread` gives; spread: latents [b, i, j, d] -> [b, i, j, k], linear."""
+
+    values: jax.Array
+    jacobian: jax.Array
+    spread: Callable[[jax.Array], jax.Array]
+
+
+def _start(field: Field, params: Params) -> _Start:
+    features = field.layout_features(field.image_shape[:2])
+    zeros = jnp.zeros((1, *field.latent_shape), jnp.float32)
+    modulations, push = jax.linearize(lambda z: field.modulations(params, z), zeros)
+    modulations = modulations[0, 0, 0]
+
+    def value(modulations, features):
+        return field.at_points(params, features[None], modulations[None])[0]
+
+    points = jnp.asarray(features.reshape(-1, features.shape[-1]))
+    values = field.at_points(params, points, modulations[None])
+    jacobian = jax.vmap(jax.jacrev(value), (None, 0))(modulations, points)  # [points, c, m]
+    if field.is_linear:
+        # Lookup and a linear map commute, so contract to the map's inputs, not to m.
+        jacobian = jacobian @ params["map"]["weight"].T
+        spread = field.map_inputs
+    else:
+        spread = jax.vmap(lambda latents: push(latents[None])[0])
+    place = features.shape[:-1]
+    return _Start(values.reshape(*place, -1), jacobian.reshape(*place, *jacobian.shape[1:]), spread)
+
+
+def _from_points(field: Field, start: _Start, at_points: jax.Array) -> jax.Array:
+    """Transpose of latents -> values at zero latents: [b, <layout>, c] -> [b, i, j, d]."""
+    shape = field.image_shape[:2]
+    i, j, d = field.latent_shape
+    if not field.uses_cells(shape):
+        k = start.jacobian.shape[-1]
+        pulled = jnp.einsum("bhwc,hwck->bhwk", at_points, start.jacobian)
+        grid = jax.ShapeDtypeStruct((len(at_points), i, j, k), jnp.float32)
+        (pulled,) = jax.linear_transpose(lambda u: field.look_up(u, shape), grid)(pulled)
+    elif start.jacobian.ndim == 3:
+        pulled = jnp.einsum("bijnc,nck->bijk", at_points, start.jacobian)
+    else:
+        pulled = jnp.einsum("bijnc,ijnck->bijk", at_points, start.jacobian)
+    latents = jax.ShapeDtypeStruct((len(at_points), i, j, d), jnp.float32)
+    (gradient,) = jax.linear_transpose(start.spread, latents)(pulled)
+    return gradient
+
+
 def first_gradient(field: Field, params: Params, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Gradient of the cell loss at zero latents, exactly, at the price of one image.
 
@@ -104,67 +158,66 @@ def first_gradient(field: Field, params: Params, targets: jax.Array) -> tuple[ja
     Returns:
       (gradient [b, i, j, d], summed squared error of each example [b]).
     """
-    shape = field.image_shape[:2]
-    i, j, d = field.latent_shape
-    zeros = jnp.zeros((len(targets), i, j, d), jnp.float32)
-    features = field.layout_features(shape)
-    modulations = field.modulations(params, zeros[:1])[0, 0, 0]
-
-    def value(modulations, features):
-        return field.at_points(params, features[None], modulations[None])[0]
-
-    points = jnp.asarray(features.reshape(-1, features.shape[-1]))
-    values = field.at_points(params, points, modulations[None])
-    jacobian = jax.vmap(jax.jacrev(value), (None, 0))(modulations, points)  # [points, c, m]
-    if (
-        field.map == "linear"
-    ):  # lookup and a linear map commute, so contract to d channels, not to m
-        jacobian = jacobian @ params["map"]["weight"].T
-    c, k = jacobian.shape[1:]
-    residuals = values.reshape(1, *features.shape[:-1], c)
-    residuals = (
-        residuals.reshape((1,) * (targets.ndim - residuals.ndim) + residuals.shape) - targets
-    )
-    jacobian = jacobian.reshape(*features.shape[:-1], c, k)
-    if not field.uses_cells(shape):
-        at_points = jnp.einsum("bhwc,hwck->bhwk", residuals, jacobian)
-        grid = jax.ShapeDtypeStruct((len(targets), i, j, k), jnp.float32)
-        (gradient,) = jax.linear_transpose(lambda u: field.look_up(u, shape), grid)(at_points)
-    elif features.ndim == 2:
-        gradient = jnp.einsum("bijnc,nck->bijk", residuals, jacobian)
-    else:
-        gradient = jnp.einsum("bijnc,ijnck->bijk", residuals, jacobian)
-    if field.map != "linear":
-        _, transpose = jax.vjp(lambda latents: field.modulations(params, latents), zeros)
-        (gradient,) = transpose(gradient)
-    p, q = field.cell_shape(shape)
+    start = _start(field, params)
+    residuals = start.values.reshape((1,) * (targets.ndim - start.values.ndim) + start.values.shape)
+    residuals = residuals - targets
+    p, q = field.cell_shape(field.image_shape[:2])
     errors = jnp.sum(jnp.square(residuals), axis=tuple(range(1, targets.ndim)))
-    return gradient * (2 / (p * q * c)), errors
+    return _from_points(field, start, residuals) * (2 / (p * q * targets.shape[-1])), errors
 
 
-def curvature(field: Field, params: Params, key: jax.Array, iterations: int = 30) -> jax.Array:
-    """Largest eigenvalue of the Gauss-Newton matrix of the cell loss at zero latents, by power
-    iteration.
+def spectral_radius(field: Field, params: Params, log_inner_lrs: jax.Array) -> jax.Array:
+    """Largest eigenvalue of rates x Gauss-Newton matrix of the cell loss at zero latents, a number a
+    set of rates: [steps or 1].
 
-    A single rate below 2 / curvature cannot overshoot the first step; 1 / curvature solves its stiffest direction.
+    With all rates one (log_inner_lrs zero) it is the curvature. A step of gradient descent on a
+    quadratic overshoots, and leaves a larger loss than it found, along directions whose eigenvalue
+    is above 2. By power iteration in latent space, at the price of the field's Jacobian for one
+    image and next to nothing beyond.
     """
+    start = _start(field, params)
     shape = field.image_shape[:2]
     p, q = field.cell_shape(shape)
     scale = 2 / (p * q * field.image_shape[2])
-    zeros = jnp.zeros((1, *field.latent_shape), jnp.float32)
+    cells = field.uses_cells(shape)
 
-    def values(latents):
-        return field.synthesise(params, field.modulations(params, latents), shape)
+    def values(latents):  # the linear part of latents -> values
+        at_points = field.look_up(start.spread(latents), shape)
+        if not cells:
+            return jnp.einsum("bhwk,hwck->bhwc", at_points, start.jacobian)
+        places = "nck" if start.jacobian.ndim == 3 else "ijnck"
+        return jnp.einsum(f"bijk,{places}->bijnc", at_points[:, :, :, 0], start.jacobian)
 
-    _, push = jax.linearize(values, zeros)
-    pull = jax.linear_transpose(push, zeros)
+    def largest(log_rates):
+        root = jnp.exp(0.5 * log_rates)[None]
 
-    def step(_, carry):
-        vector, _ = carry
-        vector = scale * pull(push(vector))[0]
-        norm = jnp.linalg.norm(vector.ravel())
-        return vector / norm, norm
+        def step(_, carry):
+            vector, _ = carry
+            vector = root * _from_points(field, start, values(root * vector)) * scale
+            norm = jnp.linalg.norm(vector.ravel())
+            return vector / norm, norm
 
-    start = jax.random.normal(key, zeros.shape)
-    start = start / jnp.linalg.norm(start.ravel())
-    return jax.lax.fori_loop(0, iterations, step, (start, jnp.float32(1)))[1]
+        first = jax.random.normal(jax.random.key(0), (1, *field.latent_shape))
+        first = first / jnp.linalg.norm(first.ravel())
+        return jax.lax.fori_loop(0, _POWER_ITERATIONS, step, (first, jnp.float32(0)))[1]
+
+    return jax.lax.map(largest, log_inner_lrs)
+
+
+def keep_stable(field: Field) -> optax.GradientTransformation:
+    """Lowers the rates of every inner step that would overshoot, after each update, just enough.
+
+    The curvature of the first step is the field's own, the same for every image, and known exactly;
+    it grows tenfold while the output layer does, and again whenever the outer step outruns the
+    weights. Once rates x curvature passes 2 the inner loop is chaotic, its gradients are noise, and
+    no run seen came back. In healthy runs this changes nothing: they stay below 2 by themselves.
+    """
+
+    def update(updates, state, params=None):
+        changed = jax.tree.map(jnp.add, params, updates)
+        rates = changed["log_inner_lrs"]
+        radius = spectral_radius(field, changed["field"], rates)
+        excess = jnp.maximum(radius / STABLE_RADIUS, 1).reshape(-1, 1, 1, 1)
+        return updates | {"log_inner_lrs": updates["log_inner_lrs"] - jnp.log(excess)}, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

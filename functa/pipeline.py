@@ -16,6 +16,7 @@ from functa.data.images import ImageSource
 from functa.interruption import Interrupted
 from functa.progress import device_name
 from functa.stages import STAGES, Refused, Run, refusing
+from functa.tasks import meta_learning
 
 
 def run_stages(
@@ -34,6 +35,8 @@ def run_stages(
     reads_images = bool({"meta_learn", "encode"} & set(missing))
     if missing:
         problems += preflight.check(config, (lambda: run.sources) if reads_images else None)
+    if not problems and "meta_learn" in missing:
+        problems = meta_learning.check_first_step(config)
     _refuse(problems)
     run.workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:

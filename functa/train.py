@@ -18,6 +18,9 @@ from functa.interruption import Interrupted, Interruption
 from functa.progress import Stopwatch, duration
 from functa.tasks import Task
 
+_WATCHED = ("loss", "gradient", "update")
+NONE_BAD = np.array([-1, 0], np.int32)  # what `make_step`'s step begins with
+
 
 class TrainState(NamedTuple):
     """step: int32, updates done; ema: moving average of params, params themselves where there is none."""
@@ -126,13 +129,13 @@ class Trainer:
 
     def refuse_non_finite(self, first_bad: jax.Array) -> None:
         """Stops before anything built on a broken number is saved."""
-        step = int(first_bad)
+        step, which = (int(number) for number in first_bad)
         if step >= 0:
             self.latest.wait()
             saved = self.latest.steps()
             raise FloatingPointError(
-                f"{self.task.name}: loss, gradient or update of step {step} is not finite; the "
-                "last good checkpoint is "
+                f"{self.task.name}: the {_WATCHED[which]} of step {step} is not finite; the last "
+                "good checkpoint is "
                 + (
                     f"step {saved[-1]} in {self.latest.directory}"
                     if saved
@@ -161,8 +164,8 @@ class Trainer:
 def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> Callable:
     """(state, batch, first_bad) -> (state, logs, first_bad), compiled, its inputs' memory reused.
 
-    first_bad: int32, the first step whose loss, gradient or update was not finite, -1 while there is none;
-    it stays on the devices, so that watching costs no synchronisation.
+    first_bad: int32 [2], the first step that made a number that is not finite, -1 while there is none, and
+    which one it was, in _WATCHED; it stays on the devices, so that watching costs no synchronisation.
     """
 
     def step_fn(state: TrainState, batch, first_bad):
@@ -178,8 +181,9 @@ def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> Callabl
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
         norm = optax.tree.norm(gradient)
         change = optax.tree.norm(updates)
-        good = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(change)
-        first_bad = jnp.where((first_bad < 0) & ~good, state.step, first_bad)
+        bad = ~jnp.isfinite(jnp.stack([loss, norm, change]))
+        found = jnp.stack([state.step, jnp.argmax(bad).astype(jnp.int32)])
+        first_bad = jnp.where((first_bad[0] < 0) & jnp.any(bad), found, first_bad)
         logs = logs | {
             "loss": loss,
             "gradient_norm": norm,
@@ -220,7 +224,7 @@ def train(
     state, reading = trainer.restore_or_init()
     step_fn = make_step(task, mesh=mesh, seed=seed, ema_decay=ema_decay)
     _, best_score = trainer.best_so_far()
-    first_bad = jax.device_put(jnp.int32(-1), mesh_lib.replicated(mesh))
+    first_bad = jax.device_put(NONE_BAD, mesh_lib.replicated(mesh))
     watch = Stopwatch(**reading)
     step = logged = int(state.step)
     for batch in task.train_batches(step, steps):

@@ -28,8 +28,11 @@ def config():
     return config
 
 
-def test_the_plain_reference_is_the_fast_path(config):
+@pytest.mark.parametrize("kind", ["linear", "conv3x3"])
+def test_the_plain_reference_is_the_fast_path(config, kind):
     """Values and outer gradients, second order; the project's own bound is 1e-5 relative."""
+    config = config.copy_and_resolve_references()
+    config.field.map = kind
     field, loop = make_field(config), config.inner_loop
     task = meta_learning.make(config, {}, process_index=0, process_count=1)
     params = jax.jit(task.init)(jax.random.key(1))

@@ -41,7 +41,8 @@ def slow_field(field, params, latents, shape):
             for a, b in np.ndindex(3, 3):
                 r, c = row + a - 1, column + b - 1
                 if 0 <= r < i and 0 <= c < j:
-                    modulations[row, column] += latents[r, c] @ weights["weight"][a, b]
+                    kernel = weights["weight"].reshape(3, 3, field.latent_shape[2], -1)
+                    modulations[row, column] += latents[r, c] @ kernel[a, b]
     values = np.zeros((*shape, field.image_shape[2]))
     rows, columns = coords.pixel_centers(shape[0]), coords.pixel_centers(shape[1])
     features = coords.grid_features(

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from configs import digits
 from functa import inner_loop
 from functa.field import make_field
 from functa.tasks import meta_learning
-from functa.train import TrainState, make_step
+from functa.train import NONE_BAD, TrainState, make_step
 
 
 class Images:
@@ -101,10 +103,49 @@ def test_all_cells_of_an_image_give_the_loss_of_the_image():
 def test_rates_start_at_the_stated_multiple_of_the_inverse_curvature():
     config = make_config(**{"inner_loop.initial_lr": 0.5})
     params = make(config).init(jax.random.key(0))
-    curvature = inner_loop.curvature(
-        make_field(config).of_cell(), params["field"], jax.random.key(9)
-    )
+    cell = make_field(config).of_cell()
+    curvature = inner_loop.spectral_radius(cell, params["field"], jnp.zeros((1, 1, 1, 1)))[0]
     np.testing.assert_allclose(jnp.exp(params["log_inner_lrs"]), 0.5 / curvature, rtol=0.02)
+
+
+def test_rates_that_would_overshoot_are_lowered_and_others_are_left_alone():
+    config = make_config()
+    field = make_field(config).of_cell()
+    params = make(config).init(jax.random.key(0))
+    rates = params["log_inner_lrs"] + jnp.log(jnp.float32([0.5, 100, 30])).reshape(3, 1, 1, 1)
+    params = params | {"log_inner_lrs": rates}
+    before = inner_loop.spectral_radius(field, params["field"], rates)
+    assert before[0] < 1
+    assert before[1] > 9
+    assert before[2] > 2.9
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = inner_loop.keep_stable(field).update(zeros, None, params)
+    after = inner_loop.spectral_radius(field, params["field"], rates + updates["log_inner_lrs"])
+    np.testing.assert_allclose(after, [before[0], 2, 2], rtol=1e-4)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates["field"]))
+
+
+def test_training_keeps_the_inner_loop_stable():
+    config = make_config(**{"inner_loop.initial_lr": 1.9, "field.w0": 30.0})
+    config.meta_learn.optimizer.learning_rate = 0.05
+    task, field = make(config), make_field(config).of_cell()
+    state = begin(task, task.init(jax.random.key(0)))
+    step, bad, radii = make_step(task, mesh=one_device_mesh(), seed=0, ema_decay=0.0), NONE_BAD, []
+    for batch in task.train_batches(0, 12):
+        state, _, bad = step(state, {"image": jnp.asarray(batch["image"])}, bad)
+        rates = state.params["log_inner_lrs"]
+        radii.append(inner_loop.spectral_radius(field, state.params["field"], rates).max())
+    assert max(radii) == pytest.approx(2, rel=1e-4)  # it would have gone beyond
+
+
+def test_an_unstable_first_step_is_told_with_its_numbers():
+    assert meta_learning.check_first_step(make_config()) == []
+    (told,) = meta_learning.check_first_step(make_config(**{"inner_loop.initial_lr": 3.0}))
+    numbers = re.search(r"curvature is (\S+), so rates below (\S+) are .* rate is (\S+) \(", told)
+    curvature, stable, rate = (float(number) for number in numbers.groups())
+    assert stable == pytest.approx(2 / curvature, rel=1e-3)
+    assert rate == pytest.approx(3 / curvature, rel=1e-3)
+    assert meta_learning.check_first_step(make_config(**{"inner_loop.min_lr": 900.0})) != []
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e-3, 2e-3), (1e4, 2e4)])
@@ -116,7 +157,7 @@ def test_the_clip_range_of_the_rates_is_applied(low, high):
     params = task.init(jax.random.key(0))
     state = begin(task, params)
     step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0)
-    bad = jnp.int32(-1)
+    bad = NONE_BAD
     for batch in task.train_batches(0, 3):
         state, logs, bad = step(state, {"image": jnp.asarray(batch["image"])}, bad)
         assert low * 0.9999 <= float(logs["inner_lr_min"])
@@ -129,7 +170,7 @@ def test_training_lowers_the_loss():
     params = task.init(jax.random.key(0))
     state = begin(task, params)
     step = make_step(task, mesh=one_device_mesh(), seed=0, ema_decay=0.0)
-    bad, losses = jnp.int32(-1), []
+    bad, losses = NONE_BAD, []
     for batch in task.train_batches(0, 12):
         state, logs, bad = step(state, {"image": jnp.asarray(batch["image"])}, bad)
         losses.append(float(logs["loss"]))

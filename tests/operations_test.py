@@ -9,8 +9,9 @@ from functa.field import make_field
 
 @pytest.fixture(scope="module")
 def field():
-    """The field of the paper: depth 6, width 256, 8x8x16 latents of 32x32 images."""
+    """The field of the paper: depth 6, width 256, 1x1 map, 8x8x16 latents of 32x32 images."""
     config = cifar10_spatial.get_config("8x8x16,nearest")
+    config.field.map = "linear"
     assert (config.field.depth, config.field.width) == (6, 256)
     return make_field(config)
 

@@ -12,11 +12,24 @@ from functa.field import Field, Params
 
 
 def values(field: Field, params: Params, latents: jax.Array) -> jax.Array:
-    """Latents [i, j, d] of one image -> values [h, w, c]; lookup nearest, map linear, shifts only."""
+    """Latents [i, j, d] of one image -> values [h, w, c]; lookup nearest, map linear or conv3x3,
+    shifts only."""
     h, w, _ = field.image_shape
-    i, j, _ = field.latent_shape
-    at_pixels = jnp.repeat(jnp.repeat(latents, h // i, axis=0), w // j, axis=1)
-    shifts = jnp.split(at_pixels @ params["map"]["weight"], field.depth - 1, axis=-1)
+    i, j, d = field.latent_shape
+    weight = params["map"]["weight"]
+
+    def to_pixels(grid):
+        return jnp.repeat(jnp.repeat(grid, h // i, axis=0), w // j, axis=1)
+
+    if field.map == "conv3x3":
+        kernel, axes = weight.reshape(3, 3, d, -1), ("NHWC", "HWIO", "NHWC")
+        (grid,) = jax.lax.conv_general_dilated(
+            latents[None], kernel, (1, 1), "SAME", dimension_numbers=axes
+        )
+        modulations = to_pixels(grid)
+    else:
+        modulations = to_pixels(latents) @ weight
+    shifts = jnp.split(modulations, field.depth - 1, axis=-1)
     weights, biases = params["siren"]["weights"], params["siren"]["biases"]
     hidden = jnp.asarray(field.pixel_features((h, w))) * jnp.float32(field.w0)
     for weight, bias, shift in zip(weights[:-1], biases[:-1], shifts, strict=True):

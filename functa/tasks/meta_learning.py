@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from functa import inner_loop, metrics, optim
+from functa import inner_loop, metrics, optim, rng
 from functa.config import outside
 from functa.data import pipeline as data_pipeline
 from functa.data.images import ImageSource
@@ -50,11 +50,9 @@ def make(
     optimizer = make_optimizer(config)
 
     def init(key):
-        field_key, curvature_key = jax.random.split(key)
-        field_params = field.init(field_key)
+        field_params, curvature = initial_field(config, key)
         # Rates begin relative to the measured curvature of the first step, so that one setting
         # serves every field.
-        curvature = inner_loop.curvature(trained, field_params, curvature_key)
         log_lr = jnp.log(loop.initial_lr / curvature)
         log_lr = jnp.clip(log_lr, np.log(loop.min_lr), np.log(loop.max_lr))
         return {"field": field_params, "log_inner_lrs": jnp.full(lrs_shape, log_lr, jnp.float32)}
@@ -109,6 +107,7 @@ def make(
         score="psnr",
         optimizer=optax.chain(
             optimizer.transformation,
+            inner_loop.keep_stable(trained),
             _only("log_inner_lrs", optim.clamp(np.log(loop.min_lr), np.log(loop.max_lr))),
         ),
         learning_rate=optimizer.learning_rate,
@@ -138,6 +137,33 @@ def check(config: ConfigDict) -> list[str]:
             told = str(error).replace("optimizer.", "meta_learn.optimizer.")
             problems += told.splitlines()
     return list(dict.fromkeys(problems))  # a bad field spoils several parts
+
+
+def check_first_step(config: ConfigDict) -> list[str]:
+    """Whether the first inner step of the field that training begins with would overshoot; [] if not.
+
+    Measures its curvature: a second or two.
+    """
+    key = rng.stream_key(config.seed, "init")
+    curvature = float(jax.jit(lambda key: initial_field(config, key)[1])(key))
+    loop = config.inner_loop
+    rate = float(np.clip(loop.initial_lr / curvature, loop.min_lr, loop.max_lr))
+    stable = inner_loop.STABLE_RADIUS / curvature
+    if rate < stable:
+        return []
+    return [
+        f"the first inner step is unstable: its curvature is {curvature:.4g}, so rates below "
+        f"{stable:.4g} are stable, and the rate is {rate:.4g} (inner_loop.initial_lr="
+        f"{loop.initial_lr:g} / curvature, within min_lr={loop.min_lr:g} and max_lr="
+        f"{loop.max_lr:g}): set initial_lr below 2, as 0.1, and min_lr below {stable:.4g}"
+    ]
+
+
+def initial_field(config: ConfigDict, key: jax.Array) -> tuple[Any, jax.Array]:
+    """(parameters, curvature of the first inner step) of the field that training begins with."""
+    params = make_field(config).init(key)
+    unit_rates = jnp.zeros((1, 1, 1, 1))
+    return params, inner_loop.spectral_radius(training_field(config), params, unit_rates)[0]
 
 
 def make_optimizer(config: ConfigDict) -> optim.Optimizer:
