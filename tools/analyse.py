@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         "--images",
         type=int,
         metavar="N",
-        help=f"how many, evenly spread over the split; {IMAGES} by default, or all if there are fewer",
+        help=f"how many, evenly spread over the split; by default {IMAGES}, or all of fewer",
     )
     made.add_argument("--pictures", metavar="FOLDER", help="PNG and JPEG files to cut up")
     made.add_argument(

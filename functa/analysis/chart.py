@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from functa import charts, page
 from functa.analysis.table import Table
 
@@ -12,7 +10,10 @@ _COLUMNS = 2  # of the legend
 
 
 def curves(table: Table) -> list[charts.Series]:
-    """A curve for each method of a table of `storage.rate_distortion`, and for its entropy estimate."""
+    """A curve for each method of `storage.rate_distortion`, and for its entropy estimate.
+
+    Left out is what another row of the curve is better than at no more bytes.
+    """
     methods = dict.fromkeys(row["method"] for row in table.rows)
     found = []
     for method in methods:
@@ -25,8 +26,11 @@ def curves(table: Table) -> list[charts.Series]:
 
 
 def _curve(label: str, rows: list[dict[str, Any]], key: str) -> charts.Series:
-    points = np.array(sorted((row[key], row["psnr"]) for row in rows))
-    return charts.Series(label, points[:, 0].tolist(), points[:, 1].tolist())
+    best: list[tuple[float, float]] = []
+    for size, psnr in sorted((row[key], -row["psnr"]) for row in rows):
+        if not best or -psnr > best[-1][1]:
+            best.append((size, -psnr))
+    return charts.Series(label, [size for size, _ in best], [psnr for _, psnr in best])
 
 
 def draw(table: Table) -> str:
@@ -48,6 +52,6 @@ def draw(table: Table) -> str:
     inner = inner.replace("<svg ", f'<svg width="{charts.WIDTH}" height="{charts.HEIGHT}" ', 1)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {charts.WIDTH} {height}">'
-        f"<style>{page.STYLE} text {{ font-family: system-ui, sans-serif; }}</style>"
+        f"<style>{page.STYLE} svg {{ font-family: system-ui, sans-serif; }}</style>"
         f'<rect width="100%" height="100%" fill="var(--card)"/>{inner}{legend}</svg>\n'
     )

@@ -1,4 +1,4 @@
-"""How well latents are fitted: more and fewer inner steps, and how far the field itself would go."""
+"""How well latents are fitted: more and fewer inner steps, and how far the field would go."""
 
 from typing import Any
 
@@ -66,12 +66,12 @@ def refine(field: Field, params: Any, unit, images, latents, *, steps: int) -> j
         latents, state, least = carry
         gradient, errors = loss(latents)
         update, state = adam.update(gradient, state)
-        least = jnp.minimum(least, errors)
+        least = jnp.fmin(least, errors)  # a step that went astray does not count
         return (latents - rate * unit[None, None, None] * update, state, least), None
 
     start = (latents, adam.init(latents), jnp.full(len(images), jnp.inf, jnp.float32))
     (latents, _, least), _ = jax.lax.scan(step, start, jnp.asarray(rates, jnp.float32))
-    return jnp.minimum(least, cell_loss(field, params, latents, images)[1])
+    return jnp.fmin(least, cell_loss(field, params, latents, images)[1])
 
 
 def steps(subject: Subject) -> dict[str, Table]:
@@ -129,7 +129,8 @@ def free(subject: Subject) -> dict[str, Table]:
         Column("gain", "dB", "psnr less that of the inner loop"),
     )
     note = (
-        "Latents refined by Adam from those of the inner loop, the field fixed; of each image the best "
-        "on the way.\nWhat is gained is the inner loop's to gain; what is still missing is the field's."
+        "Latents refined by Adam from those of the inner loop, the field fixed; of each image the "
+        "best on the way. What is gained is the inner loop's to gain; what is still missing is the "
+        "field's."
     )
     return {"free": Table("Free latents", note, len(least), columns, rows)}

@@ -1,4 +1,4 @@
-"""How latents behave: decoded at other resolutions, between two images, with noise, as neighbours."""
+"""How latents behave: at other resolutions, between two images, with noise, as neighbours."""
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,9 @@ def resolution(subject: Subject) -> dict[str, Table]:
         Column("gain", "dB", "psnr less bicubic_psnr"),
     )
     note = (
-        f"Crops of pictures, averaged down to {h}x{w} pixels (box filter, rounded to bytes), fitted there and "
-        "decoded at their own size.\nOther crops for each size. PSNR is the mean over crops, nothing clipped."
+        f"Crops of pictures, averaged down to {h}x{w} pixels (box filter, rounded to bytes), "
+        "fitted there and decoded at their own size; other crops for each size. PSNR is the mean "
+        "over crops, nothing clipped. Where fit_psnr is low, the field does not know such pictures."
     )
     count = len(next(iter(subject.crops.values())))
     return {"resolution": Table("Held-out coordinates", note, count, columns, rows)}

@@ -26,9 +26,8 @@ QUALITIES = (5, 15, 30, 50, 70, 85, 95)  # of JPEG and WebP, 100 the best
 PCA_IMAGES = 20_000  # of the train split; as meta_learning.pca_psnr
 _UNIFORM = (
     "int8: a scale for each image and channel, as functasets have it. N bits: a uniform quantiser "
-    "for each channel, its range fitted\n"
-    f"to the first {REFERENCE_IMAGES:,} training images to the least squared error and shared by all, so it "
-    "costs an image nothing."
+    f"for each channel, its range fitted to the latents of the first {REFERENCE_IMAGES:,} training "
+    "images to the least squared error and shared by all, so that it costs an image nothing."
 )
 
 
@@ -123,21 +122,17 @@ def rate_distortion(subject: Subject) -> dict[str, Table]:
 
 
 def _rate_note(subject: Subject) -> str:
-    h, w, _ = subject.field.image_shape
+    h, w, c = subject.field.image_shape
     count = min(PCA_IMAGES, subject.train.num_examples)
-    return "\n".join(
-        (
-            _UNIFORM,
-            "entropy_bytes is an estimate, no file: what an ideal coder spends whose table of each channel "
-            "is counted on those training images.",
-            "The field itself, PCA's basis and the tables are shared by all images and not counted.",
-            f"PCA: of the same cells, fitted to {count:,} training images; first as many floats as the field "
-            "has, then, at the storage",
-            "of every functa row, the best of all numbers of floats and bits that fit, its quantiser fitted "
-            "alike.",
-            "JPEG and WebP: whole files by Pillow (chroma at half resolution), headers included; they "
-            f"weigh much at {h}x{w} pixels: see flat_bytes.",
-        )
+    chroma = "" if c == 1 else ", chroma at half resolution"
+    return (
+        f"{_UNIFORM} entropy_bytes is an estimate, no file: what an ideal coder would spend "
+        "with one table a channel, counted on those training images. The field, PCA's basis and "
+        "the tables are shared by all images and not counted. PCA: of the same cells, fitted to "
+        f"{count:,} training images; first as many floats as the field has, then, within the bytes "
+        "of every functa row, the best on these images of all numbers of floats and bits, "
+        f"quantised alike. JPEG and WebP: whole files by Pillow{chroma}, headers included, which "
+        f"weigh much at {h}x{w} pixels: see flat_bytes."
     )
 
 
@@ -198,7 +193,7 @@ def pca_rows(subject: Subject, budgets: list[int]) -> list[dict[str, Any]]:
 
 
 def codec_rows(images: np.ndarray, codec: str, **options: Any) -> list[dict[str, Any]]:
-    """A row for each of QUALITIES: images [n, h, w, c] uint8 as files of Pillow's format `codec`."""
+    """A row for each of QUALITIES: images [n, h, w, c] uint8 in Pillow's format `codec`."""
     rows = []
     for quality in QUALITIES:
         sizes, decoded = [], []

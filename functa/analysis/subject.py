@@ -18,7 +18,7 @@ REFERENCE_IMAGES = 1000  # of the train split: for ranges and tables of what is 
 
 
 class Fitted(NamedTuple):
-    """latents [n, i, j, d] float32; mse [n, steps + 1] float32, before each inner step and after all."""
+    """latents [n, i, j, d]; mse [n, steps + 1], before each inner step and after all; float32."""
 
     latents: np.ndarray
     mse: np.ndarray
@@ -56,7 +56,7 @@ class Subject:
         self._decode = jax.jit(self.field, static_argnums=2)
 
     def in_batches(self, function: Callable[..., Any], *arrays: np.ndarray, part: int = 1) -> Any:
-        """function(*arrays) over the leading axis, a batch of the evaluation at a time, on the host.
+        """function(*arrays) over the leading axis, an evaluation batch at a time, on the host.
 
         The last batch is filled up with the last row, so that there is one program for all.
 
@@ -131,7 +131,7 @@ def scores(mse: np.ndarray) -> dict[str, float]:
 
 
 def cell_loss(field, params, latents: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(the inner loop's loss, errors [b]) of latents [b, i, j, d] for images [b, h, w, c] float32."""
+    """(the inner loop's loss, errors [b]) of latents [b, i, j, d], images [b, h, w, c] float32."""
     values = field(params, latents)
     errors = jnp.mean(jnp.square(values - images), axis=(1, 2, 3))
     i, j, _ = field.latent_shape

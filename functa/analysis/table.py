@@ -1,9 +1,11 @@
 """Tables whose columns say what they are, for people and for programs."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+_WIDTH = 98  # of the lines of a note
 _PLACES = {"dB": 2, "%": 2, "bytes": 1}  # decimals of a unit; any other number is shown as it is
 
 
@@ -54,7 +56,7 @@ class Table(NamedTuple):
         ]
         return [
             f"{self.title}; {self.images:,} images",
-            *(f"  {line}" for line in self.note.splitlines()),
+            *textwrap.wrap(self.note, _WIDTH, initial_indent="  ", subsequent_indent="  "),
             *explained,
             "",
             *_aligned([heads, *body]),
@@ -73,14 +75,16 @@ def _shown(value: Any, unit: str) -> str:
         return value or "-"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{100 * value if unit == '%' else value:,.{_PLACES.get(unit, 2)}f}"
+    places = _PLACES.get(unit, 2)
+    rounded = round(100 * value if unit == "%" else value, places) + 0.0  # -0.0 becomes 0.0
+    return f"{rounded:,.{places}f}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Words to the left in the first column, all else to the right; a rule below the first row."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([f"{row[0]:<{widths[0]}}"] + [f"{a:>{w}}" for a, w in zip(row[1:], widths[1:], strict=True)])
-        for row in rows
-    ]  # fmt: skip
+    lines = []
+    for first, *others in rows:
+        cells = [f"{a:>{width}}" for a, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([f"{first:<{widths[0]}}", *cells]))
     return [lines[0], "-" * len(lines[0]), *lines[1:]]

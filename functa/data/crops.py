@@ -1,7 +1,8 @@
 """Pieces of pictures: a folder of PNG and JPEG files, cut into crops of one size."""
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -16,9 +17,9 @@ def read_crops(
 ) -> list[np.ndarray]:
     """Crops of several sizes from the same pictures.
 
-    A picture is cut into as many crops as fit side by side, what is left over is left at all four
-    borders alike; `count` crops are taken, evenly spread over the pictures in the order of their
-    names and, in each, row by row.
+    A picture is cut into as many crops as fit side by side; what is left over lies at opposite
+    borders alike. `count` crops are taken, evenly spread over the pictures in the order of their
+    names and, in each, row by row. Only pictures that a crop is taken from are decoded.
 
     Args:
       shapes: (h, w) of the crops, in pixels.
@@ -27,8 +28,8 @@ def read_crops(
     Returns:
       for each shape, [count, h, w, channels] uint8.
     Raises:
-      ValueError: no such folder or no picture in it, one that cannot be decoded, one smaller than
-        a crop, or fewer crops than `count`: all of these together, one line each.
+      ValueError: no such folder, no picture in it, pictures that cannot be read or are smaller than
+        a crop, one line each; if all serve, fewer crops than `count`.
     """
     folder = epath.Path(folder)
     if not folder.is_dir():
@@ -36,18 +37,14 @@ def read_crops(
     paths = sorted(path for path in folder.iterdir() if _IMAGE_NAME.fullmatch(path.name))
     if not paths:
         raise ValueError(f"{folder} holds no PNG or JPEG file")
-    problems, pictures = [], []
+    sizes, problems = [], []
     for path in paths:
         try:
-            with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG")) as image:
-                if image.mode[0] in "IF":
-                    raise ValueError(f"more than 8 bits a channel (mode {image.mode})")
-                array = np.asarray(image.convert(_MODES[channels]))
-        except Exception as error:  # what a damaged image makes Pillow raise has no common class
-            problems.append(f"{path} cannot be decoded: {type(error).__name__}: {error}")
+            height, width = _size(path)
+        except ValueError as error:
+            problems.append(str(error))
             continue
-        pictures.append(array.reshape(*array.shape[:2], channels))
-        height, width = array.shape[:2]
+        sizes.append((height, width))
         small = [f"{h}x{w}" for h, w in shapes if h > height or w > width]
         if small:
             problems.append(
@@ -55,7 +52,7 @@ def read_crops(
             )
     if problems:
         raise ValueError("\n".join(problems))
-    corners = [_corners(pictures, shape) for shape in shapes]
+    corners = [_corners(sizes, shape) for shape in shapes]
     problems = [
         f"{folder} gives {len(found)} crops of {h}x{w} pixels, fewer than the {count} asked for"
         for (h, w), found in zip(shapes, corners, strict=True)
@@ -63,23 +60,57 @@ def read_crops(
     ]
     if problems:
         raise ValueError("\n".join(problems))
-    result = []
-    for (h, w), found in zip(shapes, corners, strict=True):
-        taken = [found[k] for k in np.linspace(0, len(found) - 1, count).astype(int)]
-        result.append(np.stack([pictures[n][r : r + h, c : c + w] for n, r, c in taken]))
+    taken = [
+        [found[k] for k in np.linspace(0, len(found) - 1, count).astype(int)] for found in corners
+    ]
+    result = [np.empty((count, h, w, channels), np.uint8) for h, w in shapes]
+    for number in sorted({corner[0] for found in taken for corner in found}):
+        try:
+            picture = _decode(paths[number], channels)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        for crops, found, (h, w) in zip(result, taken, shapes, strict=True):
+            for place, (owner, row, column) in enumerate(found):
+                if owner == number:
+                    crops[place] = picture[row : row + h, column : column + w]
+    if problems:
+        raise ValueError("\n".join(problems))
     return result
 
 
-def _corners(pictures: list[np.ndarray], shape: tuple[int, int]) -> list[tuple[int, int, int]]:
+@contextlib.contextmanager
+def _opened(path: epath.Path) -> Iterator[Image.Image]:
+    """An image, its header read; what goes wrong inside is a ValueError that names the file."""
+    try:
+        with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG")) as image:
+            if image.mode[0] in "IF":
+                raise ValueError(f"more than 8 bits a channel (mode {image.mode})")
+            yield image
+    except Exception as error:  # what a damaged image makes Pillow raise has no common class
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _size(path: epath.Path) -> tuple[int, int]:
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+def _decode(path: epath.Path, channels: int) -> np.ndarray:
+    """[h, w, channels] uint8."""
+    with _opened(path) as image:
+        array = np.asarray(image.convert(_MODES[channels]))
+    return array.reshape(*array.shape[:2], channels)
+
+
+def _corners(
+    sizes: Sequence[tuple[int, int]], shape: tuple[int, int]
+) -> list[tuple[int, int, int]]:
     """(number of the picture, first row, first column) of every crop that fits."""
     h, w = shape
-    found = []
-    for number, picture in enumerate(pictures):
-        height, width, _ = picture.shape
-        top, left = height % h // 2, width % w // 2
-        found += [
-            (number, row, column)
-            for row in range(top, height - h + 1, h)
-            for column in range(left, width - w + 1, w)
-        ]
-    return found
+    return [
+        (number, row, column)
+        for number, (height, width) in enumerate(sizes)
+        for row in range(height % h // 2, height - h + 1, h)
+        for column in range(width % w // 2, width - w + 1, w)
+    ]
