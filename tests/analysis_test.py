@@ -518,7 +518,7 @@ def test_the_tool_measures_all_and_writes_json_and_a_chart(run, tmp_path, capsys
         (["--measure", "steps", "--pictures", "p", "--scales", "2", "--chart", "c.svg"],
          ["--pictures is for the measure resolution", "--scales is for the measure resolution",
           "--chart is for the measure rate_distortion"]),
-        (["--measure", ","], ["no measure named"]),
+        (["--measure", ",", "--images", "9"], ["no measure named"]),
         (["--scales", "2x"], ["scales look like 2,4"]),
     ],
 )  # fmt: skip
@@ -546,3 +546,19 @@ def test_the_tool_refuses_what_is_no_finished_run(run, tmp_path, capsys):
     assert "the stage meta_learn of" in capsys.readouterr().err
     moved = ["--data_dir", str(tmp_path), "--measure", "steps"]
     analyse.main([str(run[0]), *moved, "--images", "2"])  # the digits are embedded and need none
+
+
+def test_a_split_of_one_image_is_too_small(run, tmp_path):
+    _, settings, params, _ = run
+    alone = config.from_dict(config.to_dict(settings))
+    alone.data.max_examples = 1
+    config.freeze(alone, tmp_path / "run")
+    saved = checkpoint.Checkpoints(tmp_path / "run" / "meta_learn" / "field", keep=1)
+    saved.save(0, params, {"digest": checkpoint.digest(params)})
+    saved.close()
+    request = measures.Request(
+        run=tmp_path / "run", measures=["steps"], split="test", images=None, default_images=256,
+        pictures=None, scales=(2, 4), data_dir=None,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="the split test has 1 image: too few"):
+        measures.open_subject(request, [])

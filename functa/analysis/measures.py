@@ -75,6 +75,8 @@ def open_subject(request: Request, problems: Sequence[str]) -> tuple[Subject, st
         count = min(request.default_images, there) if count is None else count
         if count > there:
             problems.append(f"--images={count}: the split {request.split} has {there} images")
+        if there < FEWEST_IMAGES:
+            problems.append(f"the split {request.split} has {there} image: too few to analyse")
     crops = {}
     if params is not None and "resolution" in request.measures and request.pictures is not None:
         h, w, c = field.image_shape
