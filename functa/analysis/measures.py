@@ -81,7 +81,7 @@ def open_subject(request: Request, problems: Sequence[str]) -> tuple[Subject, st
     if params is not None and "resolution" in request.measures and request.pictures is not None:
         h, w, c = field.image_shape
         shapes = [(scale * h, scale * w) for scale in request.scales if scale > 0]
-        wanted = request.default_images if count is None else count
+        wanted = request.default_images if count is None else max(1, count)
         try:
             found = crops_lib.read_crops(request.pictures, shapes=shapes, channels=c, count=wanted)
             crops = dict(zip(request.scales, found, strict=True))
