@@ -17,7 +17,9 @@ from configs import common
 
 def get_config(options: str | None = None) -> ConfigDict:
     latent_shape, lookup, preset = common.parse_options(
-        options, latent_shapes=("1x1x256", "1x1x512", "1x1x1024"), presets=("two_core", "tiny")
+        options,
+        latent_shapes=("1x1x256", "1x1x512", "1x1x1024"),
+        presets=("two_core", "one_gpu", "tiny"),
     )
     config = common.base()
     config.name = common.run_name("cifar10_functa", options)
@@ -49,6 +51,15 @@ def get_config(options: str | None = None) -> ConfigDict:
         config.meta_learn.checkpoint_every = 500
         config.encode.num_augmentations = 2
         config.classify.steps = 5000
+    if preset == "one_gpu":
+        config.meta_learn.batch_size = 32
+        config.meta_learn.optimizer.learning_rate = 5e-3
+        config.meta_learn.steps = 60_000
+        config.meta_learn.eval_every = 5000
+        config.meta_learn.checkpoint_every = 500
+        config.encode.batch_size = 512
+        config.classify.batch_size = 256
+        config.classify.steps = 20_000
     if preset == "tiny":
         common.use_tiny(config)
     return config

@@ -19,7 +19,7 @@ from configs import common
 
 def get_config(options: str | None = None) -> ConfigDict:
     latent_shape, lookup, preset = common.parse_options(
-        options, latent_shapes=("8x8x16", "4x4x64"), presets=("two_core", "tiny")
+        options, latent_shapes=("8x8x16", "4x4x64"), presets=("two_core", "one_gpu", "tiny")
     )
     config = common.base()
     config.name = common.run_name("cifar10_spatial", options)
@@ -50,6 +50,16 @@ def get_config(options: str | None = None) -> ConfigDict:
         config.encode.num_augmentations = 2
         config.classify.model = common.convnext(widths=(64, 128), depths=(2, 2))
         config.classify.steps = 5000
+        config.classify.ema_decay = 0.999
+    if preset == "one_gpu":
+        config.meta_learn.batch_size = 64
+        config.meta_learn.steps = 40_000
+        config.meta_learn.checkpoint_every = 500
+        config.encode.batch_size = 512
+        config.classify.model = common.convnext(widths=(128, 256), depths=(2, 4))
+        config.classify.mixup = 0.5
+        config.classify.batch_size = 256
+        config.classify.steps = 30_000
         config.classify.ema_decay = 0.999
     if preset == "tiny":
         common.use_tiny(config)

@@ -204,6 +204,13 @@ def spectral_radius(field: Field, params: Params, log_inner_lrs: jax.Array) -> j
     return jax.lax.map(largest, log_inner_lrs)
 
 
+class StableState(NamedTuple):
+    """radius: rates x curvature after the last update, of each set of rates [steps or 1], before they
+    were lowered: above 2 they were."""
+
+    radius: jax.Array
+
+
 def keep_stable(field: Field) -> optax.GradientTransformation:
     """Lowers the rates of every inner step that would overshoot, after each update, just enough.
 
@@ -218,6 +225,10 @@ def keep_stable(field: Field) -> optax.GradientTransformation:
         rates = changed["log_inner_lrs"]
         radius = spectral_radius(field, changed["field"], rates)
         excess = jnp.maximum(radius / STABLE_RADIUS, 1).reshape(-1, 1, 1, 1)
-        return updates | {"log_inner_lrs": updates["log_inner_lrs"] - jnp.log(excess)}, state
+        lowered = updates["log_inner_lrs"] - jnp.log(excess)
+        return updates | {"log_inner_lrs": lowered}, StableState(radius)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    def init(params):
+        return StableState(jnp.zeros(len(params["log_inner_lrs"])))
+
+    return optax.GradientTransformation(init, update)

@@ -188,6 +188,7 @@ def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> Callabl
             "loss": loss,
             "gradient_norm": norm,
             "update_ratio": change / optax.tree.norm(state.params),
+            **task.watched(optimizer),
             "learning_rate": jnp.asarray(task.learning_rate(state.step), jnp.float32),
         }
         return TrainState(state.step + 1, params, optimizer, ema), logs, first_bad

@@ -132,9 +132,12 @@ def test_training_keeps_the_inner_loop_stable():
     state = begin(task, task.init(jax.random.key(0)))
     step, bad, radii = make_step(task, mesh=one_device_mesh(), seed=0, ema_decay=0.0), NONE_BAD, []
     for batch in task.train_batches(0, 12):
-        state, _, bad = step(state, {"image": jnp.asarray(batch["image"])}, bad)
+        state, logs, bad = step(state, {"image": jnp.asarray(batch["image"])}, bad)
         rates = state.params["log_inner_lrs"]
-        radii.append(inner_loop.spectral_radius(field, state.params["field"], rates).max())
+        radius = inner_loop.spectral_radius(field, state.params["field"], rates)
+        radii.append(radius.max())
+        logged = [logs[f"inner_radius_{index}"] for index in range(3)]
+        np.testing.assert_allclose(radius, np.minimum(logged, 2), rtol=1e-4)
     assert max(radii) == pytest.approx(2, rel=1e-4)  # it would have gone beyond
 
 

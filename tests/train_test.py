@@ -69,6 +69,7 @@ def make_task(data=None, learning_rate=0.1):
         score="score",
         optimizer=optimizer,
         learning_rate=lambda step: learning_rate,
+        watched=lambda state: {"watched": optax.tree.get(state, "count")},
         images_per_step=8,
         train_batches=data.train,
         eval_batches=data.eval,
@@ -143,6 +144,13 @@ def test_every_example_counts_once(tmp_path):
     result, _ = run(tmp_path)
     assert result.metrics["count"] == 11  # 16 rows, 5 of them padding
     assert len(result.test["error"]) == 11
+
+
+def test_what_is_watched_of_the_optimiser_is_logged(tmp_path):
+    run(tmp_path)
+    curves = json.loads((tmp_path / "curves.json").read_text())
+    assert curves["watched"]
+    assert all(value == step for step, value in curves["watched"])
 
 
 def test_a_broken_number_stops_at_its_step_and_keeps_the_last_good_state(tmp_path):

@@ -88,11 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--commands", action="store_true", help="print the commands, run nothing")
     parser.add_argument("--json", metavar="FILE", help="write the rows there too")
     args = parser.parse_args(argv)
-    if args.steps < VALIDATIONS * 10:
-        parser.error(f"--steps must be at least {VALIDATIONS * 10}, not {args.steps}")
-    data_dir = str(Path(args.data_dir).resolve())
-    if not Path(data_dir, "cifar10").is_dir() and not args.commands:
-        parser.error(f"{data_dir}/cifar10 does not exist; tools/prepare_data.py makes it")
+    try:
+        data_dir = trials.check(args.steps, args.data_dir, reads=not args.commands)
+    except ValueError as error:
+        parser.error(str(error))
     directory = Path(args.directory).resolve()
     planned = plan(reduced=args.reduced, steps=args.steps, data_dir=data_dir)
     if args.commands:

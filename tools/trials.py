@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+_LEAST_STEPS = 80  # the warm-up is 50
 DIVERGED = 1  # exit status of functa.main where a number was not finite
 
 
@@ -42,7 +43,7 @@ class Outcome:
     """What a trial showed; PSNR in dB of the validation images, PCA's and `test` of the test images.
 
     Attributes:
-      best, last: of all validations.
+      best, last: of all validations; None before the first.
       largest_drop: how far a validation fell below the best before it; 0 if none did.
       test, pca: mean PSNR of all test images; None where the run diverged.
       steps: taken; seconds: of the stage, compilation and evaluation included.
@@ -50,14 +51,27 @@ class Outcome:
     """
 
     trial: Trial
-    best: float
-    last: float
+    best: float | None
+    last: float | None
     largest_drop: float
     test: float | None
     pca: float | None
     steps: int
     seconds: float
     diverged: str
+
+
+def check(steps: int, data_dir: str, *, reads: bool) -> str:
+    """The folder of the data as an absolute path.
+
+    Raises:
+      ValueError: too few steps, or no CIFAR-10 there although it will be read.
+    """
+    if steps < _LEAST_STEPS:
+        raise ValueError(f"--steps must be at least {_LEAST_STEPS}, not {steps}")
+    if reads and not Path(data_dir, "cifar10").is_dir():
+        raise ValueError(f"{data_dir}/cifar10 does not exist; tools/prepare_data.py makes it")
+    return str(Path(data_dir).resolve())
 
 
 def run(trial: Trial, directory: Path) -> Outcome:
@@ -82,20 +96,18 @@ def read(trial: Trial, directory: Path) -> Outcome:
     """The outcome of a trial that has run."""
     stage = directory / trial.name / "meta_learn"
     words = directory / trial.name / "diverged.txt"
-    file = stage / "metrics.json"
-    metrics = json.loads(file.read_text()) if file.exists() else {}
-    curves = json.loads((stage / "curves.json").read_text()) if stage.exists() else {}
+    metrics, curves = (
+        json.loads(file.read_text()) if file.exists() else {}
+        for file in (stage / "metrics.json", stage / "curves.json")
+    )
     points = curves.get("validation_psnr", [])
-    values = [value for _, value in points] or [float("nan")]
-    best, drop = values[0], 0.0
-    for value in values:
-        drop = max(drop, best - value)
-        best = max(best, value)
+    values = [value for _, value in points]
+    drops = [max(values[: index + 1]) - value for index, value in enumerate(values)]
     return Outcome(
         trial=trial,
-        best=best,
-        last=values[-1],
-        largest_drop=drop,
+        best=max(values, default=None),
+        last=values[-1] if values else None,
+        largest_drop=max(drops, default=0.0),
         test=metrics.get("psnr"),
         pca=metrics.get("pca_psnr"),
         steps=metrics.get("steps", points[-1][0] if points else 0),
@@ -111,15 +123,15 @@ def cells(outcome: Outcome) -> tuple[str, ...]:
     """A row of the table."""
 
     def decibel(value: float | None) -> str:
-        return "diverged" if value is None else f"{value:.2f}"
+        return "" if value is None else f"{value:.2f}"
 
     return (
         outcome.trial.name,
-        f"{outcome.best:.2f}",
-        f"{outcome.last:.2f}",
-        f"{outcome.largest_drop:.2f}",
-        decibel(outcome.test),
-        "" if outcome.pca is None else f"{outcome.pca:.2f}",
+        decibel(outcome.best),
+        decibel(outcome.last),
+        decibel(outcome.largest_drop),
+        "diverged" if outcome.diverged else decibel(outcome.test),
+        decibel(outcome.pca),
         str(outcome.steps),
         f"{outcome.seconds:.0f}",
     )

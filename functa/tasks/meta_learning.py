@@ -111,6 +111,10 @@ def make(
             _only("log_inner_lrs", optim.clamp(np.log(loop.min_lr), np.log(loop.max_lr))),
         ),
         learning_rate=optimizer.learning_rate,
+        watched=lambda state: {
+            f"inner_radius_{step}": radius
+            for step, radius in enumerate(optax.tree.get(state, "radius"))
+        },
         images_per_step=settings.batch_size * part,
         train_batches=lambda first, last: data_pipeline.train_batches(
             sources["train"],

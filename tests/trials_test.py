@@ -1,0 +1,119 @@
+"""Sweeps of runs: real runs of the smallest size, and the judgement of what they showed."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+import bench_stability  # noqa: E402
+import study  # noqa: E402
+import trials  # noqa: E402
+
+TINY = "configs/digits.py:tiny"
+GOOD = trials.Trial("good", TINY, {})
+WILD = trials.Trial("wild", TINY, {"meta_learn.optimizer.learning_rate": 1e6})
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, program_env):
+    """(directory, outcomes, files with their times) of a sweep of a good and a diverging run."""
+    directory = tmp_path_factory.mktemp("sweep")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in program_env.items():
+            patch.setenv(name, value)
+        outcomes = trials.run_all([GOOD, WILD], directory)
+    times = {path: path.stat().st_mtime_ns for path in directory.rglob("*.json")}
+    return directory, outcomes, times
+
+
+def test_a_run_is_read_from_its_own_files(swept):
+    directory, (good, _), _ = swept
+    metrics = json.loads((directory / "good" / "meta_learn" / "metrics.json").read_text())
+    assert (good.test, good.pca) == (metrics["psnr"], metrics["pca_psnr"])
+    assert good.steps == 12
+    assert good.best >= good.last > 0
+    assert not good.diverged
+    assert trials.cells(good)[-1] == f"{metrics['seconds']:.0f}"
+
+
+def test_a_run_that_diverges_is_a_row_not_an_error(swept):
+    _, (_, wild), _ = swept
+    assert "of step" in wild.diverged
+    assert "is not finite" in wild.diverged
+    assert wild.test is None
+    assert "diverged" in trials.cells(wild)
+    assert bench_stability.failures([wild]) == [f"wild: {wild.diverged}"]
+
+
+def test_what_is_complete_is_not_run_again(swept, capsys):
+    directory, outcomes, times = swept
+    assert trials.run_all([GOOD, WILD], directory) == outcomes
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*.json")} == times
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 4
+    assert all(line.count("|") == len(trials.COLUMNS) + 1 for line in table)
+
+
+def test_another_failure_stops_with_its_words(tmp_path, program_env, monkeypatch):
+    for name, value in program_env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError, match=r"field\.depth=1"):
+        trials.run(trials.Trial("bad", TINY, {"field.depth": 1}), tmp_path)
+
+
+def test_the_largest_drop_is_below_the_best_before(tmp_path):
+    stage = tmp_path / "good" / "meta_learn"
+    stage.mkdir(parents=True)
+    points = [[1, 30.0], [2, 33.0], [3, 32.0], [4, 32.5], [5, 34.0], [6, 33.9]]
+    (stage / "curves.json").write_text(json.dumps({"validation_psnr": points}))
+    (stage / "metrics.json").write_text(json.dumps({"psnr": 33.0, "pca_psnr": 31.0, "steps": 6}))
+    outcome = trials.read(GOOD, tmp_path)
+    assert (outcome.best, outcome.last) == (34.0, 33.9)
+    assert outcome.largest_drop == pytest.approx(1.0)
+    assert bench_stability.failures([outcome]) == ["good: fell by 1.00 dB"]
+    calm = dataclasses.replace(outcome, largest_drop=0.4)
+    assert bench_stability.failures([calm]) == []
+    low = dataclasses.replace(calm, test=30.0)
+    assert bench_stability.failures([low]) == ["good: 30.00 dB, PCA 31.00"]
+    one_cell = dataclasses.replace(low, trial=trials.Trial("1x1x256-nearest", TINY, {}))
+    assert bench_stability.failures([one_cell]) == []
+
+
+def test_sweeps_hold_what_they_say():
+    whole = bench_stability.plan(reduced=False, steps=800, data_dir="data")
+    assert len({trial.name for trial in whole}) == len(whole) == 5 * 2 * 3 * 3
+    reduced = bench_stability.plan(reduced=True, steps=800, data_dir="data")
+    assert len(reduced) == 12
+    assert {trial.name for trial in reduced} < {trial.name for trial in whole}
+    rows = study.plan(["width", "depth-4"], steps=800, data_dir="data")
+    assert [trial.name for trial in rows] == ["base", "width-32", "width-128", "depth-4"]
+    with pytest.raises(ValueError, match="no row begins with breadth"):
+        study.plan(["breadth"], steps=800, data_dir="data")
+
+
+@pytest.mark.parametrize("trial", study.plan([], steps=800, data_dir="data"), ids=lambda t: t.name)
+def test_every_row_of_the_study_is_a_setting_that_works(trial):
+    """The config takes its changes and finds no fault in them; nothing is run."""
+    from configs import cifar10_spatial
+    from functa.tasks import meta_learning
+
+    config = cifar10_spatial.get_config(trial.config.partition(":")[2])
+    config.update_from_flattened_dict(trial.changes)
+    assert meta_learning.check(config) == []
+
+
+@pytest.mark.parametrize("tool", ["bench_stability.py", "study.py"])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["--steps=5"], "at least 80, not 5"), (["--data_dir=nowhere"], "nowhere/cifar10")],
+)
+def test_bad_arguments_are_told(tool, arguments, told):
+    command = [sys.executable, str(ROOT / "tools" / tool), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert told in done.stderr

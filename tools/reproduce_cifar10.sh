@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# The whole CIFAR-10 reproduction: field, functaset with 50 augmentations and classifier, for two
+# spatial grids and the three 1x1 sizes; ends with the table of the published numbers beside ours.
+set -euo pipefail
+
+root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
+
+help() {
+  cat <<END
+usage: tools/reproduce_cifar10.sh [--preset=one_gpu] [--runs=DIR] [--data_dir=DIR] [--seconds=N]
+
+Runs what is not complete yet, one after the other, each as launch/local.sh does. After N seconds it
+stops where it is, saved, with exit status 75: the same command goes on from there, bit for bit, so
+that a machine lent for minutes is enough. With all complete it prints the table, exit status 0.
+
+  --preset=NAME   one_gpu (default), two_core or tiny; of configs/cifar10_*.py
+  --runs=DIR      where the runs are; default: runs/cifar10
+  --data_dir=DIR  the folder that holds cifar10/; default: data (tools/prepare_data.py makes it)
+  --seconds=N     stop after so many seconds; default: 0, never
+END
+}
+
+preset=one_gpu runs=runs/cifar10 data_dir=data seconds=0
+for argument in "$@"; do
+  case "$argument" in
+    -h | --help) help && exit 0 ;;
+    --preset=one_gpu | --preset=two_core | --preset=tiny) preset="${argument#*=}" ;;
+    --runs=?*) runs="${argument#*=}" ;;
+    --data_dir=?*) data_dir="${argument#*=}" ;;
+    --seconds=*[!0-9]* | --seconds=) help >&2 && exit 2 ;;
+    --seconds=*) seconds="${argument#*=}" ;;
+    *)
+      printf 'tools/reproduce_cifar10.sh: unknown argument %s\n' "$argument" >&2
+      help >&2
+      exit 2
+      ;;
+  esac
+done
+
+experiments=(
+  "cifar10_spatial:8x8x16,nearest"
+  "cifar10_spatial:4x4x64,nearest"
+  "cifar10_functa:1x1x256"
+  "cifar10_functa:1x1x512"
+  "cifar10_functa:1x1x1024"
+)
+for experiment in "${experiments[@]}"; do
+  workdir="$runs/${experiment//[:,]/-}"
+  if [ -e "$workdir/classify/metrics.json" ]; then continue; fi
+  limit=()
+  if [ "$seconds" -gt 0 ]; then
+    left=$((seconds - SECONDS))
+    if [ "$left" -le 0 ]; then exit 75; fi
+    limit=(timeout --signal=TERM "$left") # functa saves and ends when it is asked to
+  fi
+  status=0
+  ${limit[@]+"${limit[@]}"} "$root/launch/local.sh" "$experiment,$preset" "--workdir=$workdir" \
+    "--config.data.data_dir=$data_dir" || status=$?
+  case "$status" in
+    0 | 124) ;; # 124: timeout had to ask
+    *) exit "$status" ;;
+  esac
+  if [ ! -e "$workdir/classify/metrics.json" ]; then exit 75; fi
+done
+"$root/.venv/bin/python" "$root/tools/cifar10_table.py" "$runs"
