@@ -3,9 +3,11 @@
 The function is the textbook's, sin(w0 (W' h + b' + s')) layer by layer; what is stored is chosen
 so that a step of an optimiser is the same part of a weight in every layer and for every w0. The
 textbook's hidden weights shrink as 1 / w0 while Adam's steps do not: that is how training at w0 =
-30 explodes. Here hidden weights, biases and modulations are stored multiplied by w0, in radians,
-and so is the output layer, which is divided by w0 when used.
-Only the first layer's weights are stored as the textbook has them.
+30 explodes. Here hidden weights, biases and modulations are stored multiplied by w0, in radians.
+The output layer is stored as if for w0 = 10, whatever w0 is: the textbook's begins at 1 / w0 of the
+others' size and must first grow to that of images, which takes the longer the larger w0. So w0 is
+what it is named, the first layer's frequency, and changes nothing else. Only the first layer's
+weights are stored as the textbook has them.
 
 Source: Sitzmann et al. 2020, section 3.2 (initialisation); Dupont et al. 2022, section 3.1
   (modulations).
@@ -37,6 +39,8 @@ _COSINE = (
     2.4761886143288836e-05,
     -2.607710369445515e-07,
 )
+
+OUTPUT_SCALE = np.float32(0.1)  # what the stored output layer is multiplied by
 
 
 def _reduce(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -120,7 +124,7 @@ def apply(
       shifts: one array a sine layer, broadcasting against [..., n, width], in radians.
       scales: the same for the factors 1 + scale of the phase before the shift, or None.
     Returns:
-      [..., n, outputs] float32: W h / w0 + b + 0.5.
+      [..., n, outputs] float32: W h / 10 + b + 0.5.
     """
     h = inputs
     *hidden, last = zip(params["weights"], params["biases"], strict=True)
@@ -129,7 +133,7 @@ def apply(
         if scales is not None:
             phase = _times(phase, 1 + scales[layer])
         h = sine(_plus(phase, shifts[layer]))
-    return h @ (last[0] / w0) + _row(last[1], h.ndim) + 0.5
+    return h @ (last[0] * OUTPUT_SCALE) + _row(last[1], h.ndim) + 0.5
 
 
 def _row(vector: jax.Array, ndim: int) -> jax.Array:

@@ -69,7 +69,7 @@ def slow_field(field, params, latents, shape):
             weight = net["weights"][layer] * (field.w0 if layer == 0 else 1)
             inside = h @ weight + net["biases"][layer]
             h = np.sin(inside * (1 + scales[part]) + shifts[part])
-        values[row, column] = h @ net["weights"][-1] / field.w0 + net["biases"][-1] + 0.5
+        values[row, column] = h @ net["weights"][-1] / 10 + net["biases"][-1] + 0.5
     return values
 
 

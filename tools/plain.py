@@ -34,7 +34,7 @@ def values(field: Field, params: Params, latents: jax.Array) -> jax.Array:
     hidden = jnp.asarray(field.pixel_features((h, w))) * jnp.float32(field.w0)
     for weight, bias, shift in zip(weights[:-1], biases[:-1], shifts, strict=True):
         hidden = jnp.sin(hidden @ weight + bias[None, None] + shift)
-    return hidden @ (weights[-1] / field.w0) + biases[-1][None, None] + 0.5
+    return hidden @ (weights[-1] / 10) + biases[-1][None, None] + 0.5
 
 
 def fit(field: Field, params: Params, log_inner_lrs, image, *, steps: int):
