@@ -25,7 +25,8 @@ def run_stages(
     """Runs config.stages; returns the summary {stage: metrics} of all complete stages.
 
     Raises:
-      Refused: something a person can mend, all of it listed; nothing was compiled or overwritten.
+      Refused: something a person can mend, all of it listed; nothing was written, and nothing compiled but,
+        where all else was in order, what measures the first inner step.
       Interrupted, FloatingPointError: see train.train.
     """
     run = Run(config, workdir, say)
@@ -35,7 +36,8 @@ def run_stages(
     reads_images = bool({"meta_learn", "encode"} & set(missing))
     if missing:
         problems += preflight.check(config, (lambda: run.sources) if reads_images else None)
-    if not problems and "meta_learn" in missing:
+    begun = (run.workdir / "meta_learn").exists()
+    if not problems and "meta_learn" in missing and not begun:
         problems = meta_learning.check_first_step(config)
     _refuse(problems)
     run.workdir.mkdir(parents=True, exist_ok=True)

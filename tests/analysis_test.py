@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from functa import checkpoint, config, inner_loop, metrics
+from functa import checkpoint, config, inner_loop, metrics, siren
 from functa.analysis import chart, fitting, measures, quantisation, space, storage
 from functa.analysis.subject import Subject, image_mse, to_float
 from functa.analysis.table import Column, Table
@@ -42,8 +42,11 @@ def pca_field(field, cells):
     unfelt = np.eye(field.width) - inverse @ np.sin(phases)
     output = inverse @ (mean - 0.5) + 10 * unfelt @ random.normal(size=field.width)
     weights = (np.linalg.pinv(np.cos(phases) * output) @ basis).T
-    siren = {"weights": [first, field.w0 * output[:, None]], "biases": [bias, np.zeros(1)]}
-    return jax.tree.map(np.float32, {"siren": siren, "map": {"weight": weights}})
+    network = {
+        "weights": [first, output[:, None] / siren.OUTPUT_SCALE],
+        "biases": [bias, np.zeros(1)],
+    }
+    return jax.tree.map(np.float32, {"siren": network, "map": {"weight": weights}})
 
 
 @pytest.fixture(scope="module")

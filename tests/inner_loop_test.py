@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from functa import inner_loop
-from tests.field_test import make
+from tests.field_test import make, with_neighbours
 
 FIELDS = {
     "nearest": {},
@@ -43,7 +43,7 @@ def images():
 @pytest.mark.parametrize("name", FIELDS)
 def test_fit_and_its_outer_gradients_against_the_slow_reference(name, images):
     field = make(**FIELDS[name])
-    params = field.init(jax.random.key(0))
+    params = with_neighbours(field.init(jax.random.key(0)))
     shape = inner_loop.lrs_shape(field.latent_shape, lr_shape="channel", steps=3, lr_per_step=True)
     log_lrs = jax.random.uniform(jax.random.key(2), shape, minval=-1.0, maxval=2.0)
 
@@ -76,7 +76,7 @@ def test_fit_and_its_outer_gradients_against_the_slow_reference(name, images):
 @pytest.mark.parametrize("lr_per_step", [False, True])
 def test_every_shape_of_rates(lr_shape, lr_per_step, images):
     field = make()
-    params = field.init(jax.random.key(0))
+    params = with_neighbours(field.init(jax.random.key(0)))
     shape = inner_loop.lrs_shape(
         field.latent_shape, lr_shape=lr_shape, steps=2, lr_per_step=lr_per_step
     )
@@ -89,7 +89,7 @@ def test_every_shape_of_rates(lr_shape, lr_per_step, images):
 
 def test_losses_are_the_errors_before_every_step(images):
     field = make()
-    params = field.init(jax.random.key(0))
+    params = with_neighbours(field.init(jax.random.key(0)))
     log_lrs = jnp.zeros((1, 1, 1, 1))
     three = inner_loop.fit(field, params, log_lrs, images, steps=3, second_order=True).losses
     assert three.shape == (4, 2)
@@ -100,7 +100,7 @@ def test_losses_are_the_errors_before_every_step(images):
 
 def test_first_order_keeps_values_and_changes_gradients(images):
     field = make()
-    params = field.init(jax.random.key(0))
+    params = with_neighbours(field.init(jax.random.key(0)))
     log_lrs = jnp.ones((1, 1, 1, 1))
 
     def loss(params, second_order):
@@ -121,7 +121,7 @@ def test_first_order_keeps_values_and_changes_gradients(images):
 @pytest.mark.parametrize("name", FIELDS)
 def test_spectral_radius_is_the_largest_eigenvalue(name):
     field = make(**FIELDS[name])
-    params = field.init(jax.random.key(0))
+    params = with_neighbours(field.init(jax.random.key(0)))
     zeros = jnp.zeros(field.latent_shape)
     jacobian = jax.jacobian(lambda z: field(params, z[None])[0])(zeros).reshape(8 * 8 * 3, -1)
     hessian = 2 / (4 * 4 * 3) * np.asarray(jacobian.T @ jacobian)

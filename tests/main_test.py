@@ -71,6 +71,15 @@ def test_everything_wrong_with_a_config_is_listed_at_once(run_main, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_unstable_first_step_is_refused_and_nothing_is_written(run_main, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    result = run_main(TINY, workdir, "--config.inner_loop.initial_lr=3.0")
+    assert result.returncode == 2
+    assert "its curvature is" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_missing_data_says_how_to_make_it(run_main, tmp_path):
     result = run_main(
         "--config=configs/mnist.py:tiny",

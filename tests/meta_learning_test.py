@@ -118,11 +118,25 @@ def test_rates_that_would_overshoot_are_lowered_and_others_are_left_alone():
     assert before[0] < 1
     assert before[1] > 9
     assert before[2] > 2.9
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = inner_loop.keep_stable(field).update(zeros, None, params)
+    guard = inner_loop.keep_stable(field)
+    state, zeros = guard.init(params), jax.tree.map(jnp.zeros_like, params)
+    for _ in range(8):  # its estimate goes on from step to step
+        updates, state = guard.update(zeros, state, params)
     after = inner_loop.spectral_radius(field, params["field"], rates + updates["log_inner_lrs"])
-    np.testing.assert_allclose(after, [before[0], 2, 2], rtol=1e-4)
+    np.testing.assert_allclose(state.radius, before, rtol=0.01)
+    np.testing.assert_allclose(after, [before[0], 2, 2], rtol=0.01)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates["field"]))
+
+
+def test_a_field_that_hears_no_latents_is_left_alone():
+    config = make_config()
+    field = make_field(config).of_cell()
+    params = make(config).init(jax.random.key(0))
+    params["field"]["map"]["weight"] *= 0
+    guard = inner_loop.keep_stable(field)
+    updates, state = guard.update(jax.tree.map(jnp.zeros_like, params), guard.init(params), params)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates))
+    assert float(state.radius.max()) < 1e-20
 
 
 def test_training_keeps_the_inner_loop_stable():
@@ -137,8 +151,8 @@ def test_training_keeps_the_inner_loop_stable():
         radius = inner_loop.spectral_radius(field, state.params["field"], rates)
         radii.append(radius.max())
         logged = [logs[f"inner_radius_{index}"] for index in range(3)]
-        np.testing.assert_allclose(radius, np.minimum(logged, 2), rtol=1e-4)
-    assert max(radii) == pytest.approx(2, rel=1e-4)  # it would have gone beyond
+        np.testing.assert_allclose(radius, np.minimum(logged, 2), rtol=0.05)
+    assert max(radii) == pytest.approx(2, rel=0.05)  # it would have gone far beyond
 
 
 def test_an_unstable_first_step_is_told_with_its_numbers():
@@ -151,7 +165,7 @@ def test_an_unstable_first_step_is_told_with_its_numbers():
     assert meta_learning.check_first_step(make_config(**{"inner_loop.min_lr": 900.0})) != []
 
 
-@pytest.mark.parametrize(("low", "high"), [(1e-3, 2e-3), (1e4, 2e4)])
+@pytest.mark.parametrize(("low", "high"), [(1e-3, 2e-3), (5.0, 6.0)])
 def test_the_clip_range_of_the_rates_is_applied(low, high):
     config = make_config(**{"inner_loop.min_lr": low, "inner_loop.max_lr": high})
     config.meta_learn.optimizer.learning_rate = 0.3

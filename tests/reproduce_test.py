@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -14,7 +15,12 @@ from tests.conftest import ROOT
 # Writes what a complete run leaves; NAME:OPTIONS and --workdir=DIR are its first two arguments.
 LAUNCHER = r"""#!/usr/bin/env bash
 echo "$*" >>"$CALLS"
-if [ "${WAIT:-}" ]; then trap 'exit 0' TERM; sleep "$WAIT" & wait; fi
+# As functa does: the first SIGTERM is a request to save, a second ends the program at once.
+if [ "${WAIT:-}" ]; then
+  trap 'trap - TERM; kill %1; sleep 0.3; echo saved >>"$CALLS.saved"; exit 0' TERM
+  sleep "$WAIT" &
+  wait
+fi
 if [ "${STATUS:-}" ]; then exit "$STATUS"; fi
 options="${1#*:}"
 shape="${options%%,*}"
@@ -61,18 +67,33 @@ def test_all_runs_once_then_the_table(project):
     ours = {row[1].strip(): [cell.strip() for cell in row[3:-1]] for row in table[2:]}
     assert ours["8x8x16"] == ["38.12", "81.25", "34.50", "39.00", "90.30", "33.10", ""]
     assert ours["1x1x512"][-2:] == ["31.62", "67.20"]
-    again = run(project)
+    again = run(project, "--preset=two_core")
     assert again.stdout == result.stdout
     assert (project / "calls").read_text().splitlines() == calls
+    run(project)  # the default preset has runs of its own
+    assert len((project / "calls").read_text().splitlines()) == 2 * len(ORDER)
 
 
 def test_a_slice_ends_in_time_and_the_next_goes_on(project):
     first = run(project, "--seconds=1", WAIT="30")
     assert first.returncode == 75, first.stderr
     assert len((project / "calls").read_text().splitlines()) == 1
+    assert (project / "calls.saved").read_text() == "saved\n"
     second = run(project, "--seconds=50")
     assert second.returncode == 0, second.stderr
     assert len((project / "calls").read_text().splitlines()) == 1 + len(ORDER)
+
+
+def test_a_signal_is_passed_on_and_waited_for(project):
+    command = [project / "tools/reproduce_cifar10.sh"]
+    env = {"PATH": "/usr/bin:/bin", "CALLS": str(project / "calls"), "WAIT": "30"}
+    program = subprocess.Popen(command, cwd=project, env=env)
+    while not (project / "calls").exists():
+        time.sleep(0.02)
+    time.sleep(0.2)
+    program.terminate()
+    assert program.wait(timeout=10) == 75
+    assert (project / "calls.saved").read_text() == "saved\n"
 
 
 def test_a_run_that_fails_stops_with_its_status(project):
@@ -97,7 +118,7 @@ def test_a_table_of_nothing_is_refused(project):
 
 def test_a_field_without_a_classifier_has_a_row(project):
     run(project)
-    metrics = project / "runs/cifar10/cifar10_functa-1x1x256/classify/metrics.json"
+    metrics = project / "runs/cifar10/cifar10_functa-1x1x256-one_gpu/classify/metrics.json"
     metrics.unlink()
     command = [sys.executable, project / "tools/cifar10_table.py", project / "runs/cifar10"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

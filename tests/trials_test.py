@@ -1,6 +1,7 @@
 """Sweeps of runs: real runs of the smallest size, and the judgement of what they showed."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -19,6 +20,11 @@ GOOD = trials.Trial("good", TINY, {})
 WILD = trials.Trial("wild", TINY, {"meta_learn.optimizer.learning_rate": 1e6})
 
 
+def times_of(directory):
+    names = ("metrics.json", "curves.json", "diverged.json")
+    return {path: path.stat().st_mtime_ns for name in names for path in directory.rglob(name)}
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, program_env):
     """(directory, outcomes, files with their times) of a sweep of a good and a diverging run."""
@@ -27,7 +33,7 @@ def swept(tmp_path_factory, program_env):
         for name, value in program_env.items():
             patch.setenv(name, value)
         outcomes = trials.run_all([GOOD, WILD], directory)
-    times = {path: path.stat().st_mtime_ns for path in directory.rglob("*.json")}
+    times = times_of(directory)
     return directory, outcomes, times
 
 
@@ -38,7 +44,7 @@ def test_a_run_is_read_from_its_own_files(swept):
     assert good.steps == 12
     assert good.best >= good.last > 0
     assert not good.diverged
-    assert trials.cells(good)[-1] == f"{metrics['seconds']:.0f}"
+    assert trials.row(good)[-1] == f"{metrics['seconds']:.0f}"
 
 
 def test_a_run_that_diverges_is_a_row_not_an_error(swept):
@@ -46,14 +52,16 @@ def test_a_run_that_diverges_is_a_row_not_an_error(swept):
     assert "of step" in wild.diverged
     assert "is not finite" in wild.diverged
     assert wild.test is None
-    assert "diverged" in trials.cells(wild)
+    assert "diverged" in trials.row(wild)
     assert bench_stability.failures([wild]) == [f"wild: {wild.diverged}"]
 
 
-def test_what_is_complete_is_not_run_again(swept, capsys):
+def test_what_is_complete_is_not_run_again(swept, capsys, program_env, monkeypatch):
     directory, outcomes, times = swept
+    for name, value in program_env.items():
+        monkeypatch.setenv(name, value)
     assert trials.run_all([GOOD, WILD], directory) == outcomes
-    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*.json")} == times
+    assert times_of(directory) == times
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 4
     assert all(line.count("|") == len(trials.COLUMNS) + 1 for line in table)
@@ -64,6 +72,23 @@ def test_another_failure_stops_with_its_words(tmp_path, program_env, monkeypatch
         monkeypatch.setenv(name, value)
     with pytest.raises(RuntimeError, match=r"field\.depth=1"):
         trials.run(trials.Trial("bad", TINY, {"field.depth": 1}), tmp_path)
+
+
+def test_a_crash_is_no_divergence(tmp_path, monkeypatch):
+    crash = subprocess.CompletedProcess([], 1, "", "RuntimeError: out of memory\n")
+    monkeypatch.setattr(trials.subprocess, "run", lambda *args, **options: crash)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trials.run(GOOD, tmp_path)
+
+
+@pytest.mark.parametrize("trial", [GOOD, WILD], ids=lambda trial: trial.name)
+def test_what_was_made_with_other_settings_is_refused(swept, program_env, monkeypatch, trial):
+    directory, _, _ = swept
+    for name, value in program_env.items():
+        monkeypatch.setenv(name, value)
+    other = dataclasses.replace(trial, changes=trial.changes | {"meta_learn.steps": 13})
+    with pytest.raises(RuntimeError, match=r"meta_learn.steps|other settings"):
+        trials.run(other, directory)
 
 
 def test_the_largest_drop_is_below_the_best_before(tmp_path):
@@ -80,6 +105,8 @@ def test_the_largest_drop_is_below_the_best_before(tmp_path):
     assert bench_stability.failures([calm]) == []
     low = dataclasses.replace(calm, test=30.0)
     assert bench_stability.failures([low]) == ["good: 30.00 dB, PCA 31.00"]
+    nothing = dataclasses.replace(calm, test=None)
+    assert bench_stability.failures([nothing]) == ["good: no result"]
     one_cell = dataclasses.replace(low, trial=trials.Trial("1x1x256-nearest", TINY, {}))
     assert bench_stability.failures([one_cell]) == []
 
@@ -103,6 +130,11 @@ def test_every_row_of_the_study_is_a_setting_that_works(trial):
     from functa.tasks import meta_learning
 
     config = cifar10_spatial.get_config(trial.config.partition(":")[2])
+    known = config.to_dict()
+    for key, value in trial.changes.items():
+        *path, last = key.split(".")
+        old = functools.reduce(dict.__getitem__, path, known)[last]
+        assert type(value) is type(old), key  # as flags read them
     config.update_from_flattened_dict(trial.changes)
     assert meta_learning.check(config) == []
 

@@ -88,6 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for option, (name, given) in needless.items()
         if given and name not in names
     ]
+    chart_file = epath.Path(args.chart or epath.Path(args.run) / "analysis.svg")
+    written = {"--chart": chart_file if "rate_distortion" in names else None}
+    written["--json"] = epath.Path(args.json) if args.json not in (None, "-") else None
+    problems += [
+        f"{option}: there is no folder {file.parent}"
+        for option, file in written.items()
+        if file is not None and not file.parent.is_dir()
+    ]
     try:
         subject, field_digest = measures.open_subject(request, problems)
     except (ValueError, OSError) as error:
@@ -108,9 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             epath.Path(args.json).write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     if "rate_distortion" in tables:
-        file = epath.Path(args.chart or epath.Path(args.run) / "analysis.svg")
-        file.write_text(chart.draw(tables["rate_distortion"]))
-        print(f"chart: {file}", file=sys.stderr)
+        chart_file.write_text(chart.draw(tables["rate_distortion"]))
+        print(f"chart: {chart_file}", file=sys.stderr)
     return 0
 
 

@@ -10,13 +10,16 @@ help() {
 usage: tools/reproduce_cifar10.sh [--preset=one_gpu] [--runs=DIR] [--data_dir=DIR] [--seconds=N]
 
 Runs what is not complete yet, one after the other, each as launch/local.sh does. After N seconds it
-stops where it is, saved, with exit status 75: the same command goes on from there, bit for bit, so
-that a machine lent for minutes is enough. With all complete it prints the table, exit status 0.
+stops where it is, saved, with exit status 75, and so it does on SIGTERM and Ctrl-C: the same command
+goes on from there, bit for bit, as long as DIR is kept. With all complete it prints the table, exit status 0.
 
   --preset=NAME   one_gpu (default), two_core or tiny; of configs/cifar10_*.py
   --runs=DIR      where the runs are; default: runs/cifar10
   --data_dir=DIR  the folder that holds cifar10/; default: data (tools/prepare_data.py makes it)
-  --seconds=N     stop after so many seconds; default: 0, never
+  --seconds=N     stop after so many seconds; default: 0, never. The end of a stage, when it is tested, is
+                  not interrupted.
+
+FUNCTA_EXTRA=cuda installs JAX for a GPU, as for launch/local.sh.
 END
 }
 
@@ -44,22 +47,34 @@ experiments=(
   "cifar10_functa:1x1x512"
   "cifar10_functa:1x1x1024"
 )
+child=""
+asked="" # to stop
+trap 'asked=yes; if [ "$child" ]; then kill -TERM "$child" 2>/dev/null || true; fi' TERM INT
+
 for experiment in "${experiments[@]}"; do
-  workdir="$runs/${experiment//[:,]/-}"
+  workdir="$runs/${experiment//[:,]/-}-$preset"
   if [ -e "$workdir/classify/metrics.json" ]; then continue; fi
   limit=()
   if [ "$seconds" -gt 0 ]; then
-    left=$((seconds - SECONDS))
+    left=$((10#$seconds - SECONDS))
     if [ "$left" -le 0 ]; then exit 75; fi
-    limit=(timeout --signal=TERM "$left") # functa saves and ends when it is asked to
+    # --foreground: one SIGTERM, to the run alone, which saves and ends; a second would end it at once.
+    limit=(timeout --foreground --signal=TERM "$left")
   fi
-  status=0
   ${limit[@]+"${limit[@]}"} "$root/launch/local.sh" "$experiment,$preset" "--workdir=$workdir" \
-    "--config.data.data_dir=$data_dir" || status=$?
+    "--config.data.data_dir=$data_dir" &
+  child=$!
+  status=0
+  wait "$child" || status=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal ends the waiting, not the run
+    status=0
+    wait "$child" || status=$?
+  done
+  child=""
   case "$status" in
     0 | 124) ;; # 124: timeout had to ask
-    *) exit "$status" ;;
+    *) if [ -z "$asked" ]; then exit "$status"; fi ;;
   esac
-  if [ ! -e "$workdir/classify/metrics.json" ]; then exit 75; fi
+  if [ "$asked" ] || [ ! -e "$workdir/classify/metrics.json" ]; then exit 75; fi
 done
 "$root/.venv/bin/python" "$root/tools/cifar10_table.py" "$runs"

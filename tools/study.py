@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """What moves PSNR at the same number of floats: one change at a time, the rest as it was.
 
-    tools/study.py                     all rows, about two hours on two CPU cores
+    tools/study.py                     all rows
     tools/study.py --rows map,width    those whose names begin so; the base always
     tools/study.py --commands          prints the command of every row, runs nothing
 
-CIFAR-10, 8x8x16 = 1,024 floats, the two_core preset cut to --steps; the base and all changes take as
-many steps of as many pixels, so the seconds tell what a change costs. Validation is on 500 images,
+CIFAR-10, 8x8x16 = 1,024 floats, the two_core preset cut to --steps; all take as many
+steps, so the seconds tell what a change costs. Validation is on 500 images,
 test and PCA on all test images. The same command goes on where it was stopped; docs/STUDY.md holds
 what came out, with one line of reading a row.
 

@@ -6,6 +6,7 @@ sweep that was stopped goes on where it was, and every row of the table can be r
 
 import dataclasses
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 _LEAST_STEPS = 80  # the warm-up is 50
-DIVERGED = 1  # exit status of functa.main where a number was not finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Trial:
     changes: dict[str, Any]
 
     def command(self, directory: Path) -> list[str]:
-        """What runs it, with a path relative to the root of the project where there is one."""
+        """What runs it, in the root of the project and its environment."""
         settings = {"stages": "meta_learn"} | self.changes
         return [
             "python",
@@ -78,24 +78,35 @@ def run(trial: Trial, directory: Path) -> Outcome:
     """Runs a trial, or takes up or reads what is there of it.
 
     Raises:
-      RuntimeError: it failed otherwise than by diverging, with its last words.
+      RuntimeError: it failed otherwise than by diverging, with its last words; or what is there was
+        made with other settings.
     """
-    workdir, words = directory / trial.name, directory / trial.name / "diverged.txt"
-    if not (workdir / "meta_learn" / "metrics.json").exists() and not words.exists():
-        command = [sys.executable, *trial.command(directory)[1:]]
-        root = Path(__file__).resolve().parent.parent
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-        if done.returncode == DIVERGED:
-            words.write_text(done.stderr.strip().splitlines()[-1] + "\n")
-        elif done.returncode or not (workdir / "meta_learn" / "metrics.json").exists():
-            raise RuntimeError(f"{shlex.join(command)}\n{done.stdout[-500:]}{done.stderr[-2000:]}")
+    workdir, words = directory / trial.name, directory / trial.name / "diverged.json"
+    command = trial.command(directory)
+    if words.exists():
+        earlier = json.loads(words.read_text())["command"]
+        if earlier != command:
+            raise RuntimeError(f"{workdir} diverged with other settings: {shlex.join(earlier)}")
+        return read(trial, directory)
+    # A run that is complete says so at once, and refuses settings other than its own.
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, *command[1:]], cwd=root, capture_output=True, text=True, check=False
+    )
+    told = re.search(r"^functa: (.*\b(?:not finite|is nan|is -?inf)\b.*)$", done.stderr, re.M)
+    if done.returncode and told:
+        temporary = words.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"command": command, "told": told[1]}) + "\n")
+        temporary.rename(words)
+    elif done.returncode or not (workdir / "meta_learn" / "metrics.json").exists():
+        raise RuntimeError(f"{shlex.join(command)}\n{done.stdout[-500:]}{done.stderr[-2000:]}")
     return read(trial, directory)
 
 
 def read(trial: Trial, directory: Path) -> Outcome:
     """The outcome of a trial that has run."""
     stage = directory / trial.name / "meta_learn"
-    words = directory / trial.name / "diverged.txt"
+    words = directory / trial.name / "diverged.json"
     metrics, curves = (
         json.loads(file.read_text()) if file.exists() else {}
         for file in (stage / "metrics.json", stage / "curves.json")
@@ -112,14 +123,14 @@ def read(trial: Trial, directory: Path) -> Outcome:
         pca=metrics.get("pca_psnr"),
         steps=metrics.get("steps", points[-1][0] if points else 0),
         seconds=metrics.get("seconds", 0.0),
-        diverged=words.read_text().strip() if words.exists() else "",
+        diverged=json.loads(words.read_text())["told"] if words.exists() else "",
     )
 
 
 COLUMNS = ("trial", "best", "last", "largest drop", "test", "PCA", "steps", "seconds")
 
 
-def cells(outcome: Outcome) -> tuple[str, ...]:
+def row(outcome: Outcome) -> tuple[str, ...]:
     """A row of the table."""
 
     def decibel(value: float | None) -> str:
@@ -151,5 +162,5 @@ def run_all(trials: Sequence[Trial], directory: Path) -> list[Outcome]:
     outcomes = []
     for trial in trials:
         outcomes.append(run(trial, directory))
-        print(line(cells(outcomes[-1]), width), flush=True)
+        print(line(row(outcomes[-1]), width), flush=True)
     return outcomes

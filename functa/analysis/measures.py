@@ -80,11 +80,12 @@ def open_subject(request: Request, problems: Sequence[str]) -> tuple[Subject, st
     crops = {}
     if params is not None and "resolution" in request.measures and request.pictures is not None:
         h, w, c = field.image_shape
-        shapes = [(scale * h, scale * w) for scale in request.scales if scale > 0]
+        scales = [scale for scale in request.scales if scale > 0]
+        shapes = [(scale * h, scale * w) for scale in scales]
         wanted = request.default_images if count is None else max(1, count)
         try:
             found = crops_lib.read_crops(request.pictures, shapes=shapes, channels=c, count=wanted)
-            crops = dict(zip(request.scales, found, strict=True))
+            crops = dict(zip(scales, found, strict=True))
         except (ValueError, OSError) as error:
             problems += str(error).splitlines()
     if problems:

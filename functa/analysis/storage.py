@@ -20,10 +20,10 @@ from functa.analysis.subject import (
 )
 from functa.analysis.table import Column, Table
 from functa.data import functaset_format
+from functa.tasks import meta_learning
 
 BITS = (8, 6, 5, 4, 3)  # a value, by the uniform quantiser
 QUALITIES = (5, 15, 30, 50, 70, 85, 95)  # of JPEG and WebP, 100 the best
-PCA_IMAGES = 20_000  # of the train split; as meta_learning.pca_psnr
 _UNIFORM = (
     "int8: a scale for each image and channel, as functasets have it. N bits: a uniform quantiser "
     f"for each channel, its range fitted to the latents of the first {REFERENCE_IMAGES:,} training "
@@ -123,7 +123,7 @@ def rate_distortion(subject: Subject) -> dict[str, Table]:
 
 def _rate_note(subject: Subject) -> str:
     h, w, c = subject.field.image_shape
-    count = min(PCA_IMAGES, subject.train.num_examples)
+    count = min(meta_learning.PCA_IMAGES, subject.train.num_examples)
     chroma = "" if c == 1 else ", chroma at half resolution"
     return (
         f"{_UNIFORM} entropy_bytes is an estimate, no file: what an ideal coder would spend "
@@ -150,7 +150,9 @@ def pca_rows(subject: Subject, budgets: list[int]) -> list[dict[str, Any]]:
       budgets: bytes of an image.
     """
     grid, d = subject.field.latent_shape[:2], subject.field.latent_shape[2]
-    known = subject.train.read(np.arange(min(PCA_IMAGES, subject.train.num_examples)))["image"]
+    known = subject.train.read(
+        np.arange(min(meta_learning.PCA_IMAGES, subject.train.num_examples))
+    )["image"]
     cells = metrics.image_cells(known, grid) / np.float32(255)
     size = cells.shape[-1]
     mean, basis = metrics.fit_pca(cells.reshape(-1, size), size)

@@ -19,7 +19,7 @@ from functa.data.images import ImageSource
 from functa.field import Field, make_field
 from functa.tasks import Illustrations, Task
 
-_PCA_IMAGES = 20_000
+PCA_IMAGES = 20_000  # of the train split, which PCA is fitted on
 _SHOWN = 8
 
 
@@ -107,8 +107,8 @@ def make(
         score="psnr",
         optimizer=optax.chain(
             optimizer.transformation,
-            inner_loop.keep_stable(trained),
             _only("log_inner_lrs", optim.clamp(np.log(loop.min_lr), np.log(loop.max_lr))),
+            inner_loop.keep_stable(trained),
         ),
         learning_rate=optimizer.learning_rate,
         watched=lambda state: {
@@ -211,9 +211,9 @@ def check_inner_loop(config: ConfigDict) -> None:
     problems = outside(
         {
             "inner_loop.steps": (loop.steps, 1, 1000),
-            "inner_loop.min_lr": (loop.min_lr, 1e-30, 1e30),
-            "inner_loop.max_lr": (loop.max_lr, 1e-30, 1e30),
-            "inner_loop.initial_lr": (loop.initial_lr, 1e-30, 1e30),
+            "inner_loop.min_lr": (loop.min_lr, 1e-12, 1e12),
+            "inner_loop.max_lr": (loop.max_lr, 1e-12, 1e12),
+            "inner_loop.initial_lr": (loop.initial_lr, 1e-12, 1e12),
         }
     )
     if problems:
@@ -283,7 +283,7 @@ def pca_psnr(train: ImageSource, test: ImageSource, field: Field) -> np.ndarray:
     Fitted on the first 20,000 training images.
     """
     grid, components = field.latent_shape[:2], field.latent_shape[2]
-    images = train.read(np.arange(min(_PCA_IMAGES, train.num_examples)))["image"]
+    images = train.read(np.arange(min(PCA_IMAGES, train.num_examples)))["image"]
     cells = metrics.image_cells(images, grid)
     cells = (cells / np.float32(255)).reshape(-1, cells.shape[-1])
     mean, basis = metrics.fit_pca(cells, components)
