@@ -6,8 +6,9 @@ the same size reaches 26.50, 30.70 and 37.60.
 Data: as configs/cifar10_spatial.py.
 Command: python -m functa.main --config=configs/cifar10_functa.py:1x1x256,two_core
 Expect: 25.7 dB after half an hour on two CPU cores for the stage meta_learn, which is below PCA.
-Without a preset: the full-size run for accelerators; not measured.
-Options: a latent shape (1x1x256, 1x1x512, 1x1x1024), a preset (two_core; tiny: for tests).
+Without a preset and with one_gpu: the full-size runs for accelerators; not measured.
+Options: a latent shape (1x1x256, 1x1x512, 1x1x1024), a preset (two_core; one_gpu; tiny: for
+  tests).
 """
 
 from ml_collections import ConfigDict

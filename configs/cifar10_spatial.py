@@ -6,10 +6,12 @@ Source: Bauer et al. 2023 (arXiv 2302.03130): 39.0 dB at 8x8x16 with nearest loo
 Data: the original archive, written as a TFDS set by
     tools/prepare_data.py cifar10 --source=cifar-10-python.tar.gz --data_dir=data
 Command: python -m functa.main --config=configs/cifar10_spatial.py:8x8x16,nearest,two_core
-Expect: five minutes on two CPU cores for the stage meta_learn; 36.3 dB on the 10,000 test images.
-Without a preset: the full-size run for accelerators, with 50 augmentations; not measured.
-Options: a latent shape (8x8x16, 4x4x64), a lookup (nearest, bilinear), a preset (two_core; tiny:
-  for tests).
+Expect: 55 minutes on one of two CPU cores for the stage meta_learn; 38.9 dB on the 10,000 test
+images (4x4x64: 38.4 dB in 65 minutes). Without a preset and with one_gpu: the full-size runs for accelerators,
+with 50 augmentations; not measured.
+The paper's CIFAR-10 field has a 1x1 map: --config.field.map=linear.
+Options: a latent shape (8x8x16, 4x4x64), a lookup (nearest, bilinear), a preset (two_core; one_gpu;
+  tiny: for tests).
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +29,7 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.field.latent_shape = common.shape(latent_shape or "8x8x16")
     if lookup == "bilinear":
         common.use_bilinear(config)
-    config.field.map = "conv3x3"  # neighbouring cells share what they hold: 2 dB over a 1x1 map
+    config.field.map = "conv3x3"  # neighbouring cells share what they hold (docs/STUDY.md)
     config.field.width = 256
     config.meta_learn.cells_per_image = 0  # a cell's values depend on its neighbours
     config.meta_learn.batch_size = 128

@@ -172,10 +172,10 @@ def spectral_radius(field: Field, params: Params, log_inner_lrs: jax.Array) -> j
 
     With all rates one (log_inner_lrs zero) it is the curvature. A step of gradient descent on a
     quadratic overshoots, and leaves a larger loss than it found, along directions whose eigenvalue
-    is above 2. Estimated, from below, by 30 power iterations in latent space.
+    is above 2. Estimated, from below, by 100 power iterations in latent space.
     """
     vectors = _start_vectors(field, len(log_inner_lrs))
-    return _power_iteration(field, params, log_inner_lrs, vectors, iterations=30)[0]
+    return _power_iteration(field, params, log_inner_lrs, vectors, iterations=100)[0]
 
 
 def _start_vectors(field: Field, count: int) -> jax.Array:

@@ -17,7 +17,7 @@ Runs all stages of configs/NAME.py and writes everything below DIR. The same com
 what was interrupted, or returns at once when all is complete.
 
   OPTIONS             words joined by commas: a latent shape (8x8x16), a lookup (nearest, bilinear),
-                      a preset (tiny, two_core); the config's docstring tells which
+                      a preset (tiny, two_core, one_gpu); the config's docstring tells which
   --workdir=DIR       default: runs/ and the experiment's name, in the current directory
   --config.KEY=VALUE  changes a value of the config, such as --config.field.width=128
 

@@ -241,6 +241,7 @@ def toy(task: Task) -> Task:
         summarize=lambda rows: {"score": float(rows["score"].mean())},
         score="score",
         optimizer=optax.sgd(0.1),
+        watched=lambda state: {},
         illustrate=lambda params: Illustrations({}, {}),
     )
 
