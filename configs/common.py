@@ -62,7 +62,7 @@ def base() -> ConfigDict:
     # it the curvature, grows tenfold at first: MNIST collapsed with 1 and gained 3 dB over 0.3
     # with 0.1.
     config.inner_loop.initial_lr = 0.1
-    config.inner_loop.min_lr = 1e-3  # given up where rates x curvature would pass 2
+    config.inner_loop.min_lr = 1e-3
     config.inner_loop.max_lr = 1e3
     config.inner_loop.second_order = True
 

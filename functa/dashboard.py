@@ -36,7 +36,7 @@ LAYOUTS: dict[str, dict[str, dict[str, str]]] = {
         "optimisation": {"loss": r"loss", **_STEPS},
         "inner loop": {
             "inner rates": r"inner_lrs?[_/](mean|min|max)",
-            "rates x curvature; above 2 they are lowered": r"inner_radius.*",
+            "rates x curvature": r"inner_radius.*",
             "loss before each inner step": r"inner_loss.*",
         },
         "speed": _SPEED,

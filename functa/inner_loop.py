@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from functa.field import Field, Params
 
 _TINY = 1e-30
+_POWER_ITERATIONS = 100
 STABLE_RADIUS = 2.0  # of rates x curvature: above it a step of gradient descent overshoots
 LR_SHAPES = ("scalar", "channel", "cell", "full")
 
@@ -174,18 +174,6 @@ def spectral_radius(field: Field, params: Params, log_inner_lrs: jax.Array) -> j
     quadratic overshoots, and leaves a larger loss than it found, along directions whose eigenvalue
     is above 2. Estimated, from below, by 100 power iterations in latent space.
     """
-    vectors = _start_vectors(field, len(log_inner_lrs))
-    return _power_iteration(field, params, log_inner_lrs, vectors, iterations=100)[0]
-
-
-def _start_vectors(field: Field, count: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(0), (count, *field.latent_shape))
-
-
-def _power_iteration(
-    field: Field, params: Params, log_inner_lrs: jax.Array, vectors: jax.Array, *, iterations: int
-) -> tuple[jax.Array, jax.Array]:
-    """(eigenvalue [s], eigenvector [s, i, j, d]) of each of s sets of rates, from `vectors` on."""
     start = _start(field, params)
     shape = field.image_shape[:2]
     p, q = field.cell_shape(shape)
@@ -210,41 +198,5 @@ def _power_iteration(
         vectors = root * _from_points(field, start, values(root * vectors)) * scale
         return vectors, lengths(vectors)
 
-    vectors, norms = jax.lax.fori_loop(0, iterations, step, (vectors, lengths(vectors)))
-    return norms, vectors / norms.reshape(-1, 1, 1, 1)
-
-
-class StableState(NamedTuple):
-    """radius: rates x curvature after the last update, of each set of rates [steps or 1], before they
-    were lowered: above 2 they were; vectors: their eigenvectors, where the next estimate begins."""
-
-    radius: jax.Array
-    vectors: jax.Array
-
-
-def keep_stable(field: Field) -> optax.GradientTransformation:
-    """Lowers the rates of an inner step whose rates x curvature pass 2, after each update.
-
-    The curvature is that of the first step, the field's own and the same for every image. It grows
-    tenfold while the output layer does, and again whenever the outer step outruns the weights;
-    beyond 2 the first step overshoots, and the runs that stayed there turned chaotic. Of the later
-    steps it is a measure, not a bound: what they meet is close to it. The last of a chain, so that
-    it wins over the least rate.
-    """
-
-    def update(updates, state, params=None):
-        changed = jax.tree.map(jnp.add, params, updates)
-        rates = changed["log_inner_lrs"]
-        # A field changes little in a step: from the last vectors on, ten iterations follow it.
-        radius, vectors = _power_iteration(
-            field, changed["field"], rates, state.vectors, iterations=10
-        )
-        excess = jnp.maximum(radius / STABLE_RADIUS, 1).reshape(-1, 1, 1, 1)
-        lowered = updates["log_inner_lrs"] - jnp.log(excess)
-        return updates | {"log_inner_lrs": lowered}, StableState(radius, vectors)
-
-    def init(params):
-        sets = len(params["log_inner_lrs"])
-        return StableState(jnp.zeros(sets), _start_vectors(field, sets))
-
-    return optax.GradientTransformation(init, update)
+    first = jax.random.normal(jax.random.key(0), (len(log_inner_lrs), *field.latent_shape))
+    return jax.lax.fori_loop(0, _POWER_ITERATIONS, step, (first, lengths(first)))[1]

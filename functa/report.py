@@ -38,7 +38,7 @@ TITLES = {  # the first charts of a stage, in this order; others follow under th
     "loss": "loss",
     "inner_loss": "loss after 0, 1, ... inner steps",
     "inner_lr": "inner rates",
-    "inner_radius": "rates x curvature of the inner steps; above 2 they are lowered",
+    "inner_radius": "rates x curvature of the inner steps",
     "learning_rate": "learning rate",
     "gradient_norm": "gradient norm",
 }

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from functa import baseline as baseline_lib
 from functa import config as config_lib
 from functa import disk, illustration, metrics
 from functa import encode as encode_lib
@@ -143,7 +144,7 @@ def meta_learn(run: Run) -> dict[str, Any]:
     export.remove_after(-1)  # of a start that was killed just here
     export.save(result.metrics["best_step"], result.params, {"digest": field_digest})
     export.close()
-    baseline = meta_learning.pca_psnr(run.sources["train"], run.sources["test"], field)
+    baseline = baseline_lib.pca_psnr(run.sources["train"], run.sources["test"], field)
     few = run.sources["test"].read(np.arange(min(16, run.sources["test"].num_examples)))
     pictures = illustration.field_pictures(run.config, result.params, few["image"])
     run.write_arrays("meta_learn", pictures | {"psnr": result.test["psnr"], "pca_psnr": baseline})

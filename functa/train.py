@@ -188,7 +188,6 @@ def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> Callabl
             "loss": loss,
             "gradient_norm": norm,
             "update_ratio": change / optax.tree.norm(state.params),
-            **task.watched(optimizer),
             "learning_rate": jnp.asarray(task.learning_rate(state.step), jnp.float32),
         }
         return TrainState(state.step + 1, params, optimizer, ema), logs, first_bad
@@ -241,14 +240,19 @@ def train(
             trainer.refuse_non_finite(first_bad)
             watch.lap(step - logged)
             logged = step
+            with watch.paused():
+                watched, warning = task.watch(state.params)
             rate = watch.steps_per_second()
             trainer.record(
                 step,
                 scalars
+                | watched
                 | {"steps_per_second": rate, "images_per_second": rate * task.images_per_step},
             )
             left = f"  {rate:.2f} steps/s, {duration((steps - step) / rate)} left" if rate else ""
             say(f"{task.name}  step {step}/{steps}  loss {scalars['loss']:.4g}{left}")
+            if warning:
+                say(f"{task.name}  step {step}/{steps}  WARNING: {warning}")
         evaluated = step % eval_every == 0 or last
         stop = interruption.requested(step)
         if evaluated or stop or step % checkpoint_every == 0:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from functa import checkpoint, config, inner_loop, metrics, siren
+from functa import baseline, checkpoint, config, inner_loop, metrics, siren
 from functa.analysis import chart, fitting, measures, quantisation, space, storage
 from functa.analysis.subject import Subject, image_mse, to_float
 from functa.analysis.table import Column, Table
@@ -256,7 +256,7 @@ def test_float32_loses_nothing_and_fewer_bits_are_never_better(run, subject):
 def test_pca_beside_is_the_pca_of_the_stage_meta_learn(run, subject):
     sources = run[3]
     row, *coded = storage.pca_rows(subject, [40, 24, 12])
-    expected = meta_learning.pca_psnr(sources["train"], Chosen(sources["test"]), subject.field)
+    expected = baseline.pca_psnr(sources["train"], Chosen(sources["test"]), subject.field)
     assert row["psnr"] == pytest.approx(float(expected.mean()), abs=1e-4)
     assert row["bytes"] == 4 * 32
     assert all(one["bytes"] <= most for one, most in zip(coded, [40, 24, 12], strict=True))

@@ -142,7 +142,7 @@ LOGGED = {
         "inner_lr_mean": ["inner rates"],
         "inner_lr_min": ["inner rates"],
         "inner_lr_max": ["inner rates"],
-        "inner_radius_0": ["rates x curvature; above 2 they are lowered"],
+        "inner_radius_0": ["rates x curvature"],
         "inner_loss_0": ["loss before each inner step"],
         "steps_per_second": ["steps per second"],
         "images_per_second": ["examples per second"],

@@ -241,7 +241,7 @@ def toy(task: Task) -> Task:
         summarize=lambda rows: {"score": float(rows["score"].mean())},
         score="score",
         optimizer=optax.sgd(0.1),
-        watched=lambda state: {},
+        watch=lambda params: ({}, ""),
         illustrate=lambda params: Illustrations({}, {}),
     )
 

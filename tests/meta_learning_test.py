@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from functa import inner_loop
+from functa import baseline, inner_loop
 from functa.field import make_field
 from functa.tasks import meta_learning
 from functa.train import NONE_BAD, TrainState, make_step
@@ -108,51 +108,30 @@ def test_rates_start_at_the_stated_multiple_of_the_inverse_curvature():
     np.testing.assert_allclose(jnp.exp(params["log_inner_lrs"]), 0.5 / curvature, rtol=0.02)
 
 
-def test_rates_that_would_overshoot_are_lowered_and_others_are_left_alone():
-    config = make_config()
-    field = make_field(config).of_cell()
-    params = make(config).init(jax.random.key(0))
-    rates = params["log_inner_lrs"] + jnp.log(jnp.float32([0.5, 100, 30])).reshape(3, 1, 1, 1)
-    params = params | {"log_inner_lrs": rates}
-    before = inner_loop.spectral_radius(field, params["field"], rates)
-    assert before[0] < 1
-    assert before[1] > 9
-    assert before[2] > 2.9
-    guard = inner_loop.keep_stable(field)
-    state, zeros = guard.init(params), jax.tree.map(jnp.zeros_like, params)
-    for _ in range(8):  # its estimate goes on from step to step
-        updates, state = guard.update(zeros, state, params)
-    after = inner_loop.spectral_radius(field, params["field"], rates + updates["log_inner_lrs"])
-    np.testing.assert_allclose(state.radius, before, rtol=0.01)
-    np.testing.assert_allclose(after, [before[0], 2, 2], rtol=0.01)
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates["field"]))
+def test_the_approach_of_instability_is_noticed():
+    task = make(make_config())
+    params = task.init(jax.random.key(0))
+    field = make_field(make_config()).of_cell()
+    radii = inner_loop.spectral_radius(field, params["field"], params["log_inner_lrs"])
+    scalars, warning = task.watch(params)
+    np.testing.assert_allclose([scalars[f"inner_radius_{k}"] for k in range(3)], radii, rtol=1e-5)
+    assert not warning
+    # The second step's rates, or the field's curvature, grow.
+    grown = params["log_inner_lrs"].at[1].add(jnp.log(5 / radii[1]))
+    scalars, warning = task.watch(params | {"log_inner_lrs": grown})
+    assert scalars["inner_radius_1"] == pytest.approx(5, rel=1e-4)
+    assert "rates x curvature is 5, healthy runs stay below 4" in warning
+    params["field"]["map"]["weight"] *= 10
+    assert "nears instability" in task.watch(params)[1]
 
 
-def test_a_field_that_hears_no_latents_is_left_alone():
-    config = make_config()
-    field = make_field(config).of_cell()
-    params = make(config).init(jax.random.key(0))
+def test_a_field_that_hears_no_latents_has_no_radius():
+    task = make(make_config())
+    params = task.init(jax.random.key(0))
     params["field"]["map"]["weight"] *= 0
-    guard = inner_loop.keep_stable(field)
-    updates, state = guard.update(jax.tree.map(jnp.zeros_like, params), guard.init(params), params)
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates))
-    assert float(state.radius.max()) < 1e-20
-
-
-def test_training_keeps_the_inner_loop_stable():
-    config = make_config(**{"inner_loop.initial_lr": 1.9, "field.w0": 30.0})
-    config.meta_learn.optimizer.learning_rate = 0.05
-    task, field = make(config), make_field(config).of_cell()
-    state = begin(task, task.init(jax.random.key(0)))
-    step, bad, radii = make_step(task, mesh=one_device_mesh(), seed=0, ema_decay=0.0), NONE_BAD, []
-    for batch in task.train_batches(0, 12):
-        state, logs, bad = step(state, {"image": jnp.asarray(batch["image"])}, bad)
-        rates = state.params["log_inner_lrs"]
-        radius = inner_loop.spectral_radius(field, state.params["field"], rates)
-        radii.append(radius.max())
-        logged = [logs[f"inner_radius_{index}"] for index in range(3)]
-        np.testing.assert_allclose(radius, np.minimum(logged, 2), rtol=0.05)
-    assert max(radii) == pytest.approx(2, rel=0.05)  # it would have gone far beyond
+    scalars, warning = task.watch(params)
+    assert max(scalars.values()) < 1e-20
+    assert not warning
 
 
 def test_an_unstable_first_step_is_told_with_its_numbers():
@@ -165,7 +144,7 @@ def test_an_unstable_first_step_is_told_with_its_numbers():
     assert meta_learning.check_first_step(make_config(**{"inner_loop.min_lr": 900.0})) != []
 
 
-@pytest.mark.parametrize(("low", "high"), [(1e-3, 2e-3), (5.0, 6.0)])
+@pytest.mark.parametrize(("low", "high"), [(1e-3, 2e-3), (1e4, 2e4)])
 def test_the_clip_range_of_the_rates_is_applied(low, high):
     config = make_config(**{"inner_loop.min_lr": low, "inner_loop.max_lr": high})
     config.meta_learn.optimizer.learning_rate = 0.3
@@ -212,7 +191,7 @@ def test_pca_of_the_embedded_digits_is_the_published_baseline():
 
     config = digits.get_config()
     sources = images.open_splits(**config.data)
-    psnr = meta_learning.pca_psnr(sources["train"], sources["test"], make_field(config))
+    psnr = baseline.pca_psnr(sources["train"], sources["test"], make_field(config))
     assert len(psnr) == 360
     assert psnr.mean() == pytest.approx(18.95, abs=0.25)  # another split of the same digits
 

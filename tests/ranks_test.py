@@ -51,6 +51,7 @@ RANKS = {
     "functa.field": 2,
     "functa.page": 2,
     "functa.gallery": 3,
+    "functa.baseline": 3,
     "functa.inner_loop": 3,
     "functa.operations": 3,
     "functa.results": 3,

@@ -69,7 +69,7 @@ def make_task(data=None, learning_rate=0.1):
         score="score",
         optimizer=optimizer,
         learning_rate=lambda step: learning_rate,
-        watched=lambda state: {"watched": optax.tree.get(state, "count")},
+        watch=lambda params: ({"largest": float(abs(params["w"]).max())}, ""),
         images_per_step=8,
         train_batches=data.train,
         eval_batches=data.eval,
@@ -146,11 +146,19 @@ def test_every_example_counts_once(tmp_path):
     assert len(result.test["error"]) == 11
 
 
-def test_what_is_watched_of_the_optimiser_is_logged(tmp_path):
-    run(tmp_path)
+def test_what_is_watched_is_logged_and_a_warning_is_said(tmp_path):
+    seen = []
+
+    def watch(params):
+        seen.append(float(params["w"][0]))
+        return {"watched": seen[-1]}, "too large" if len(seen) == 2 else ""
+
+    _, lines = run(tmp_path, make_task()._replace(watch=watch))
     curves = json.loads((tmp_path / "curves.json").read_text())
-    assert curves["watched"]
-    assert all(value == step for step, value in curves["watched"])
+    assert [value for _, value in curves["watched"]] == seen
+    assert [step for step, _ in curves["watched"]] == [step for step, _ in curves["loss"]]
+    warnings = [line for line in lines if "WARNING" in line]
+    assert warnings == [f"toy  step {curves['loss'][1][0]}/8  WARNING: too large"]
 
 
 def test_a_broken_number_stops_at_its_step_and_keeps_the_last_good_state(tmp_path):

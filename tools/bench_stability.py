@@ -14,10 +14,8 @@ Exit status: 0 where no run diverged, no validation fell more than 0.5 dB below 
 every spatial field ended above PCA; 1 otherwise; 2 for bad arguments.
 """
 
-import argparse
 import itertools
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,14 +76,8 @@ def failures(outcomes: Sequence[trials.Outcome]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = trials.parser(__doc__, steps=1200, directory="runs/stability")
     parser.add_argument("--reduced", action="store_true", help="the short sweep")
-    parser.add_argument("--steps", type=int, default=1200, help="of each run (default: 1200)")
-    parser.add_argument("--data_dir", default="data", help="folder of the TFDS data set cifar10")
-    parser.add_argument("--directory", default="runs/stability", help="of all runs")
-    parser.add_argument("--commands", action="store_true", help="print the commands, run nothing")
     parser.add_argument("--json", metavar="FILE", help="write the rows there too")
     args = parser.parse_args(argv)
     try:
@@ -97,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory = Path(args.directory).resolve()
     planned = plan(reduced=args.reduced, steps=args.steps, data_dir=data_dir)
     if args.commands:
-        print("\n".join(shlex.join(trial.command(directory)) for trial in planned))
+        trials.print_commands(planned, directory)
         return 0
     outcomes = trials.run_all(planned, directory)
     if args.json:

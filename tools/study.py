@@ -13,8 +13,6 @@ what came out, with one line of reading a row.
 Exit status: 0; 2 for bad arguments.
 """
 
-import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,14 +92,8 @@ def plan(rows: Sequence[str], *, steps: int, data_dir: str) -> list[trials.Trial
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = trials.parser(__doc__, steps=800, directory="runs/study")
     parser.add_argument("--rows", default="", help="beginnings of names, joined by commas")
-    parser.add_argument("--steps", type=int, default=800, help="of each run (default: 800)")
-    parser.add_argument("--data_dir", default="data", help="folder of the TFDS data set cifar10")
-    parser.add_argument("--directory", default="runs/study", help="of all runs")
-    parser.add_argument("--commands", action="store_true", help="print the commands, run nothing")
     args = parser.parse_args(argv)
     try:
         data_dir = trials.check(args.steps, args.data_dir, reads=not args.commands)
@@ -111,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     directory = Path(args.directory).resolve()
     if args.commands:
-        print("\n".join(shlex.join(trial.command(directory)) for trial in planned))
+        trials.print_commands(planned, directory)
         return 0
     trials.run_all(planned, directory)
     return 0

@@ -4,6 +4,7 @@ A trial is one command, `python -m functa.main ...`, in its own work directory b
 sweep that was stopped goes on where it was, and every row of the table can be run alone.
 """
 
+import argparse
 import dataclasses
 import json
 import re
@@ -59,6 +60,18 @@ class Outcome:
     steps: int
     seconds: float
     diverged: str
+
+
+def parser(description: str | None, *, steps: int, directory: str) -> argparse.ArgumentParser:
+    """With what every sweep asks for; the defaults are its own."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--steps", type=int, default=steps, help="of each run (default: %(default)s)")
+    made.add_argument("--data_dir", default="data", help="folder of the TFDS data set cifar10")
+    made.add_argument("--directory", default=directory, help="of all runs (default: %(default)s)")
+    made.add_argument("--commands", action="store_true", help="print the commands, run nothing")
+    return made
 
 
 def check(steps: int, data_dir: str, *, reads: bool) -> str:
@@ -164,3 +177,8 @@ def run_all(trials: Sequence[Trial], directory: Path) -> list[Outcome]:
         outcomes.append(run(trial, directory))
         print(line(row(outcomes[-1]), width), flush=True)
     return outcomes
+
+
+def print_commands(trials: Sequence[Trial], directory: Path) -> None:
+    """What would be run, a line each."""
+    print("\n".join(shlex.join(trial.command(directory)) for trial in trials))

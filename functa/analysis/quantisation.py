@@ -12,9 +12,9 @@ _WIDTHS = np.geomspace(1 / 16, 1, 17)  # tried, as parts of the largest distance
 
 
 class Quantiser(NamedTuple):
-    """2^bits cells of equal size in each of k channels; values beyond the outermost are clipped.
+    """2^bits bins of equal size in each of k channels; values beyond the outermost are clipped.
 
-    bits; low [k] float32, the lower end of the first cell; step [k] float32, the size of a cell, 0
+    bits; low [k] float32, the lower end of the first bin; step [k] float32, the size of a bin, 0
     where a channel is constant.
     """
 
@@ -25,11 +25,11 @@ class Quantiser(NamedTuple):
     def symbols(self, values: np.ndarray) -> np.ndarray:
         """[..., k] float32 -> [..., k] int32 in [0, 2^bits)."""
         step = np.where(self.step > 0, self.step, np.float32(1))
-        cells = np.floor((values - self.low) / step)
-        return np.clip(cells, 0, 2**self.bits - 1).astype(np.int32)
+        bins = np.floor((values - self.low) / step)
+        return np.clip(bins, 0, 2**self.bits - 1).astype(np.int32)
 
     def restore(self, symbols: np.ndarray) -> np.ndarray:
-        """[..., k] integers in [0, 2^bits) -> [..., k] float32, the middles of the cells."""
+        """[..., k] integers in [0, 2^bits) -> [..., k] float32, the middles of the bins."""
         return self.low + (symbols.astype(np.float32) + np.float32(0.5)) * self.step
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from functa import metrics
+from functa import baseline, metrics
 from functa.analysis import quantisation as bits_lib
 from functa.analysis.subject import (
     REFERENCE_IMAGES,
@@ -20,7 +20,6 @@ from functa.analysis.subject import (
 )
 from functa.analysis.table import Column, Table
 from functa.data import functaset_format
-from functa.tasks import meta_learning
 
 BITS = (8, 6, 5, 4, 3)  # a value, by the uniform quantiser
 QUALITIES = (5, 15, 30, 50, 70, 85, 95)  # of JPEG and WebP, 100 the best
@@ -123,7 +122,7 @@ def rate_distortion(subject: Subject) -> dict[str, Table]:
 
 def _rate_note(subject: Subject) -> str:
     h, w, c = subject.field.image_shape
-    count = min(meta_learning.PCA_IMAGES, subject.train.num_examples)
+    count = min(baseline.PCA_IMAGES, subject.train.num_examples)
     chroma = "" if c == 1 else ", chroma at half resolution"
     return (
         f"{_UNIFORM} entropy_bytes is an estimate, no file: what an ideal coder would spend "
@@ -150,9 +149,9 @@ def pca_rows(subject: Subject, budgets: list[int]) -> list[dict[str, Any]]:
       budgets: bytes of an image.
     """
     grid, d = subject.field.latent_shape[:2], subject.field.latent_shape[2]
-    known = subject.train.read(
-        np.arange(min(meta_learning.PCA_IMAGES, subject.train.num_examples))
-    )["image"]
+    known = subject.train.read(np.arange(min(baseline.PCA_IMAGES, subject.train.num_examples)))[
+        "image"
+    ]
     cells = metrics.image_cells(known, grid) / np.float32(255)
     size = cells.shape[-1]
     mean, basis = metrics.fit_pca(cells.reshape(-1, size), size)

@@ -25,7 +25,8 @@ class Task(NamedTuple):
       score: the key of `summarize` that tells the best checkpoint; higher is better.
       optimizer: of params.
       learning_rate: step -> outer learning rate, to be logged.
-      watched: state of the optimizer after a step -> {name: scalar}, to be logged.
+      watch: params -> ({name: number}, to be logged; a warning, "" where all is well), asked at
+        every log step.
       images_per_step: what a step trains on, counted in whole images: half of one is 0.5.
       train_batches: (first_step, last_step) -> this process's share of the batches of steps
         first_step ... last_step - 1.
@@ -42,7 +43,7 @@ class Task(NamedTuple):
     score: str
     optimizer: optax.GradientTransformation
     learning_rate: Callable[[Any], Any]
-    watched: Callable[[optax.OptState], dict[str, jax.Array]]
+    watch: Callable[[PyTree], tuple[dict[str, float], str]]
     images_per_step: float
     train_batches: Callable[[int, int], Iterator[Batch]]
     eval_batches: Callable[[str], Iterator[Batch]]

@@ -61,7 +61,7 @@ def make(
         score="accuracy",
         optimizer=optimizer.transformation,
         learning_rate=optimizer.learning_rate,
-        watched=lambda state: {},
+        watch=lambda params: ({}, ""),
         images_per_step=settings.batch_size,
         train_batches=lambda first_step, last_step: _only(
             ("latents", "label"),

@@ -19,8 +19,8 @@ from functa.data.images import ImageSource
 from functa.field import Field, make_field
 from functa.tasks import Illustrations, Task
 
-PCA_IMAGES = 20_000  # of the train split, which PCA is fitted on
 _SHOWN = 8
+_LARGEST_HEALTHY_RADIUS = 4.0  # of rates x curvature; the largest of a run that went well: 2.7
 
 
 def make(
@@ -82,19 +82,6 @@ def make(
         mse = fit(params, to_float(batch["image"])).losses[-1]
         return {"mse": mse, "psnr": metrics.psnr(mse)}
 
-    def illustrate(params):
-        count = min(_SHOWN, sources["validation"].num_examples)
-        images = sources["validation"].read(np.arange(count))["image"] / np.float32(255)
-        result = jax.device_get(jax.jit(fit)(params, images))
-        pairs = np.concatenate([images, np.clip(result.values, 0, 1)], axis=2)
-        return Illustrations(
-            {"original_and_reconstruction": pairs},
-            {
-                "latents": result.latents,
-                "inner_lrs": np.exp(jax.device_get(params["log_inner_lrs"])),
-            },
-        )
-
     i, j, _ = field.latent_shape
     part = settings.cells_per_image / (i * j) if settings.cells_per_image else 1.0
     processes = {"process_index": process_index, "process_count": process_count}
@@ -108,13 +95,9 @@ def make(
         optimizer=optax.chain(
             optimizer.transformation,
             _only("log_inner_lrs", optim.clamp(np.log(loop.min_lr), np.log(loop.max_lr))),
-            inner_loop.keep_stable(trained),
         ),
         learning_rate=optimizer.learning_rate,
-        watched=lambda state: {
-            f"inner_radius_{step}": radius
-            for step, radius in enumerate(optax.tree.get(state, "radius"))
-        },
+        watch=_make_watch(trained),
         images_per_step=settings.batch_size * part,
         train_batches=lambda first, last: data_pipeline.train_batches(
             sources["train"],
@@ -127,7 +110,7 @@ def make(
         eval_batches=lambda split: data_pipeline.eval_batches(
             sources[split], batch_size=settings.eval_batch_size, **processes
         ),
-        illustrate=illustrate,
+        illustrate=lambda params: _illustrate(fit, params, sources["validation"]),
     )
 
 
@@ -277,22 +260,41 @@ def summarize(rows: dict[str, np.ndarray]) -> dict[str, float]:
     }
 
 
-def pca_psnr(train: ImageSource, test: ImageSource, field: Field) -> np.ndarray:
-    """PSNR of every test image under PCA of the same cells to the same number of floats: [N].
+def _make_watch(field: Field) -> Callable[[Any], tuple[dict[str, float], str]]:
+    """Notices that the inner loop nears the edge, before training falls over it.
 
-    Fitted on the first 20,000 training images.
+    Once an outer step outruns the weights, rates x curvature grows tenfold in some ten steps, and
+    the inner loop turns chaotic; see docs/STUDY.md.
     """
-    grid, components = field.latent_shape[:2], field.latent_shape[2]
-    images = train.read(np.arange(min(PCA_IMAGES, train.num_examples)))["image"]
-    cells = metrics.image_cells(images, grid)
-    cells = (cells / np.float32(255)).reshape(-1, cells.shape[-1])
-    mean, basis = metrics.fit_pca(cells, components)
-    errors = []
-    for first in range(0, test.num_examples, 1000):
-        index = np.arange(first, min(first + 1000, test.num_examples))
-        images = test.read(index)["image"] / np.float32(255)
-        errors.append(metrics.pca_mse(images, grid, mean, basis))
-    return metrics.psnr(np.concatenate(errors))
+
+    @jax.jit
+    def measure(params):
+        return inner_loop.spectral_radius(field, params["field"], params["log_inner_lrs"])
+
+    def watch(params):
+        radii = np.asarray(measure(params)).tolist()
+        scalars = {f"inner_radius_{step}": radius for step, radius in enumerate(radii)}
+        if max(radii) <= _LARGEST_HEALTHY_RADIUS:
+            return scalars, ""
+        return scalars, (
+            f"the inner loop nears instability: rates x curvature is {max(radii):.3g}, healthy "
+            f"runs stay below {_LARGEST_HEALTHY_RADIUS:g}; a lower "
+            "meta_learn.optimizer.learning_rate is the usual way out"
+        )
+
+    return watch
+
+
+def _illustrate(fit: Callable, params: Any, validation: ImageSource) -> Illustrations:
+    images = validation.read(np.arange(min(_SHOWN, validation.num_examples)))["image"]
+    images = images / np.float32(255)
+    result = jax.device_get(jax.jit(fit)(params, images))
+    pairs = np.concatenate([images, np.clip(result.values, 0, 1)], axis=2)
+    inner_lrs = np.exp(jax.device_get(params["log_inner_lrs"]))
+    return Illustrations(
+        {"original_and_reconstruction": pairs},
+        {"latents": result.latents, "inner_lrs": inner_lrs},
+    )
 
 
 def _only(name: str, transformation: optax.GradientTransformation) -> optax.GradientTransformation:
