@@ -211,7 +211,8 @@ def stored_psnr(run: Run, functaset: functaset_lib.Functaset, params: Any) -> fl
         # The last batch is filled up with the last image: one program for all.
         rows = np.minimum(np.arange(start, start + size), images.num_examples - 1)
         values = score(params["field"], latents.read(rows)["latents"], images.read(rows)["image"])
-        total += float(np.sum(values[: images.num_examples - start], dtype=np.float64))
+        real = np.asarray(values)[: images.num_examples - start]
+        total += float(np.sum(real, dtype=np.float64))
     return total / images.num_examples
 
 

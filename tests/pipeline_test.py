@@ -26,6 +26,7 @@ def finished(run_main, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     result = run_main(TINY, f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
     return workdir, result
 
 
