@@ -46,7 +46,6 @@ def get_config(options: str | None = None) -> ConfigDict:
         config.field.depth = 6
         # Few images and many steps: at equal time 4 images a step reach 21 dB where 16 reach 19.
         config.meta_learn.batch_size = 4
-        config.meta_learn.optimizer.learning_rate = 5e-3
         config.meta_learn.steps = 8000
         config.meta_learn.eval_every = 4000
         config.meta_learn.checkpoint_every = 500
@@ -54,7 +53,6 @@ def get_config(options: str | None = None) -> ConfigDict:
         config.classify.steps = 5000
     if preset == "one_gpu":
         config.meta_learn.batch_size = 32
-        config.meta_learn.optimizer.learning_rate = 5e-3
         config.meta_learn.steps = 60_000
         config.meta_learn.eval_every = 5000
         config.meta_learn.checkpoint_every = 500

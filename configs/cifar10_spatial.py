@@ -33,7 +33,6 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.field.width = 256
     config.meta_learn.cells_per_image = 0  # a cell's values depend on its neighbours
     config.meta_learn.batch_size = 128
-    config.meta_learn.optimizer.learning_rate = 2e-2
     config.meta_learn.steps = 50_000
     config.meta_learn.eval_every = 2500
     config.meta_learn.checkpoint_every = 1000

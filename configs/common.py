@@ -71,7 +71,7 @@ def base() -> ConfigDict:
     config.meta_learn.cells_per_image = 4  # random cells of each image; 0: whole images
     config.meta_learn.flips = False  # mirror what is trained on at random, for small data sets
     config.meta_learn.steps = 1000
-    config.meta_learn.optimizer = optimizer("muon", 1e-2)
+    config.meta_learn.optimizer = optimizer("muon", 3e-2)
     config.meta_learn.ema_decay = 0.0  # 0: no moving average
     config.meta_learn.eval_batch_size = 128
     config.meta_learn.log_every = 50

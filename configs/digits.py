@@ -30,7 +30,6 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.meta_learn.flips = (
         True  # 1,300 images are soon known by heart: 39 dB on them, 34 on others
     )
-    config.meta_learn.optimizer.learning_rate = 2e-2
     config.meta_learn.steps = 1500
     config.meta_learn.eval_every = 300
     config.meta_learn.batch_size = 128

@@ -42,7 +42,8 @@ class Field:
       map: "linear" (1x1), "conv3x3" (zero padding) or "mlp" (1x1, one hidden layer of `width`
         GELUs).
       modulation: "shift" | "shift_scale".
-      width, depth, w0: of the SIREN; depth counts the output layer.
+      width, depth, w0: of the SIREN; depth counts the output layer; w0 is the frequency its first
+        layer begins with.
     Raises:
       ValueError: an unknown word, or a grid that does not divide the image.
     """
@@ -109,6 +110,7 @@ class Field:
                 outputs=self.image_shape[2],
                 width=self.width,
                 depth=self.depth,
+                w0=self.w0,
             )
         }
         # A unit latent moves phases by about one radian; what latents are measured in is settled
@@ -182,7 +184,7 @@ class Field:
             modulations, factors = jnp.split(modulations, 2, axis=-1)
             scales = jnp.split(factors, self.depth - 1, axis=-1)
         shifts = jnp.split(modulations, self.depth - 1, axis=-1)
-        return siren.apply(params["siren"], jnp.asarray(features), shifts, scales, w0=self.w0)
+        return siren.apply(params["siren"], jnp.asarray(features), shifts, scales)
 
     def look_up(self, grid: jax.Array, shape: tuple[int, int]) -> jax.Array:
         """Any channels on the latent grid [b, i, j, k] at the points of `shape`.

@@ -1,8 +1,9 @@
 """Outer optimisers, all from optax, behind one keyword-only function.
 
 `learning_rate` is what the update is multiplied by. Adam's update has entries of about 0.2 to 1;
-LAMB's has the norm of the weights; Muon's (Jordan et al. 2024) has equal singular values and
-entries of 0.2 for matrices, and it is Adam for the rest.
+LAMB's has the norm of the weights; Muon's (Jordan et al. 2024) has, for a matrix [n, m], equal
+singular values of sqrt(max(1, m / n)), which moves what the matrix gives as much at every width
+(Yang, Simon and Bernstein 2023, arXiv 2310.17813), and it is Adam for the rest.
 """
 
 from collections.abc import Callable
@@ -16,9 +17,6 @@ from optax import contrib
 from functa.config import outside
 
 OPTIMIZERS = ("adam", "adamw", "lamb", "muon")
-# Root mean square of the entries of Muon's updates, whatever the shape of the matrix: about
-# Adam's, so that one learning rate serves both (Liu et al. 2025, arXiv 2502.16982, section 2.2).
-_MUON_RMS = 0.2
 SCHEDULES = ("cosine", "constant", "exponential")
 
 
@@ -87,7 +85,7 @@ def make(
     elif name == "muon":
         # Its own decay would pass over the mask for what it leaves to Adam.
         transformation = optax.chain(
-            contrib.muon(1.0, consistent_rms=_MUON_RMS),
+            contrib.muon(1.0),
             optax.add_decayed_weights(-weight_decay, mask=decay_mask),
             optax.scale_by_schedule(rate),
         )

@@ -1,13 +1,13 @@
 """SIREN: networks of sine layers with modulations per example.
 
 The function is the textbook's, sin(w0 (W' h + b' + s')) layer by layer; what is stored is chosen
-so that a step of an optimiser is the same part of a weight in every layer and for every w0. The
-textbook's hidden weights shrink as 1 / w0 while Adam's steps do not: that is how training at w0 =
-30 explodes. Here hidden weights, biases and modulations are stored multiplied by w0, in radians.
-The output layer is stored as if for w0 = 10, whatever w0 is: the textbook's begins at 1 / w0 of the
-others' size and must first grow to that of images, which takes the longer the larger w0. So w0 is
-what it is named, the first layer's frequency, and changes nothing else. Only the first layer's
-weights are stored as the textbook has them.
+so that a step of an optimiser changes phases by as many radians for every w0. The textbook's hidden
+weights shrink as 1 / w0 while Adam's steps do not, and a step of its first layer is multiplied by
+w0: that is how training at w0 = 30 explodes. Here all weights of sine layers, biases and
+modulations are stored multiplied by w0, in radians. The output layer is stored as if for w0 = 10,
+whatever w0 is: the textbook's begins at 1 / w0 of the others' size and must first grow to that of
+images, which takes the longer the larger w0. So w0 is what it is named, the first layer's
+frequency: the size its weights begin at. After that nothing knows it.
 
 Source: Sitzmann et al. 2020, section 3.2 (initialisation); Dupont et al. 2022, section 3.1
   (modulations).
@@ -86,12 +86,12 @@ def _cosine_jvp(primals, tangents):
     return cosine(x), -sine(x) * dx
 
 
-def init(key: jax.Array, *, inputs: int, outputs: int, width: int, depth: int) -> Params:
+def init(key: jax.Array, *, inputs: int, outputs: int, width: int, depth: int, w0: float) -> Params:
     """Weights of `depth` linear layers.
 
     Returns:
       {"weights": [[inputs, width], [width, width] ..., [width, outputs]], "biases": [[width], ...,
-      [outputs]]}, float32. First layer U(+-1 / inputs), all others U(+-sqrt(6 / width));
+      [outputs]]}, float32. First layer U(+-w0 / inputs), all others U(+-sqrt(6 / width));
       biases of sine layers are phases U(+-pi), which spreads the first features over sine and
       cosine (deviation: the papers start at zero or U(+-1 / sqrt(inputs))); the output's is zero.
     """
@@ -99,7 +99,7 @@ def init(key: jax.Array, *, inputs: int, outputs: int, width: int, depth: int) -
     weights, biases = [], []
     for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
         weight_key, bias_key = jax.random.split(jax.random.fold_in(key, layer))
-        bound = 1 / fan_in if layer == 0 else (6 / fan_in) ** 0.5
+        bound = w0 / fan_in if layer == 0 else (6 / fan_in) ** 0.5
         weights.append(
             jax.random.uniform(weight_key, (fan_in, fan_out), minval=-bound, maxval=bound)
         )
@@ -113,8 +113,6 @@ def apply(
     inputs: jax.Array,
     shifts: list[jax.Array],
     scales: list[jax.Array] | None,
-    *,
-    w0: float,
 ) -> jax.Array:
     """Values of the network at points.
 
@@ -129,7 +127,7 @@ def apply(
     h = inputs
     *hidden, last = zip(params["weights"], params["biases"], strict=True)
     for layer, (weight, bias) in enumerate(hidden):
-        phase = h @ (weight * w0 if layer == 0 else weight) + _row(bias, h.ndim)
+        phase = h @ weight + _row(bias, h.ndim)
         if scales is not None:
             phase = _times(phase, 1 + scales[layer])
         h = sine(_plus(phase, shifts[layer]))

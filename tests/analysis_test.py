@@ -35,9 +35,9 @@ def pca_field(field, cells):
     """
     random = np.random.default_rng(0)
     mean, basis = metrics.fit_pca(cells, field.latent_shape[2])
-    first = random.uniform(-1, 1, (field.num_features, field.width))
+    first = field.w0 * random.uniform(-1, 1, (field.num_features, field.width))
     bias = random.uniform(-3, 3, field.width)
-    phases = field.w0 * (field.layout_features(field.image_shape[:2]) @ first) + bias
+    phases = field.layout_features(field.image_shape[:2]) @ first + bias
     inverse = np.linalg.pinv(np.sin(phases))
     unfelt = np.eye(field.width) - inverse @ np.sin(phases)
     output = inverse @ (mean - 0.5) + 10 * unfelt @ random.normal(size=field.width)

@@ -73,8 +73,7 @@ def slow_field(field, params, latents, shape):
         net = tree["siren"]
         for layer in range(field.depth - 1):
             part = slice(layer * field.width, (layer + 1) * field.width)
-            weight = net["weights"][layer] * (field.w0 if layer == 0 else 1)
-            inside = h @ weight + net["biases"][layer]
+            inside = h @ net["weights"][layer] + net["biases"][layer]
             h = np.sin(inside * (1 + scales[part]) + shifts[part])
         values[row, column] = h @ net["weights"][-1] / 10 + net["biases"][-1] + 0.5
     return values

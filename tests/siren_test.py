@@ -37,8 +37,7 @@ def slow_siren(params, inputs, shifts, scales, w0):
             if layer == len(params["weights"]) - 1:
                 out.append(h @ weight / 10 + bias + 0.5)
                 break
-            textbook = weight if layer == 0 else weight / w0
-            inside = (h @ textbook + bias / w0) * (1 + scales[layer]) + shifts[layer] / w0
+            inside = (h @ (weight / w0) + bias / w0) * (1 + scales[layer]) + shifts[layer] / w0
             h = np.sin(w0 * inside)
     return np.array(out)
 
@@ -46,28 +45,28 @@ def slow_siren(params, inputs, shifts, scales, w0):
 @pytest.mark.parametrize("w0", [1.0, 30.0])
 def test_apply_against_the_textbook(w0):
     key = jax.random.key(0)
-    params = siren.init(key, inputs=2, outputs=3, width=5, depth=4)
+    params = siren.init(key, inputs=2, outputs=3, width=5, depth=4, w0=w0)
     params["biases"][-1] = jnp.float32([0.1, -0.2, 0.3])
     inputs = jax.random.uniform(key, (7, 2))
     shifts = [jax.random.normal(jax.random.key(layer), (5,)) for layer in range(3)]
     scales = [0.1 * shift for shift in shifts]
-    fast = siren.apply(params, inputs, shifts, scales, w0=w0)
+    fast = siren.apply(params, inputs, shifts, scales)
     slow = slow_siren(params, inputs, shifts, scales, w0)
     np.testing.assert_allclose(fast, slow, atol=2e-6)
 
 
 def test_shared_inputs_meet_modulations_of_a_batch():
-    params = siren.init(jax.random.key(0), inputs=2, outputs=1, width=4, depth=3)
+    params = siren.init(jax.random.key(0), inputs=2, outputs=1, width=4, depth=3, w0=10.0)
     inputs = jax.random.uniform(jax.random.key(1), (6, 2))
     shifts = [jax.random.normal(jax.random.key(layer), (3, 1, 4)) for layer in range(2)]
-    together = siren.apply(params, inputs, shifts, None, w0=10.0)
+    together = siren.apply(params, inputs, shifts, None)
     assert together.shape == (3, 6, 1)
     for example in range(3):
-        alone = siren.apply(params, inputs, [shift[example, 0] for shift in shifts], None, w0=10.0)
+        alone = siren.apply(params, inputs, [shift[example, 0] for shift in shifts], None)
         np.testing.assert_allclose(together[example], alone, atol=1e-6)
 
 
 def test_stored_weights_are_of_the_stated_size():
-    params = siren.init(jax.random.key(0), inputs=2, outputs=3, width=400, depth=4)
-    for weight, bound in zip(params["weights"], [1 / 2] + [(6 / 400) ** 0.5] * 3, strict=True):
+    params = siren.init(jax.random.key(0), inputs=2, outputs=3, width=400, depth=4, w0=30.0)
+    for weight, bound in zip(params["weights"], [30 / 2] + [(6 / 400) ** 0.5] * 3, strict=True):
         assert 0.95 * bound < float(jnp.abs(weight).max()) <= bound

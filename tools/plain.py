@@ -31,7 +31,7 @@ def values(field: Field, params: Params, latents: jax.Array) -> jax.Array:
         modulations = to_pixels(latents) @ weight
     shifts = jnp.split(modulations, field.depth - 1, axis=-1)
     weights, biases = params["siren"]["weights"], params["siren"]["biases"]
-    hidden = jnp.asarray(field.pixel_features((h, w))) * jnp.float32(field.w0)
+    hidden = jnp.asarray(field.pixel_features((h, w)))
     for weight, bias, shift in zip(weights[:-1], biases[:-1], shifts, strict=True):
         hidden = jnp.sin(hidden @ weight + bias[None, None] + shift)
     return hidden @ (weights[-1] / 10) + biases[-1][None, None] + 0.5
