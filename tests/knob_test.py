@@ -70,7 +70,7 @@ KNOBS: dict[str, Knob] = {
     "field.modulation": Knob("shift_scale", "meta_learn.init meta_learn.evaluate"),
     "field.width": Knob(8, "meta_learn.init meta_learn.evaluate"),
     "field.depth": Knob(4, "meta_learn.init meta_learn.evaluate"),
-    "field.w0": Knob(5.0, "meta_learn.init meta_learn.evaluate"),
+    "field.w0": Knob(5.0, "meta_learn.init"),
     "inner_loop.steps": Knob(2, "meta_learn.gradient meta_learn.evaluate"),
     "inner_loop.lr_shape": Knob("scalar", "meta_learn.init meta_learn.evaluate"),
     "inner_loop.lr_per_step": Knob(NEGATED, "meta_learn.init meta_learn.evaluate"),
