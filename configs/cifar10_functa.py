@@ -5,7 +5,8 @@ samuelepapa/spatial_functa reports 27.16, 31.62 and 38.19 dB at 256, 512 and 1,0
 the same size reaches 26.50, 30.70 and 37.60.
 Data: as configs/cifar10_spatial.py.
 Command: python -m functa.main --config=configs/cifar10_functa.py:1x1x256,two_core
-Expect: 25.7 dB after half an hour on two CPU cores for the stage meta_learn, which is below PCA.
+Expect: 25.7 dB after half an hour on two CPU cores for the stage meta_learn, which is below PCA
+(measured at Muon 5e-3, before the present default).
 Without a preset and with one_gpu: the full-size runs for accelerators; not measured.
 Options: a latent shape (1x1x256, 1x1x512, 1x1x1024), a preset (two_core; one_gpu; tiny: for
   tests).
