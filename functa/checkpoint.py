@@ -14,10 +14,13 @@ from absl import logging
 from etils import epath
 
 from functa import disk
-from functa.config import DamagedError
+from functa.config import DamagedError, MendableError
 
 # Of the machine and not of the file: reading again may go well, so nothing is taken for damaged.
 _PASSING = (MemoryError, OSError)
+# Raised when the same arrays come to mean something else, as when the first layer went to radians:
+# read as what they were, they would decode to other images without an error.
+_FORMAT = 2
 _RECORD_BYTES = 1 << 16  # of digests and Orbax's own files
 
 
@@ -66,7 +69,7 @@ class Checkpoints:
           ValueError: a checkpoint of this step or a later one is there; see `remove_after`.
           OSError: of this save or the one before it: the disk is full; names the bytes needed.
         """
-        record = {"digests": array_digests(state), "info": info}
+        record = {"format": _FORMAT, "digests": array_digests(state), "info": info}
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _RECORD_BYTES
         with disk.naming(self.directory, self._bytes):
             saved = self._manager.save(
@@ -113,6 +116,7 @@ class Checkpoints:
           (step, arrays, info), or None if nothing was ever saved.
         Raises:
           DamagedError: every checkpoint is damaged; the message says how each is.
+          MendableError: it is of a version whose arrays mean something else; nothing is removed.
         """
         damage = []
         for step in reversed(self.steps()):
@@ -134,6 +138,7 @@ class Checkpoints:
                 saved = restored["info"]["digests"]
                 wrong = [name for name, content in digests.items() if saved.get(name) != content]
                 if not wrong:
+                    self._refuse_other_format(path, restored["info"].get("format", 1))
                     self.remove_after(step)
                     return step, restored["state"], restored["info"]["info"]
                 problem = f"checksum of {wrong[0]} and {len(wrong) - 1} more arrays"
@@ -145,6 +150,13 @@ class Checkpoints:
                 + "\n  ".join(damage)
             )
         return None
+
+    def _refuse_other_format(self, path: epath.Path, found: int) -> None:
+        if found != _FORMAT:
+            raise MendableError(
+                f"{path} has format {found}, this program reads {_FORMAT}: the same arrays meant "
+                "something else; use the version that wrote it, or train again in another directory"
+            )
 
     def wait(self) -> None:
         """Returns when everything saved is on disk.

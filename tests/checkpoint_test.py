@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from functa import checkpoint
+from functa.config import MendableError
 
 
 def state(value):
@@ -78,6 +79,19 @@ def test_only_damaged_ones_left_is_an_error_that_names_them(tmp_path):
     flip_bytes(tmp_path / "step_7")
     with pytest.raises(ValueError, match="step_7"):
         checkpoints.restore(template())
+    checkpoints.close()
+
+
+def test_arrays_that_meant_something_else_are_refused_and_kept(tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(checkpoint, "_FORMAT", 1)
+        checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+        for step in (1, 2):
+            checkpoints.save(step, state(step), {})
+        checkpoints.wait()
+    with pytest.raises(MendableError, match="step_2 has format 1, this program reads 2"):
+        checkpoints.restore(template())
+    assert checkpoints.steps() == [1, 2]
     checkpoints.close()
 
 
