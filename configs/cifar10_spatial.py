@@ -31,6 +31,7 @@ def get_config(options: str | None = None) -> ConfigDict:
     if lookup == "bilinear":
         common.use_bilinear(config)
     config.field.map = "conv3x3"  # neighbouring cells share what they hold (docs/STUDY.md)
+    config.field.upsampling = 2
     config.field.width = 256
     config.meta_learn.cells_per_image = 0  # a cell's values depend on its neighbours
     config.meta_learn.batch_size = 128

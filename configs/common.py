@@ -49,6 +49,7 @@ def base() -> ConfigDict:
     config.field.lookup = "nearest"  # nearest, bilinear
     config.field.coords = "local"  # local, binary, global, periodic
     config.field.map = "linear"  # linear, conv3x3, mlp
+    config.field.upsampling = 1  # modulations for so many rows and columns of sub-cells in a cell
     config.field.modulation = "shift"  # shift, shift_scale
     config.field.width = 64
     config.field.depth = 6  # linear layers, the output layer included

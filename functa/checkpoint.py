@@ -20,7 +20,7 @@ from functa.config import DamagedError, MendableError
 _PASSING = (MemoryError, OSError)
 # Raised when the same arrays come to mean something else, as when the first layer went to radians:
 # read as what they were, they would decode to other images without an error.
-_FORMAT = 2
+_FORMAT = 3
 _RECORD_BYTES = 1 << 16  # of digests and Orbax's own files
 
 

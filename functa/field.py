@@ -1,19 +1,21 @@
 """The field: one network, shared by all examples, that turns latents and coords into values.
 
-    latents [b, i, j, d] --map--> modulations [b, i, j, m] --lookup--> points --SIREN--> values [b,
-    h, w, c]
+    latents [b, i, j, d] --map--> modulations [b, i, j, s, m] --lookup--> points --SIREN--> values
+    [b, h, w, c]
 
-The map acts on the latent grid and never on pixels; lookup is separable and linear. Two layouts of
-points serve all lookups. In the *cell* layout [b, i, j, n, ...] the n pixels of a cell share their
-modulations; it serves `nearest` whenever cells hold whole pixels. In the *pixel* layout [b, h, w,
-...] every pixel has its own.
+The map acts on the latent grid and never on pixels. It gives modulations to the s = upsampling^2
+sub-cells of each cell, row by row, each by weights of its own: on a grid upsampling times finer.
+Lookup on that grid is separable and linear. Two layouts of points serve all lookups. In the *cell*
+layout [b, i, j, s, n, ...] the n pixels of a sub-cell share their modulations; it serves `nearest`
+whenever sub-cells hold whole pixels. In the *pixel* layout [b, h, w, ...] every pixel has its own.
 
 Source: Bauer et al. 2023, section 3; Dupont et al. 2022, section 3. The functa of 2022 is the 1x1
-  grid.
+  grid. Finer modulations are our deviation, the sub-pixel convolution of Shi et al. 2016 (arXiv
+  1609.05158) put before the field; with upsampling 1 the fields are those of the papers.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ from functa import coords, siren
 from functa.config import outside
 
 Params = dict[str, Any]
+Images = TypeVar("Images", jax.Array, np.ndarray)
 
 LOOKUPS = ("nearest", "bilinear")
 MAPS = ("linear", "conv3x3", "mlp")
@@ -41,6 +44,8 @@ class Field:
       coords: see coords.axis_features.
       map: "linear" (1x1), "conv3x3" (zero padding) or "mlp" (1x1, one hidden layer of `width`
         GELUs).
+      upsampling: modulations are made for upsampling x upsampling sub-cells of each cell, which it
+        divides.
       modulation: "shift" | "shift_scale".
       width, depth, w0: of the SIREN; depth counts the output layer; w0 is the frequency its first
         layer begins with.
@@ -53,6 +58,7 @@ class Field:
     lookup: str
     coords: str
     map: str
+    upsampling: int
     modulation: str
     width: int
     depth: int
@@ -67,6 +73,7 @@ class Field:
         ]
         problems += outside(
             {
+                "field.upsampling": (self.upsampling, 1, 1 << 10),
                 "field.depth": (self.depth, 2, 1000),
                 "field.width": (self.width, 1, 1 << 16),
                 "field.w0": (self.w0, 0.01, 1e4),
@@ -77,6 +84,10 @@ class Field:
             problems.append(f"field.latent_shape={self.latent_shape}: all sizes must be positive")
         elif h % i or w % j:
             problems.append(f"a latent grid of {i}x{j} does not divide an image of {h}x{w} pixels")
+        elif self.upsampling > 1 and (h // i % self.upsampling or w // j % self.upsampling):
+            problems.append(
+                f"field.upsampling={self.upsampling} does not divide a cell of {h // i}x{w // j} pixels"
+            )
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -102,7 +113,7 @@ class Field:
     def init(self, key: jax.Array) -> Params:
         """{"siren": ..., "map": {...}}: about 1 MB at width 256."""
         siren_key, map_key, mlp_key = jax.random.split(key, 3)
-        d, m = self.latent_shape[2], self.num_modulations
+        d, m, s = self.latent_shape[2], self.num_modulations, self.upsampling**2
         params: Params = {
             "siren": siren.init(
                 siren_key,
@@ -114,20 +125,22 @@ class Field:
             )
         }
         # A unit latent moves phases by about one radian; what latents are measured in is settled
-        # by the rates.
+        # by the rates. All sub-cells begin alike.
         normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        inputs = self.width if self.map == "mlp" else d
+        weight = jnp.tile(normal(map_key, (inputs, m)), (1, s))
         if self.map == "linear":
-            params["map"] = {"weight": normal(map_key, (d, m))}
+            params["map"] = {"weight": weight}
         elif self.map == "conv3x3":
             # A matrix, which Muon moves like all the others; a kernel of four axes it would leave to
             # Adam. It begins as the linear map of the cell itself and learns what neighbours add.
-            weight = jnp.zeros((9, d, m)).at[4].set(normal(map_key, (d, m)))
-            params["map"] = {"weight": weight.reshape(9 * d, m)}
+            weight = jnp.zeros((9, d, s * m)).at[4].set(weight)
+            params["map"] = {"weight": weight.reshape(9 * d, s * m)}
         else:
             params["map"] = {
                 "hidden_weight": normal(mlp_key, (d, self.width)),
                 "hidden_bias": jnp.zeros((self.width,)),
-                "weight": normal(map_key, (self.width, m)),
+                "weight": weight,
             }
         return params
 
@@ -146,12 +159,15 @@ class Field:
         )
 
     def modulations(self, params: Params, latents: jax.Array) -> jax.Array:
-        """[b, i, j, d] -> [b, i, j, m], zero (a constant for "mlp") at zero latents."""
+        """[b, i, j, d] -> [b, i, j, s, m], zero (a constant for "mlp") at zero latents."""
         weights = params["map"]
         if self.is_linear:
-            return self.map_inputs(latents) @ weights["weight"]
-        bias = weights["hidden_bias"][None, None, None]
-        return jax.nn.gelu(latents @ weights["hidden_weight"] + bias) @ weights["weight"]
+            inputs = self.map_inputs(latents)
+        else:
+            bias = weights["hidden_bias"][None, None, None]
+            inputs = jax.nn.gelu(latents @ weights["hidden_weight"] + bias)
+        made = inputs @ weights["weight"]
+        return made.reshape(*made.shape[:3], self.upsampling**2, self.num_modulations)
 
     def map_inputs(self, latents: jax.Array) -> jax.Array:
         """What a linear map multiplies: [b, i, j, d], for conv3x3 the latents of the cell and its
@@ -167,13 +183,18 @@ class Field:
 
     def uses_cells(self, shape: tuple[int, int]) -> bool:
         """Whether images of `shape` are computed in the cell layout."""
-        i, j, _ = self.latent_shape
-        return self.lookup == "nearest" and shape[0] % i == 0 and shape[1] % j == 0
+        rows, columns = self.fine_grid
+        return self.lookup == "nearest" and shape[0] % rows == 0 and shape[1] % columns == 0
+
+    @property
+    def fine_grid(self) -> tuple[int, int]:
+        """Rows and columns of sub-cells in an image."""
+        return self.latent_shape[0] * self.upsampling, self.latent_shape[1] * self.upsampling
 
     def synthesise(
         self, params: Params, modulations: jax.Array, shape: tuple[int, int]
     ) -> jax.Array:
-        """Values in the layout of `shape`: [b, i, j, n, c] (cells) or [b, H, W, c] (pixels)."""
+        """Values in the layout of `shape`: [b, i, j, s, n, c] (cells) or [b, H, W, c] (pixels)."""
         at_points = self.look_up(modulations, shape)
         return self.at_points(params, self.layout_features(shape), at_points)
 
@@ -186,40 +207,59 @@ class Field:
         shifts = jnp.split(modulations, self.depth - 1, axis=-1)
         return siren.apply(params["siren"], jnp.asarray(features), shifts, scales)
 
-    def look_up(self, grid: jax.Array, shape: tuple[int, int]) -> jax.Array:
-        """Any channels on the latent grid [b, i, j, k] at the points of `shape`.
+    def look_up(self, modulations: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        """Modulations, or other channels of sub-cells [b, i, j, s, k], at the points of `shape`.
 
         Returns:
-          [b, i, j, 1, k] in the cell layout, [b, H, W, k] in the pixel layout.
+          [b, i, j, s, 1, k] in the cell layout, [b, H, W, k] in the pixel layout.
         """
         if self.uses_cells(shape):
-            return grid[:, :, :, None]
-        rows, columns = (coords.pixel_centers(size) for size in shape)
-        i, j, _ = self.latent_shape
+            return modulations[:, :, :, :, None]
+        b, i, j, _, k = modulations.shape
+        grid = modulations.reshape(b, i, j, self.upsampling, self.upsampling, k).swapaxes(2, 3)
+        grid = grid.reshape(b, *self.fine_grid, k)
+        places = [coords.pixel_centers(size) for size in shape]
         if self.lookup == "nearest":
-            grid = grid[:, coords.nearest_index(rows, i)]
-            return grid[:, :, coords.nearest_index(columns, j)]
-        row_weights = coords.interpolation_matrix(rows, i)
-        column_weights = coords.interpolation_matrix(columns, j)
+            rows, columns = map(coords.nearest_index, places, self.fine_grid)
+            return grid[:, rows][:, :, columns]
+        row_weights, column_weights = map(coords.interpolation_matrix, places, self.fine_grid)
         grid = jnp.einsum("wj,bijk->biwk", column_weights, grid)
         return jnp.einsum("hi,biwk->bhwk", row_weights, grid)
+
+    def orthonormal(self, grid: jax.Array) -> jax.Array:
+        """Channels on the latent grid [b, i, j, k], in the basis that lookup carries to the training
+        pixels without making any pattern of cells larger or smaller than another.
+
+        Symmetric, hence its own transpose. The identity for `nearest`; for `bilinear` see
+        coords.orthonormalizer.
+        """
+        if self.lookup == "nearest":
+            return grid
+        rows, columns = (
+            coords.orthonormalizer(coords.pixel_centers(size), cells, parts=self.upsampling)
+            for size, cells in zip(self.image_shape[:2], self.latent_shape[:2], strict=True)
+        )
+        return jnp.einsum("ai,cj,bijk->back", rows, columns, grid)
 
     def to_image(self, values: jax.Array, shape: tuple[int, int]) -> jax.Array:
         """Undoes the layout: [b, H, W, c]."""
         if not self.uses_cells(shape):
             return values
-        b, i, j, _, c = values.shape
-        p, q = self.cell_shape(shape)
-        return values.reshape(b, i, j, p, q, c).swapaxes(2, 3).reshape(b, *shape, c)
+        u = self.upsampling
+        b, i, j, _, _, c = values.shape
+        p, q = shape[0] // (i * u), shape[1] // (j * u)
+        values = values.reshape(b, i, j, u, u, p, q, c)
+        return values.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, *shape, c)
 
-    def to_layout(self, images: jax.Array) -> jax.Array:
+    def to_layout(self, images: Images) -> Images:
         """[b, h, w, c] -> the layout of that shape; the inverse of `to_image`."""
         b, h, w, c = images.shape
         if not self.uses_cells((h, w)):
             return images
-        i, j, _ = self.latent_shape
-        p, q = self.cell_shape((h, w))
-        return images.reshape(b, i, p, j, q, c).swapaxes(2, 3).reshape(b, i, j, p * q, c)
+        u, (i, j, _) = self.upsampling, self.latent_shape
+        p, q = h // (i * u), w // (j * u)
+        images = images.reshape(b, i, u, p, j, u, q, c)
+        return images.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, i, j, u * u, p * q, c)
 
     def of_cell(self) -> "Field":
         """The same network seen as the field of single cells: a 1x1 grid on images of one cell.
@@ -249,13 +289,12 @@ class Field:
         )
 
     def layout_features(self, shape: tuple[int, int]) -> np.ndarray:
-        """Features without a batch axis: [n, f] where all cells see the same, else [i, j, n, f] or [H, W, f]."""
+        """Features without a batch axis: [s, n, f] where all cells see the same, else [i, j, s, n, f] or
+        [H, W, f]."""
         features = self.pixel_features(shape)
         if not self.uses_cells(shape):
             return features
-        i, j, _ = self.latent_shape
-        p, q = self.cell_shape(shape)
-        cells = features.reshape(i, p, j, q, -1).swapaxes(1, 2).reshape(i, j, p * q, -1)
+        cells = self.to_layout(features[None])[0]
         return cells[0, 0] if self.coords in ("local", "periodic") else cells
 
 

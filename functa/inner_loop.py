@@ -2,7 +2,8 @@
 
 Used unchanged by training, evaluation and encoding. Its loss is the sum over cells of the cell's
 mean squared error, so that a rate means the same for 1x1 and 32x32 grids and for any batch
-(deviation from Bauer et al. 2023, whose image mean makes a cell's gradient i*j times smaller).
+(deviation from Bauer et al. 2023, whose image mean makes a cell's gradient i*j times smaller); with
+bilinear lookup it undoes the overlap of neighbouring cells (a deviation too, see `descend`).
 
 Source: Dupont et al. 2022, section 3.2 and appendix A; meta-SGD: Li et al. 2017.
 """
@@ -90,60 +91,73 @@ def fit(
             losses.append(errors)
         if not second_order:
             gradient = jax.lax.stop_gradient(gradient)
-        latents = latents - rates[step][None] * gradient
+        latents = descend(field, latents, rates[step][None], gradient)
     values = field.synthesise(params, field.modulations(params, latents), shape)
     losses.append(jnp.sum(jnp.square(values - targets), axis=tuple(range(1, targets.ndim))))
     return Fit(latents, field.to_image(values, shape), jnp.stack(losses) / images[0].size)
 
 
+def descend(field: Field, latents: jax.Array, rates: jax.Array, gradient: jax.Array) -> jax.Array:
+    """One step: plain gradient descent, taken in the basis that lookup leaves orthonormal.
+
+    With `nearest` that is the latents' own. Bilinear lookup blurs, and in its own basis a step that
+    is stable for what neighbouring cells share hardly moves what they differ by (docs/STUDY.md).
+
+    Args:
+      latents, gradient: [b, i, j, d]; rates: broadcast against them.
+    """
+    return latents - field.orthonormal(rates * field.orthonormal(gradient))
+
+
 class _Start(NamedTuple):
-    """The field at zero latents, the same for every example: values [..., n, c] in the layout without
-    batch and, where all cells see the same, without cells; their jacobian [..., n, c, k] by what
-    `spread` gives; spread: latents [b, i, j, d] -> [b, i, j, k], linear."""
+    """The field at zero latents, the same for every example: values [<layout>, c] without batch and,
+    where all cells see the same, without cells; push: how values move with latents, linear, [b, i, j,
+    d] -> [b, <layout>, c]."""
 
     values: jax.Array
-    jacobian: jax.Array
-    spread: Callable[[jax.Array], jax.Array]
+    push: Callable[[jax.Array], jax.Array]
 
 
 def _start(field: Field, params: Params) -> _Start:
-    features = field.layout_features(field.image_shape[:2])
+    shape = field.image_shape[:2]
+    cells, m = field.uses_cells(shape), field.num_modulations
+    features = jnp.asarray(field.layout_features(shape))
     zeros = jnp.zeros((1, *field.latent_shape), jnp.float32)
-    modulations, push = jax.linearize(lambda z: field.modulations(params, z), zeros)
-    modulations = modulations[0, 0, 0]
+    modulations, move = jax.linearize(lambda z: field.modulations(params, z), zeros)
+    modulations = field.look_up(modulations, shape)[0]  # [i, j, s, 1, m] or [H, W, m]
+    places = "ij" if features.ndim == 5 else ""
+    if cells and not places:
+        modulations = modulations[0, 0]
+    modulations = jnp.broadcast_to(modulations, (*features.shape[:-1], m)).reshape(-1, m)
+    points = features.reshape(-1, features.shape[-1])
 
     def value(modulations, features):
         return field.at_points(params, features[None], modulations[None])[0]
 
-    points = jnp.asarray(features.reshape(-1, features.shape[-1]))
-    values = field.at_points(params, points, modulations[None])
-    jacobian = jax.vmap(jax.jacrev(value), (None, 0))(modulations, points)  # [points, c, m]
-    if field.is_linear:
-        # Lookup and a linear map commute, so contract to the map's inputs, not to m.
-        jacobian = jacobian @ params["map"]["weight"].T
-        spread = field.map_inputs
-    else:
-        spread = jax.vmap(lambda latents: push(latents[None])[0])
-    place = features.shape[:-1]
-    return _Start(values.reshape(*place, -1), jacobian.reshape(*place, *jacobian.shape[1:]), spread)
+    values = field.at_points(params, points, modulations)
+    jacobian = jax.vmap(jax.jacrev(value))(modulations, points)
+    values = values.reshape(*features.shape[:-1], -1)
+    jacobian = jacobian.reshape(*values.shape, m)
 
+    def moved(latents):  # modulations [b, i, j, s, m]
+        return jax.vmap(lambda one: move(one[None])[0])(latents)
 
-def _from_points(field: Field, start: _Start, at_points: jax.Array) -> jax.Array:
-    """Transpose of latents -> values at zero latents: [b, <layout>, c] -> [b, i, j, d]."""
-    shape = field.image_shape[:2]
-    i, j, d = field.latent_shape
-    if not field.uses_cells(shape):
-        k = start.jacobian.shape[-1]
-        pulled = jnp.einsum("bhwc,hwck->bhwk", at_points, start.jacobian)
-        grid = jax.ShapeDtypeStruct((len(at_points), i, j, k), jnp.float32)
-        (pulled,) = jax.linear_transpose(lambda u: field.look_up(u, shape), grid)(pulled)
-    elif start.jacobian.ndim == 3:
-        pulled = jnp.einsum("bijnc,nck->bijk", at_points, start.jacobian)
-    else:
-        pulled = jnp.einsum("bijnc,ijnck->bijk", at_points, start.jacobian)
-    latents = jax.ShapeDtypeStruct((len(at_points), i, j, d), jnp.float32)
-    (gradient,) = jax.linear_transpose(start.spread, latents)(pulled)
-    return gradient
+    if not cells:
+        return _Start(
+            values,
+            lambda z: jnp.einsum("bhwm,hwcm->bhwc", field.look_up(moved(z), shape), jacobian),
+        )
+    if not field.is_linear:
+        return _Start(
+            values, lambda z: jnp.einsum(f"bijsm,{places}sncm->bijsnc", moved(z), jacobian)
+        )
+    # The sub-cells of a cell hear the same inputs of the map, so contract to those, not to m.
+    weight = params["map"]["weight"].reshape(-1, field.upsampling**2, m)
+    jacobian = jnp.einsum("...sncm,ksm->...snck", jacobian, weight)
+    return _Start(
+        values,
+        lambda z: jnp.einsum(f"bijk,{places}snck->bijsnc", field.map_inputs(z), jacobian),
+    )
 
 
 def first_gradient(field: Field, params: Params, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -161,32 +175,29 @@ def first_gradient(field: Field, params: Params, targets: jax.Array) -> tuple[ja
     start = _start(field, params)
     residuals = start.values.reshape((1,) * (targets.ndim - start.values.ndim) + start.values.shape)
     residuals = residuals - targets
-    p, q = field.cell_shape(field.image_shape[:2])
     errors = jnp.sum(jnp.square(residuals), axis=tuple(range(1, targets.ndim)))
-    return _from_points(field, start, residuals) * (2 / (p * q * targets.shape[-1])), errors
+    return _pull(field, start, residuals), errors
+
+
+def _pull(field: Field, start: _Start, at_points: jax.Array) -> jax.Array:
+    """What the cell loss makes of residuals: 2 / (pixels and channels of a cell) times the transpose
+    of push, [b, <layout>, c] -> [b, i, j, d]."""
+    p, q = field.cell_shape(field.image_shape[:2])
+    latents = jax.ShapeDtypeStruct((len(at_points), *field.latent_shape), jnp.float32)
+    (gradient,) = jax.linear_transpose(start.push, latents)(at_points)
+    return gradient * (2 / (p * q * field.image_shape[2]))
 
 
 def spectral_radius(field: Field, params: Params, log_inner_lrs: jax.Array) -> jax.Array:
-    """Largest eigenvalue of rates x Gauss-Newton matrix of the cell loss at zero latents, a number a
-    set of rates: [steps or 1].
+    """Largest eigenvalue of rates x Gauss-Newton matrix of the cell loss at zero latents, in the
+    basis in which `fit` takes its steps, a number a set of rates: [steps or 1].
 
     With all rates one (log_inner_lrs zero) it is the curvature. A step of gradient descent on a
     quadratic overshoots, and leaves a larger loss than it found, along directions whose eigenvalue
     is above 2. Estimated, from below, by 100 power iterations in latent space.
     """
     start = _start(field, params)
-    shape = field.image_shape[:2]
-    p, q = field.cell_shape(shape)
-    scale = 2 / (p * q * field.image_shape[2])
-    cells = field.uses_cells(shape)
     root = jnp.exp(0.5 * log_inner_lrs)
-
-    def values(latents):  # the linear part of latents -> values
-        at_points = field.look_up(start.spread(latents), shape)
-        if not cells:
-            return jnp.einsum("bhwk,hwck->bhwc", at_points, start.jacobian)
-        places = "nck" if start.jacobian.ndim == 3 else "ijnck"
-        return jnp.einsum(f"bijk,{places}->bijnc", at_points[:, :, :, 0], start.jacobian)
 
     def lengths(vectors):
         norms = jnp.sqrt(jnp.sum(jnp.square(vectors), axis=(1, 2, 3)))
@@ -195,7 +206,8 @@ def spectral_radius(field: Field, params: Params, log_inner_lrs: jax.Array) -> j
     def step(_, carry):
         vectors, norms = carry
         vectors = vectors / norms.reshape(-1, 1, 1, 1)
-        vectors = root * _from_points(field, start, values(root * vectors)) * scale
+        values = start.push(field.orthonormal(root * vectors))
+        vectors = root * field.orthonormal(_pull(field, start, values))
         return vectors, lengths(vectors)
 
     first = jax.random.normal(jax.random.key(0), (len(log_inner_lrs), *field.latent_shape))

@@ -35,6 +35,22 @@ def test_interpolation_matrix_against_a_loop(pixels, cells):
     np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "cells", "parts"),
+    [(32, 8, 1), (32, 8, 4), (32, 4, 2), (6, 3, 1), (5, 5, 1), (28, 1, 1)],
+)
+def test_orthonormalizer_undoes_the_overlap_of_cells(pixels, cells, parts):
+    points = coords.pixel_centers(pixels)
+    root = coords.orthonormalizer(points, cells, parts=parts)
+    values = np.repeat(np.eye(cells), parts, axis=0)
+    product = coords.interpolation_matrix(points, cells * parts) @ values @ root
+    np.testing.assert_allclose(product.T @ product * cells / pixels, np.eye(cells), atol=1e-5)
+    np.testing.assert_allclose(root, root.T, atol=1e-6)
+    eigenvalues = np.linalg.eigvalsh(root)
+    assert eigenvalues.min() >= 1 - 1e-5
+    assert eigenvalues.max() <= 2 + 1e-5
+
+
 def test_binary_code_of_32_pixels_has_five_bits_highest_first():
     code = coords.axis_features("binary", coords.pixel_centers(32), cells=8, pixels=32)
     assert code.shape == (32, 5)

@@ -16,6 +16,7 @@ def make(**changes):
         lookup="nearest",
         coords="local",
         map="linear",
+        upsampling=1,
         modulation="shift",
         width=6,
         depth=3,
@@ -36,7 +37,8 @@ def slow_field(field, params, latents, shape):
     tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     i, j, d = field.latent_shape
     weights = tree["map"]
-    modulations = np.zeros((i, j, field.num_modulations))
+    u, m = field.upsampling, field.num_modulations
+    modulations = np.zeros((i, j, u * u * m))
     for row, column in np.ndindex(i, j):
         if field.map == "linear":
             modulations[row, column] = latents[row, column] @ weights["weight"]
@@ -50,22 +52,26 @@ def slow_field(field, params, latents, shape):
                 if 0 <= r < i and 0 <= c < j:
                     kernel = weights["weight"].reshape(3, 3, field.latent_shape[2], -1)
                     modulations[row, column] += latents[r, c] @ kernel[a, b]
+    fine = np.zeros((i * u, j * u, m))
+    for row, column in np.ndindex(i * u, j * u):
+        part = row % u * u + column % u
+        fine[row, column] = modulations[row // u, column // u, part * m : (part + 1) * m]
     values = np.zeros((*shape, field.image_shape[2]))
     rows, columns = coords.pixel_centers(shape[0]), coords.pixel_centers(shape[1])
     features = coords.grid_features(
         field.coords, rows, columns, cells=(i, j), pixels=field.image_shape[:2]
     )
     for row, column in np.ndindex(*shape):
-        y, x = rows[row] * i, columns[column] * j
+        y, x = rows[row] * i * u, columns[column] * j * u
         if field.lookup == "nearest":
-            at = modulations[int(y), int(x)]
+            at = fine[int(y), int(x)]
         else:
-            y, x = np.clip(y - 0.5, 0, i - 1), np.clip(x - 0.5, 0, j - 1)
-            top, left = min(int(y), max(i - 2, 0)), min(int(x), max(j - 2, 0))
+            y, x = np.clip(y - 0.5, 0, i * u - 1), np.clip(x - 0.5, 0, j * u - 1)
+            top, left = min(int(y), max(i * u - 2, 0)), min(int(x), max(j * u - 2, 0))
             at = 0
-            for a, b in np.ndindex(min(2, i), min(2, j)):
+            for a, b in np.ndindex(min(2, i * u), min(2, j * u)):
                 weight = (1 - abs(y - top - a)) * (1 - abs(x - left - b))
-                at = at + weight * modulations[top + a, left + b]
+                at = at + weight * fine[top + a, left + b]
         shifts, scales = at, np.zeros_like(at)
         if field.modulation == "shift_scale":
             shifts, scales = np.split(at, 2)
@@ -88,9 +94,16 @@ COMBINATIONS = [
 ]
 
 
+@pytest.mark.parametrize("upsampling", [1, 2])
 @pytest.mark.parametrize(("lookup", "coords_kind", "map_kind", "modulation"), COMBINATIONS)
-def test_values_against_one_pixel_at_a_time(lookup, coords_kind, map_kind, modulation):
-    field = make(lookup=lookup, coords=coords_kind, map=map_kind, modulation=modulation)
+def test_values_against_one_pixel_at_a_time(lookup, coords_kind, map_kind, modulation, upsampling):
+    field = make(
+        lookup=lookup,
+        coords=coords_kind,
+        map=map_kind,
+        modulation=modulation,
+        upsampling=upsampling,
+    )
     params = with_neighbours(field.init(jax.random.key(0)))
     params["siren"]["biases"][-1] = jnp.float32([0.1, -0.2, 0.3])
     latents = jax.random.normal(jax.random.key(1), (2, *field.latent_shape))
@@ -108,18 +121,21 @@ def test_published_size():
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 286_467 - 5 * 256
 
 
-def test_layout_round_trip():
+@pytest.mark.parametrize(
+    ("upsampling", "shape", "place"), [(1, (1, 16), (0, 5)), (2, (4, 4), (0, 3))]
+)
+def test_layout_round_trip(upsampling, shape, place):
     images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
-    field = make()
+    field = make(upsampling=upsampling)
     layout = field.to_layout(jnp.asarray(images))
-    assert layout.shape == (2, 2, 2, 16, 3)
-    np.testing.assert_array_equal(layout[1, 1, 0, 5], images[1, 5, 1])
+    assert layout.shape == (2, 2, 2, *shape, 3)
+    np.testing.assert_array_equal(layout[(1, 1, 0, *place)], images[1, 5, 1])
     np.testing.assert_array_equal(field.to_image(layout, (8, 8)), images)
 
 
 def test_a_cell_alone_is_the_cell_in_the_image():
-    field = make(map="mlp")
-    params = field.init(jax.random.key(0))
+    field = make(map="mlp", upsampling=2)
+    params = with_neighbours(field.init(jax.random.key(0)))
     latents = jax.random.normal(jax.random.key(1), (1, 2, 2, 4))
     whole = field(params, latents)
     cell = field.of_cell()(params, latents[:, 1:, :1])
@@ -150,6 +166,8 @@ def test_bilinear_with_periodic_coords_is_continuous_in_space():
         ({"lookup": "cubic"}, "field.lookup='cubic'"),
         ({"map": "conv5x5"}, "field.map='conv5x5'"),
         ({"modulation": "film"}, "field.modulation='film'"),
+        ({"upsampling": 3}, "field.upsampling=3 does not divide a cell of 4x4"),
+        ({"upsampling": 0}, "field.upsampling=0"),
         ({"depth": 1}, "field.depth=1"),
         ({"width": 0}, "field.width=0"),
     ],

@@ -5,22 +5,42 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from functa import inner_loop
+from functa import coords, inner_loop
 from tests.field_test import make, with_neighbours
 
 FIELDS = {
     "nearest": {},
-    "nearest, places differ": {"coords": "global", "map": "conv3x3"},
-    "nearest, mlp": {"map": "mlp", "modulation": "shift_scale"},
+    "nearest, sub-cells": {"map": "conv3x3", "upsampling": 2},
+    "nearest, places differ": {"coords": "global", "map": "conv3x3", "upsampling": 2},
+    "nearest, mlp": {"map": "mlp", "modulation": "shift_scale", "upsampling": 2},
     "bilinear": {"lookup": "bilinear", "coords": "periodic"},
     "bilinear, conv": {"lookup": "bilinear", "coords": "binary", "map": "conv3x3"},
+    "bilinear, mlp": {"lookup": "bilinear", "map": "mlp", "upsampling": 2},
 }
 
 
+def slow_root(field):
+    """[i, j, i, j]: the inverse square root of the Gram matrix of lookup, over all cells at once."""
+    (h, w, _), (i, j, _), u = field.image_shape, field.latent_shape, field.upsampling
+    if field.lookup == "nearest":
+        return np.eye(i * j, dtype=np.float32).reshape(i, j, i, j)
+    axes = [
+        coords.interpolation_matrix(coords.pixel_centers(size), cells * u).astype(np.float64)
+        @ np.repeat(np.eye(cells), u, axis=0)
+        for size, cells in ((h, i), (w, j))
+    ]
+    pixels = np.kron(*axes)
+    values, vectors = np.linalg.eigh(pixels.T @ pixels * (i * j) / (h * w))
+    return (vectors / np.sqrt(values) @ vectors.T).reshape(i, j, i, j).astype(np.float32)
+
+
 def slow_fit(field, params, log_lrs, image, steps):
-    """One image, whole, every gradient by automatic differentiation, the loss as DESIGN writes it."""
+    """One image, whole, every gradient by automatic differentiation, the loss as DESIGN writes it.
+
+    Latents are root @ u, and it is u that descends."""
     i, j, _ = field.latent_shape
     h, w, c = image.shape
+    root = slow_root(field)
 
     def loss(latents):
         errors = jnp.square(field(params, latents[None])[0] - image)
@@ -31,7 +51,8 @@ def slow_fit(field, params, log_lrs, image, steps):
     rates = jnp.exp(log_lrs)
     for step in range(steps):
         rate = rates[step if len(rates) > 1 else 0]
-        latents = latents - rate * jax.grad(loss)(latents)
+        gradient = jnp.einsum("ijab,ijd->abd", root, jax.grad(loss)(latents))
+        latents = latents - jnp.einsum("abij,ijd->abd", root, rate * gradient)
     return latents, jnp.mean(jnp.square(field(params, latents[None])[0] - image))
 
 
@@ -124,7 +145,10 @@ def test_spectral_radius_is_the_largest_eigenvalue(name):
     params = with_neighbours(field.init(jax.random.key(0)))
     zeros = jnp.zeros(field.latent_shape)
     jacobian = jax.jacobian(lambda z: field(params, z[None])[0])(zeros).reshape(8 * 8 * 3, -1)
-    hessian = 2 / (4 * 4 * 3) * np.asarray(jacobian.T @ jacobian)
+    cells = field.latent_shape[0] * field.latent_shape[1]
+    root = np.kron(slow_root(field).reshape(cells, cells), np.eye(field.latent_shape[2]))
+    jacobian = np.asarray(jacobian) @ root
+    hessian = 2 / (4 * 4 * 3) * jacobian.T @ jacobian
     rates = np.random.default_rng(0).uniform(0.5, 2, (2, *field.latent_shape)).astype(np.float32)
     measured = jax.jit(functools.partial(inner_loop.spectral_radius, field))(params, np.log(rates))
     for radius, rate in zip(measured, rates, strict=True):

@@ -67,6 +67,7 @@ KNOBS: dict[str, Knob] = {
     "field.lookup": Knob("bilinear", "meta_learn.evaluate", "whole images"),
     "field.coords": Knob("periodic", "meta_learn.evaluate"),
     "field.map": Knob("mlp", "meta_learn.init meta_learn.evaluate"),
+    "field.upsampling": Knob(2, "meta_learn.init meta_learn.evaluate"),
     "field.modulation": Knob("shift_scale", "meta_learn.init meta_learn.evaluate"),
     "field.width": Knob(8, "meta_learn.init meta_learn.evaluate"),
     "field.depth": Knob(4, "meta_learn.init meta_learn.evaluate"),

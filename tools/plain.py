@@ -16,10 +16,11 @@ def values(field: Field, params: Params, latents: jax.Array) -> jax.Array:
     shifts only."""
     h, w, _ = field.image_shape
     i, j, d = field.latent_shape
-    weight = params["map"]["weight"]
+    weight, u = params["map"]["weight"], field.upsampling
 
     def to_pixels(grid):
-        return jnp.repeat(jnp.repeat(grid, h // i, axis=0), w // j, axis=1)
+        fine = grid.reshape(i, j, u, u, -1).swapaxes(1, 2).reshape(i * u, j * u, -1)
+        return jnp.repeat(jnp.repeat(fine, h // (i * u), axis=0), w // (j * u), axis=1)
 
     if field.map == "conv3x3":
         kernel, axes = weight.reshape(3, 3, d, -1), ("NHWC", "HWIO", "NHWC")
@@ -28,7 +29,7 @@ def values(field: Field, params: Params, latents: jax.Array) -> jax.Array:
         )
         modulations = to_pixels(grid)
     else:
-        modulations = to_pixels(latents) @ weight
+        modulations = to_pixels(latents @ weight)
     shifts = jnp.split(modulations, field.depth - 1, axis=-1)
     weights, biases = params["siren"]["weights"], params["siren"]["biases"]
     hidden = jnp.asarray(field.pixel_features((h, w)))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from functa import inner_loop
 from functa.analysis.subject import Subject, cell_loss, mean_psnr, scores
 from functa.analysis.table import Column, Table
 from functa.field import Field
@@ -40,7 +41,7 @@ def continue_steps(
 
     def step(carry, _):
         latents, gradient = carry
-        latents = latents - rates * gradient
+        latents = inner_loop.descend(field, latents, rates, gradient)
         (_, errors), gradient = loss(latents)
         return (latents, gradient), errors
 

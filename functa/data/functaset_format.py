@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 NAME = "functaset"
 MANIFEST = "manifest.json"
 # What TFDS reads; the last where the classes are known.
