@@ -37,7 +37,7 @@ def pca_field(field, cells):
     mean, basis = metrics.fit_pca(cells, field.latent_shape[2])
     first = field.w0 * random.uniform(-1, 1, (field.num_features, field.width))
     bias = random.uniform(-3, 3, field.width)
-    phases = field.layout_features(field.image_shape[:2]) @ first + bias
+    phases = field.layout_features(field.image_shape[:2])[0] @ first + bias
     inverse = np.linalg.pinv(np.sin(phases))
     unfelt = np.eye(field.width) - inverse @ np.sin(phases)
     output = inverse @ (mean - 0.5) + 10 * unfelt @ random.normal(size=field.width)
