@@ -158,6 +158,20 @@ def test_other_numbers_of_steps_are_the_inner_loop_of_that_length(run, subject):
     assert len({round(level, 1) for level in levels}) == 3  # so that no count passes for another
 
 
+def test_bilinear_latents_go_on_in_the_basis_they_were_fitted_in():
+    settings = digits.get_config("bilinear,tiny")
+    field = make_field(settings)
+    params = field.init(jax.random.key(0))
+    log_lrs = jnp.zeros((1, 1, 1, 1))
+    targets = jax.random.uniform(jax.random.key(1), (2, *field.image_shape))
+    fits = [
+        inner_loop.fit(field, params, log_lrs, targets, steps=count, second_order=False)
+        for count in (1, 3)
+    ]
+    errors = fitting.continue_steps(field, params, log_lrs, targets, fits[0].latents, steps=2)
+    np.testing.assert_allclose(errors[:, -1], fits[1].losses[-1], rtol=1e-5)
+
+
 def test_refined_latents_find_an_image_the_field_can_make(run, subject):
     _, _, params, _ = run
     latents, unit = subject.fitted.latents[:2], subject.channel_std

@@ -121,6 +121,16 @@ def test_published_size():
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 286_467 - 5 * 256
 
 
+@pytest.mark.parametrize("map_kind", ["linear", "conv3x3", "mlp"])
+def test_sub_cells_begin_as_one(map_kind):
+    latents = jax.random.normal(jax.random.key(1), (1, 2, 2, 4))
+    whole, parts = (
+        field(field.init(jax.random.key(0)), latents)
+        for field in (make(map=map_kind), make(map=map_kind, upsampling=2))
+    )
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("upsampling", "shape", "place"), [(1, (1, 16), (0, 5)), (2, (4, 4), (0, 3))]
 )
