@@ -2,7 +2,7 @@
 
 Source: Bauer et al. 2023 (arXiv 2302.03130): 39.0 dB at 8x8x16 with nearest lookup, 90.3 % top-1
 (as restated by LH-NeF, arXiv 2606.08204). PCA of the same cells to the same number of floats:
-34.79 dB (8x8x16), 36.43 (4x4x64).
+34.79 dB (8x8x16), 36.39 (4x4x64).
 Data: the original archive, written as a TFDS set by
     tools/prepare_data.py cifar10 --source=cifar-10-python.tar.gz --data_dir=data
 Command: python -m functa.main --config=configs/cifar10_spatial.py:8x8x16,nearest,two_core

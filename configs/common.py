@@ -49,7 +49,8 @@ def base() -> ConfigDict:
     config.field.lookup = "nearest"  # nearest, bilinear
     config.field.coords = "local"  # local, binary, global, periodic
     config.field.map = "linear"  # linear, conv3x3, mlp
-    config.field.upsampling = 1  # modulations for so many rows and columns of sub-cells in a cell
+    # Each cell is cut into so many by so many sub-cells with modulations of their own; 1: not cut.
+    config.field.upsampling = 1
     config.field.modulation = "shift"  # shift, shift_scale
     config.field.width = 64
     config.field.depth = 6  # linear layers, the output layer included
@@ -134,7 +135,7 @@ def convnext(**changes) -> ConfigDict:
 
 def use_bilinear(config: ConfigDict) -> None:
     """Bilinear lookup with coords that are continuous across cells, on whole images: a pixel sees
-    four cells."""
+    four cells, or sub-cells of them."""
     config.field.lookup = "bilinear"
     config.field.coords = "periodic"
     config.meta_learn.cells_per_image = 0

@@ -43,10 +43,10 @@ def orthonormalizer(points: np.ndarray, cells: int, *, parts: int) -> np.ndarray
 
     Interpolation blurs: at four pixels a cell, what alternates from cell to cell reaches the pixels
     with 0.56 of its size on an axis (0.31 in the Gram matrix), what is even with all of it.
-    Interpolation is between the centres of `parts` equal parts of each cell, which share its value.
+    Interpolation is between the centres of `parts` equal parts of each cell, here with one value.
 
     Args:
-      points: [n] float32 in [0, 1], as many in each part, at least one; cells: on the axis.
+      points: [n] float32, centres of pixels, at least one in each part; cells: on the axis.
     Returns:
       [cells, cells] float32, symmetric: Q with Q A^T A Q = n / cells times the identity, where A
       [n, cells] takes the values of cells to points. Its eigenvalues lie in [1, 2].

@@ -50,7 +50,7 @@ class Field:
       width, depth, w0: of the SIREN; depth counts the output layer; w0 is the frequency its first
         layer begins with.
     Raises:
-      ValueError: an unknown word, or a grid that does not divide the image.
+      ValueError: an unknown word, or a grid that does not divide the image, or sub-cells a cell.
     """
 
     image_shape: tuple[int, int, int]
@@ -111,7 +111,7 @@ class Field:
         return shape[0] // self.latent_shape[0], shape[1] // self.latent_shape[1]
 
     def init(self, key: jax.Array) -> Params:
-        """{"siren": ..., "map": {...}}: about 1 MB at width 256."""
+        """{"siren": ..., "map": {...}}, float32."""
         siren_key, map_key, mlp_key = jax.random.split(key, 3)
         d, m, s = self.latent_shape[2], self.num_modulations, self.upsampling**2
         params: Params = {
@@ -208,16 +208,16 @@ class Field:
         return siren.apply(params["siren"], jnp.asarray(features), shifts, scales)
 
     def look_up(self, modulations: jax.Array, shape: tuple[int, int]) -> jax.Array:
-        """Modulations, or other channels of sub-cells [b, i, j, s, k], at the points of `shape`.
+        """Modulations [b, i, j, s, m] at the points of `shape`.
 
         Returns:
-          [b, i, j, s, 1, k] in the cell layout, [b, H, W, k] in the pixel layout.
+          [b, i, j, s, 1, m] in the cell layout, [b, H, W, m] in the pixel layout.
         """
         if self.uses_cells(shape):
             return modulations[:, :, :, :, None]
-        b, i, j, _, k = modulations.shape
-        grid = modulations.reshape(b, i, j, self.upsampling, self.upsampling, k).swapaxes(2, 3)
-        grid = grid.reshape(b, *self.fine_grid, k)
+        b, i, j, _, m = modulations.shape
+        grid = modulations.reshape(b, i, j, self.upsampling, self.upsampling, m).swapaxes(2, 3)
+        grid = grid.reshape(b, *self.fine_grid, m)
         places = [coords.pixel_centers(size) for size in shape]
         if self.lookup == "nearest":
             rows, columns = map(coords.nearest_index, places, self.fine_grid)
@@ -231,7 +231,7 @@ class Field:
         pixels without making any pattern of cells larger or smaller than another.
 
         Symmetric, hence its own transpose. The identity for `nearest`; for `bilinear` see
-        coords.orthonormalizer.
+        coords.orthonormalizer. Sub-cells are taken to be alike, as they are in the beginning.
         """
         if self.lookup == "nearest":
             return grid
@@ -299,5 +299,14 @@ class Field:
 
 
 def make_field(config: ConfigDict) -> Field:
-    """The field of a whole config (config.field and the shape of its images)."""
+    """The field of a whole config (config.field and the shape of its images).
+
+    Raises:
+      ValueError: a setting that cannot work, or one that is missing.
+    """
+    wanted = {part.name for part in dataclasses.fields(Field)} - {"image_shape"}
+    if missing := sorted(wanted - set(config.field)):
+        raise ValueError(
+            f"the config has no field.{', field.'.join(missing)}: another version of functa wrote it"
+        )
     return Field(image_shape=tuple(config.data.image_shape), **config.field)

@@ -164,7 +164,8 @@ def first_gradient(field: Field, params: Params, targets: jax.Array) -> tuple[ja
     """Gradient of the cell loss at zero latents, exactly, at the price of one image.
 
     All examples start from the same latents, hence from the same values v and the same Jacobian J of values by
-    modulations; the gradient 2 J^T (v - target) is one contraction an example. Nothing is approximated: it
+    modulations; the gradient 2 J^T (v - target) is one contraction an example (and, in the pixel layout, one
+    lookup). Nothing is approximated: it
     differs from automatic differentiation by rounding, and so do its derivatives by params.
 
     Args:

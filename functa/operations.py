@@ -33,7 +33,7 @@ def forward(field: Field) -> int:
 def map_operations(field: Field) -> int:
     """Multiply-adds that turn the latents of one image into modulations."""
     i, j, d = field.latent_shape
-    m = field.num_modulations
+    m = field.num_modulations * field.upsampling**2
     cell = {"linear": d * m, "conv3x3": 9 * d * m, "mlp": field.width * (d + m)}[field.map]
     return i * j * cell
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import digits
 from functa import coords
-from functa.field import Field
+from functa.field import Field, make_field
 
 
 def make(**changes):
@@ -167,6 +168,13 @@ def test_bilinear_with_periodic_coords_is_continuous_in_space():
     coarse, fine = (field(params, latents, (size, 8))[0] for size in (64, 512))
     jump = [float(jnp.abs(jnp.diff(values, axis=0)).max()) for values in (coarse, fine)]
     assert jump[1] < jump[0] / 4  # eight times finer: a step between cells would not shrink
+
+
+def test_a_config_of_another_version_is_told_what_it_lacks():
+    config = digits.get_config("tiny")
+    del config.field["upsampling"]
+    with pytest.raises(ValueError, match=r"no field\.upsampling: another version"):
+        make_field(config)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from functa.field import make_field
 def field():
     """The field of the paper: depth 6, width 256, 1x1 map, 8x8x16 latents of 32x32 images."""
     config = cifar10_spatial.get_config("8x8x16,nearest")
-    config.field.map = "linear"
+    config.field.update(map="linear", upsampling=1)
     assert (config.field.depth, config.field.width) == (6, 256)
     return make_field(config)
 
@@ -38,3 +38,8 @@ def test_the_parts_add_up(field):
 def test_other_maps(field, kind, cell):
     other = dataclasses.replace(field, map=kind)
     assert operations.map_operations(other) == 64 * cell
+
+
+def test_sub_cells_have_maps_of_their_own(field):
+    other = dataclasses.replace(field, upsampling=2)
+    assert operations.map_operations(other) == 4 * operations.map_operations(field)

@@ -27,7 +27,7 @@ shape="${options%%,*}"
 workdir="${2#--workdir=}"
 mkdir -p "$workdir/meta_learn" "$workdir/classify"
 echo "{\"field\": {\"latent_shape\": [${shape//x/, }], \"lookup\": \"nearest\", \"map\": \"linear\", \
-\"width\": 64}}" >"$workdir/config.json"
+\"width\": 64, \"upsampling\": 2}}" >"$workdir/config.json"
 echo '{"psnr": 38.125, "pca_psnr": 34.5}' >"$workdir/meta_learn/metrics.json"
 echo '{"accuracy": 0.8125}' >"$workdir/classify/metrics.json"
 """

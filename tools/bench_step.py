@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times a meta-learning step on whole images, beside its plain reference and the machine's ceiling.
 
-    tools/bench_step.py                                  the published field on 32x32 images
+    tools/bench_step.py                                  the full-size field on 32x32 images
     tools/bench_step.py --config.field.width=64 --json   any change of the config; for machines
 
 In one process and turn by turn, so that a noisy machine disturbs all alike: the step as training
@@ -160,7 +160,8 @@ def bench(config: ConfigDict, *, batch_size: int, repeats: int) -> dict[str, Any
         "batch_size": batch_size,
         "repeats": repeats,
         "device": device_name(),
-        "settings": f"{config.name} width {config.field.width} depth {config.field.depth}",
+        "settings": f"{config.name} map {config.field.map} upsampling {config.field.upsampling} "
+        f"width {config.field.width} depth {config.field.depth}",
     }
 
 

@@ -53,7 +53,8 @@ def rows(directory: Path) -> list[tuple[str, ...]]:
         table.append(
             (
                 "x".join(map(str, latents)),
-                f"{config['lookup']}, {config['map']}, width {config['width']}",
+                f"{config['lookup']}, {config['map']}, upsampling {config['upsampling']}, "
+                f"width {config['width']}",
                 number(field["psnr"]),
                 number(accuracy, 100),
                 number(field["pca_psnr"]),
