@@ -9,9 +9,9 @@ Command: python -m functa.main --config=configs/cifar10_spatial.py:8x8x16,neares
 Expect, with --config.field.upsampling=1: nine minutes on two CPU cores for the stage meta_learn;
 38.7 dB on the 10,000 test images. 4x4x64: 21 minutes, 38.3 dB. With
 --config.meta_learn.steps=15000 about an hour: 38.9 dB at 8x8x16 (measured before the present
-default learning rate). With the default of 2, 600 steps of 8x8x16 give 37.7 dB and 1,200 of 4x4x64
-37.4. Without a preset and with one_gpu: the full-size runs for accelerators, with 50 augmentations;
-not measured.
+default learning rate). With the default of 2, 600 steps of 8x8x16 give 37.75 dB and 1,800 of
+4x4x64 37.81 (docs/STUDY.md, "The sweep"). Without a preset and with one_gpu: the full-size runs for
+accelerators, with 50 augmentations; not measured.
 The paper's CIFAR-10 field has a 1x1 map: --config.field.map=linear --config.field.upsampling=1.
 Options: a latent shape (8x8x16, 4x4x64), a lookup (nearest, bilinear), a preset (two_core; one_gpu;
   tiny: for tests).
