@@ -6,12 +6,11 @@ Source: Bauer et al. 2023 (arXiv 2302.03130): 39.0 dB at 8x8x16 with nearest loo
 Data: the original archive, written as a TFDS set by
     tools/prepare_data.py cifar10 --source=cifar-10-python.tar.gz --data_dir=data
 Command: python -m functa.main --config=configs/cifar10_spatial.py:8x8x16,nearest,two_core
-Expect, with --config.field.upsampling=1: nine minutes on two CPU cores for the stage meta_learn;
-38.7 dB on the 10,000 test images. 4x4x64: 21 minutes, 38.3 dB. With
---config.meta_learn.steps=15000 about an hour: 38.9 dB at 8x8x16 (measured before the present
-default learning rate). With the default of 2, 600 steps of 8x8x16 give 37.75 dB and 1,800 of
-4x4x64 37.81 (docs/STUDY.md, "The sweep"). Without a preset and with one_gpu: the full-size runs for
-accelerators, with 50 augmentations; not measured.
+Expect: nine minutes on two CPU cores for the stage meta_learn; 38.7 dB on the 10,000 test images.
+With --config.meta_learn.steps=15000 about an hour: 38.9 dB (measured before the present default
+learning rate). 4x4x64: 37.8 dB after the first 1,800 of its 10,000 steps (docs/STUDY.md, "The
+sweep"). Without a preset and with one_gpu: the full-size runs for accelerators, with 50
+augmentations; not measured.
 The paper's CIFAR-10 field has a 1x1 map: --config.field.map=linear --config.field.upsampling=1.
 Options: a latent shape (8x8x16, 4x4x64), a lookup (nearest, bilinear), a preset (two_core; one_gpu;
   tiny: for tests).
@@ -33,7 +32,10 @@ def get_config(options: str | None = None) -> ConfigDict:
     if lookup == "bilinear":
         common.use_bilinear(config)
     config.field.map = "conv3x3"  # neighbouring cells share what they hold (docs/STUDY.md)
-    config.field.upsampling = 2
+    # Modulations for parts of 4x4 pixels: two to a side of a cell of 8x8. Bilinear lookup, which fades
+    # one into the next, wants them finer (docs/STUDY.md, "Sub-cells").
+    cells = config.field.latent_shape[0]
+    config.field.upsampling = 2 if cells == 4 or lookup == "bilinear" else 1
     config.field.width = 256
     config.meta_learn.cells_per_image = 0  # a cell's values depend on its neighbours
     config.meta_learn.batch_size = 128

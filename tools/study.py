@@ -26,13 +26,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "base": {},
     "seed-1": {"seed": 1},
     "seed-2": {"seed": 2},
-    "upsampling-1": {"field.upsampling": 1},
+    "upsampling-2": {"field.upsampling": 2},
     "upsampling-4": {"field.upsampling": 4},
     "map-linear": {"field.map": "linear"},
-    "map-linear-upsampling-1": {"field.map": "linear", "field.upsampling": 1},
-    "map-linear-upsampling-1-random-cells": {
+    "map-linear-random-cells": {
         "field.map": "linear",
-        "field.upsampling": 1,
         "meta_learn.cells_per_image": 4,
         "meta_learn.batch_size": 128,
     },
