@@ -3,8 +3,12 @@
 import dataclasses
 import functools
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -71,14 +75,57 @@ def test_another_failure_stops_with_its_words(tmp_path, program_env, monkeypatch
     for name, value in program_env.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RuntimeError, match=r"field\.depth=1"):
-        trials.run(trials.Trial("bad", TINY, {"field.depth": 1}), tmp_path)
+        trials.run_all([trials.Trial("bad", TINY, {"field.depth": 1})], tmp_path)
 
 
 def test_a_crash_is_no_divergence(tmp_path, monkeypatch):
     crash = subprocess.CompletedProcess([], 1, "", "RuntimeError: out of memory\n")
-    monkeypatch.setattr(trials.subprocess, "run", lambda *args, **options: crash)
+    monkeypatch.setattr(trials.Runs, "run", lambda *args: crash)
     with pytest.raises(RuntimeError, match="out of memory"):
-        trials.run(GOOD, tmp_path)
+        trials.run(GOOD, tmp_path, trials.Runs())
+
+
+def test_jobs_run_at_once_on_cores_of_their_own_and_are_told_in_order(tmp_path, monkeypatch):
+    outcome = trials.Outcome(GOOD, 1.0, 1.0, 0.0, 1.0, 1.0, 1, 1.0, "")
+    both, cores = threading.Barrier(2, timeout=60), []
+
+    def run(trial, directory, runs):
+        cores.append(os.sched_getaffinity(0))
+        both.wait()
+        time.sleep(0.1 if trial.name == "first" else 0)
+        return dataclasses.replace(outcome, trial=trial)
+
+    monkeypatch.setattr(trials, "run", run)
+    planned = [trials.Trial(name, TINY, {}) for name in ("first", "second")]
+    before = os.sched_getaffinity(0)
+    outcomes = trials.run_all(planned, tmp_path, jobs=2)
+    assert [outcome.trial.name for outcome in outcomes] == ["first", "second"]
+    assert os.sched_getaffinity(0) == before == cores[0] | cores[1]
+    assert not cores[0] & cores[1]
+
+
+def test_a_stopped_sweep_leaves_no_run_behind(tmp_path, program_env):
+    """SIGTERM: the run saves and ends, those that wait do not begin."""
+    endless = {"meta_learn.steps": 10**6, "meta_learn.eval_every": 10**6}
+    code = (
+        f"import sys, pathlib; sys.path.insert(0, {str(ROOT / 'tools')!r}); import trials\n"
+        f"planned = [trials.Trial(name, {TINY!r}, {endless!r}) for name in ('first', 'second')]\n"
+        f"trials.run_all(planned, pathlib.Path({str(tmp_path)!r}))"
+    )
+    sweep = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=program_env)
+    try:
+        limit = time.monotonic() + 120
+        while not list(tmp_path.glob("first/meta_learn/checkpoints/step_*")):
+            assert sweep.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.2)
+    finally:
+        sweep.terminate()
+        status = sweep.wait(60)
+    assert status == 143
+    running = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if file.exists()]
+    assert not [line for line in running if str(tmp_path).encode() in line]
+    assert not (tmp_path / "second").exists()
 
 
 @pytest.mark.parametrize("trial", [GOOD, WILD], ids=lambda trial: trial.name)
@@ -88,7 +135,7 @@ def test_what_was_made_with_other_settings_is_refused(swept, program_env, monkey
         monkeypatch.setenv(name, value)
     other = dataclasses.replace(trial, changes=trial.changes | {"meta_learn.steps": 13})
     with pytest.raises(RuntimeError, match=r"meta_learn.steps|other settings"):
-        trials.run(other, directory)
+        trials.run_all([other], directory)
 
 
 def test_the_largest_drop_is_below_the_best_before(tmp_path):
@@ -142,7 +189,11 @@ def test_every_row_of_the_study_is_a_setting_that_works(trial):
 @pytest.mark.parametrize("tool", ["bench_stability.py", "study.py"])
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [(["--steps=5"], "at least 80, not 5"), (["--data_dir=nowhere"], "nowhere/cifar10")],
+    [
+        (["--steps=5"], "at least 80, not 5"),
+        (["--jobs=0"], "--jobs must be 1 to"),
+        (["--data_dir=nowhere"], "nowhere/cifar10"),
+    ],
 )
 def test_bad_arguments_are_told(tool, arguments, told):
     command = [sys.executable, str(ROOT / "tools" / tool), *arguments]

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.json and not Path(args.json).resolve().parent.is_dir():
             raise ValueError(f"--json={args.json}: there is no such folder")
-        data_dir = trials.check(args.steps, args.data_dir, reads=not args.commands)
+        data_dir = trials.check(args.steps, args.data_dir, jobs=args.jobs, reads=not args.commands)
     except ValueError as error:
         parser.error(str(error))
     directory = Path(args.directory).resolve()
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.commands:
         trials.print_commands(planned, directory)
         return 0
-    outcomes = trials.run_all(planned, directory)
+    outcomes = trials.run_all(planned, directory, jobs=args.jobs)
     if args.json:
         rows = [
             vars(outcome)

@@ -94,11 +94,11 @@ def plan(rows: Sequence[str], *, steps: int, data_dir: str) -> list[trials.Trial
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = trials.parser(__doc__, steps=800, directory="runs/study")
+    parser = trials.parser(__doc__, steps=400, directory="runs/study")
     parser.add_argument("--rows", default="", help="beginnings of names, joined by commas")
     args = parser.parse_args(argv)
     try:
-        data_dir = trials.check(args.steps, args.data_dir, reads=not args.commands)
+        data_dir = trials.check(args.steps, args.data_dir, jobs=args.jobs, reads=not args.commands)
         rows = list(filter(None, args.rows.split(",")))
         planned = plan(rows, steps=args.steps, data_dir=data_dir)
     except ValueError as error:
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.commands:
         trials.print_commands(planned, directory)
         return 0
-    trials.run_all(planned, directory)
+    trials.run_all(planned, directory, jobs=args.jobs)
     return 0
 
 

@@ -1,14 +1,20 @@
-"""Runs of the stage meta_learn with different settings, one after the other, and a table of them.
+"""Runs of the stage meta_learn with different settings, and a table of them.
 
 A trial is one command, `python -m functa.main ...`, in its own work directory below one folder: a
-sweep that was stopped goes on where it was, and every row of the table can be run alone.
+sweep that was stopped goes on where it was, and every row of the table can be run alone. Several at
+once share the cores evenly, each run on cores of its own; a small run does not fill many, so two on
+one core each do more than one after the other on two. SIGTERM is handed on to the runs, which save.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
+import os
+import queue
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -70,24 +76,60 @@ def parser(description: str | None, *, steps: int, directory: str) -> argparse.A
     made.add_argument("--steps", type=int, default=steps, help="of each run (default: %(default)s)")
     made.add_argument("--data_dir", default="data", help="folder of the TFDS data set cifar10")
     made.add_argument("--directory", default=directory, help="of all runs (default: %(default)s)")
+    made.add_argument("--jobs", type=int, default=1, help="runs at once (default: %(default)s)")
     made.add_argument("--commands", action="store_true", help="print the commands, run nothing")
     return made
 
 
-def check(steps: int, data_dir: str, *, reads: bool) -> str:
+def check(steps: int, data_dir: str, *, jobs: int, reads: bool) -> str:
     """The folder of the data as an absolute path.
 
     Raises:
-      ValueError: too few steps, or no CIFAR-10 there although it will be read.
+      ValueError: too few steps, no core for each job, or no CIFAR-10 there although it will be read.
     """
     if steps < _LEAST_STEPS:
         raise ValueError(f"--steps must be at least {_LEAST_STEPS}, not {steps}")
+    if not 1 <= jobs <= _num_cores():
+        raise ValueError(f"--jobs must be 1 to {_num_cores()}, one for each core, not {jobs}")
     if reads and not Path(data_dir, "cifar10").is_dir():
         raise ValueError(f"{data_dir}/cifar10 does not exist; tools/prepare_data.py makes it")
     return str(Path(data_dir).resolve())
 
 
-def run(trial: Trial, directory: Path) -> Outcome:
+def _num_cores() -> int:
+    """Those this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Runs:
+    """The runs under way, so that they can be stopped from another thread."""
+
+    def __init__(self) -> None:
+        self._processes: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Runs it to its end in the root of the project."""
+        root = Path(__file__).resolve().parent.parent
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, cwd=root, stdout=pipe, stderr=pipe, text=True) as process:
+            self._processes.add(process)
+            if self._stopped:
+                process.terminate()
+            output, errors = process.communicate()
+            self._processes.discard(process)
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+    def stop(self) -> None:
+        """Asks all to save and end, also one that is just about to begin."""
+        self._stopped = True
+        for process in list(self._processes):
+            process.terminate()
+
+
+def run(trial: Trial, directory: Path, runs: Runs) -> Outcome:
     """Runs a trial, or takes up or reads what is there of it.
 
     Raises:
@@ -102,10 +144,7 @@ def run(trial: Trial, directory: Path) -> Outcome:
             raise RuntimeError(f"{workdir} diverged with other settings: {shlex.join(earlier)}")
         return read(trial, directory)
     # A run that is complete says so at once, and refuses settings other than its own.
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(
-        [sys.executable, *command[1:]], cwd=root, capture_output=True, text=True, check=False
-    )
+    done = runs.run([sys.executable, *command[1:]])
     told = re.search(r"^functa: (.*\b(?:not finite|is nan|is -?inf)\b.*)$", done.stderr, re.M)
     if done.returncode and told:
         temporary = words.with_suffix(".tmp")
@@ -167,15 +206,36 @@ def line(values: Sequence[str], width: int) -> str:
     return "| " + " | ".join([f"{first:<{width}}", *(f"{value:>12}" for value in rest)]) + " |"
 
 
-def run_all(trials: Sequence[Trial], directory: Path) -> list[Outcome]:
-    """Runs all, printing each row as it comes."""
+def run_all(trials: Sequence[Trial], directory: Path, *, jobs: int = 1) -> list[Outcome]:
+    """Runs all, `jobs` at a time, printing the rows in order as they come."""
     width = max(len(trial.name) for trial in trials)
     print(line(COLUMNS, width), flush=True)
     print(line(["---"] + ["---:"] * (len(COLUMNS) - 1), width), flush=True)
+    runs, shares = Runs(), queue.SimpleQueue[set[int]]()
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        for index in range(jobs):
+            shares.put(set(cores[index::jobs]))
+
+    def take_share() -> None:  # a process inherits the cores of the thread that starts it
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, shares.get())
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    earlier = signal.signal(signal.SIGTERM, end)
+    pool = concurrent.futures.ThreadPoolExecutor(jobs, initializer=take_share)
     outcomes = []
-    for trial in trials:
-        outcomes.append(run(trial, directory))
-        print(line(row(outcomes[-1]), width), flush=True)
+    try:
+        for future in [pool.submit(run, trial, directory, runs) for trial in trials]:
+            outcomes.append(future.result())
+            print(line(row(outcomes[-1]), width), flush=True)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        runs.stop()
+        pool.shutdown()
+        signal.signal(signal.SIGTERM, earlier)
     return outcomes
 
 
