@@ -71,6 +71,7 @@ def base() -> ConfigDict:
     config.meta_learn = ConfigDict()
     config.meta_learn.batch_size = 128  # images a step, over all devices
     config.meta_learn.cells_per_image = 4  # random cells of each image; 0: whole images
+    config.meta_learn.loss = "log_mse"  # log_mse, mse (the papers')
     config.meta_learn.flips = False  # mirror what is trained on at random, for small data sets
     config.meta_learn.steps = 1000
     config.meta_learn.optimizer = optimizer("muon", 3e-2)

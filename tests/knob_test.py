@@ -81,6 +81,7 @@ KNOBS: dict[str, Knob] = {
     "inner_loop.second_order": Knob(NEGATED, "meta_learn.gradient"),
     "meta_learn.batch_size": Knob(8, "meta_learn.batches"),
     "meta_learn.cells_per_image": Knob(2, "meta_learn.gradient"),
+    "meta_learn.loss": Knob("mse", "meta_learn.gradient"),
     "meta_learn.flips": Knob(NEGATED, "meta_learn.gradient"),
     "meta_learn.steps": Knob(16, "meta_learn.loop meta_learn.optimizer"),
     **optimizer(

@@ -80,7 +80,15 @@ def test_flips_are_the_four_mirror_images():
 
 def test_all_cells_of_an_image_give_the_loss_of_the_image():
     """Cells are independent: the mean over all of them is the loss of training on whole images."""
-    whole = make(make_config(**{"meta_learn.cells_per_image": 0, "meta_learn.flips": False}))
+    whole = make(
+        make_config(
+            **{
+                "meta_learn.cells_per_image": 0,
+                "meta_learn.flips": False,
+                "meta_learn.loss": "mse",
+            }
+        )
+    )
     params = whole.init(jax.random.key(0))
     images = Images(4).images
     expected, _ = whole.loss(params, {"image": images}, jax.random.key(1))
@@ -98,6 +106,27 @@ def test_all_cells_of_an_image_give_the_loss_of_the_image():
         second_order=True,
     )
     assert float(fit.losses[-1].mean()) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("cells", [0, 3])
+def test_the_logarithmic_loss_is_of_images_not_of_cells(cells):
+    """exp(loss) is the geometric mean of the images' errors; cells of one image share its error."""
+    images, key = Images(4).images, jax.random.key(1)
+    config = make_config(**{"meta_learn.cells_per_image": cells, "meta_learn.flips": False})
+    task = make(config)
+    params = task.init(jax.random.key(0))
+    loss, logs = task.loss(params, {"image": images}, key)
+    seen, field = meta_learning.to_float(images), make_field(config)
+    if cells:
+        seen = meta_learning.random_cells(jax.random.split(key)[0], seen, field, cells)
+        field = field.of_cell()
+    loop = config.inner_loop
+    losses = inner_loop.fit(
+        field, params["field"], params["log_inner_lrs"], seen, steps=loop.steps, second_order=True
+    ).losses[-1]
+    errors = np.asarray(losses).reshape(4, -1).mean(1)
+    assert float(loss) == pytest.approx(np.log(errors + 1e-6).mean(), rel=1e-5)
+    assert float(logs["psnr_of_mean_mse"]) == pytest.approx(-10 * np.log10(errors.mean()), rel=1e-5)
 
 
 def test_rates_start_at_the_stated_multiple_of_the_inverse_curvature():
