@@ -34,8 +34,9 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.field.map = "conv3x3"  # neighbouring cells share what they hold (docs/STUDY.md)
     # Modulations for parts of 4x4 pixels: two to a side of a cell of 8x8. Bilinear lookup, which fades
     # one into the next, wants them finer (docs/STUDY.md, "Sub-cells").
-    cells = config.field.latent_shape[0]
-    config.field.upsampling = 2 if cells == 4 or lookup == "bilinear" else 1
+    rows, columns, _ = config.field.latent_shape
+    large = 32 // rows * (32 // columns) > 16  # pixels of a cell
+    config.field.upsampling = 2 if large or lookup == "bilinear" else 1
     config.field.width = 256
     config.meta_learn.cells_per_image = 0  # a cell's values depend on its neighbours
     config.meta_learn.batch_size = 128
@@ -52,7 +53,7 @@ def get_config(options: str | None = None) -> ConfigDict:
         config.field.width = 64
         config.meta_learn.batch_size = 8
         # A cell of 8x8 pixels takes longer to learn than one of 4x4.
-        config.meta_learn.steps = 10_000 if config.field.latent_shape == (4, 4, 64) else 4000
+        config.meta_learn.steps = 10_000 if large else 4000
         config.meta_learn.eval_every = config.meta_learn.steps // 5
         config.meta_learn.checkpoint_every = 500
         config.encode.num_augmentations = 2

@@ -47,13 +47,18 @@ class Checkpoints:
     background; a save that was killed leaves nothing that is ever read.
     """
 
-    def __init__(self, directory: epath.PathLike, *, keep: int):
+    def __init__(self, directory: epath.PathLike, *, keep: int, read_only: bool = False):
+        """read_only: for who does not hold the run's lock; saves of others under way are let be."""
         self.directory = epath.Path(directory).resolve()  # Orbax takes no relative paths
         self._bytes = 0  # of the newest save
+        self._read_only = read_only
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=True, step_prefix="step"
+                max_to_keep=None if read_only else keep,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                step_prefix="step",
             ),
             item_names=("state", "info"),
         )
@@ -139,7 +144,8 @@ class Checkpoints:
                 wrong = [name for name, content in digests.items() if saved.get(name) != content]
                 if not wrong:
                     self._refuse_other_format(path, restored["info"].get("format", 1))
-                    self.remove_after(step)
+                    if not self._read_only:
+                        self.remove_after(step)
                     return step, restored["state"], restored["info"]["info"]
                 problem = f"checksum of {wrong[0]} and {len(wrong) - 1} more arrays"
             damage.append(f"{path}: {problem}")

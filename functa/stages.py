@@ -241,21 +241,29 @@ def load_field(workdir: epath.PathLike) -> tuple[Field, Any]:
     """(field, params of the task meta_learn) of a run whose stage meta_learn is complete.
 
     Raises:
-      ValueError: there is none, or its file is damaged.
+      ValueError: there is none, its file is damaged, or another version of functa wrote the config.
     """
     config = config_lib.load(workdir)
     directory = epath.Path(workdir) / "meta_learn" / "field"
-    if not directory.exists():
+    metrics = epath.Path(workdir) / "meta_learn" / "metrics.json"
+    for needed in (metrics, directory):  # the metrics are written last
+        if not needed.exists():
+            raise ValueError(
+                f"{needed} does not exist: the stage meta_learn of {workdir} is not complete"
+            )
+    try:
+        task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    except AttributeError as error:
         raise ValueError(
-            f"{directory} does not exist: the stage meta_learn of {workdir} is not complete"
-        )
-    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+            f"{epath.Path(workdir) / 'config.json'} has not the keys of this version of functa "
+            f"({error}); use the version that wrote it, or train again"
+        ) from error
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     sharding = mesh_lib.replicated(mesh_lib.make_mesh())
     template = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )
-    checkpoints = Checkpoints(directory, keep=1)
+    checkpoints = Checkpoints(directory, keep=1, read_only=True)
     restored = checkpoints.restore(template)
     checkpoints.close()
     if restored is None:

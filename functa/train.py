@@ -131,18 +131,23 @@ class Trainer:
         """Stops before anything built on a broken number is saved."""
         step, which = (int(number) for number in first_bad)
         if step >= 0:
-            self.latest.wait()
-            saved = self.latest.steps()
-            raise FloatingPointError(
-                f"{self.task.name}: the {_WATCHED[which]} of step {step} is not finite; the last "
-                "good checkpoint is "
-                + (
-                    f"step {saved[-1]} in {self.latest.directory}"
-                    if saved
-                    else "none: the run had just begun"
-                )
-                + f". A lower {self.task.name}.optimizer.learning_rate, in another --workdir, is the usual way out."
-            )
+            # Steps count from one everywhere else: after this one, `step + 1` would have been saved.
+            raise self.not_finite(f"the {_WATCHED[which]} of step {step + 1} is not finite")
+
+    def not_finite(self, what: str) -> FloatingPointError:
+        """The error that tells it, and what a restart goes on from."""
+        self.latest.wait()
+        saved = self.latest.steps()
+        good = (
+            f"step {saved[-1]} in {self.latest.directory}"
+            if saved
+            else "none: the run had just begun"
+        )
+        return FloatingPointError(
+            f"{self.task.name}: {what}; the last good checkpoint is {good}. The same command goes on from "
+            f"there and will meet it again; a lower {self.task.name}.optimizer.learning_rate, in another "
+            "--workdir, is the usual way out."
+        )
 
     def load_best(self) -> tuple[Any, int]:
         """(params, step) of the best checkpoint, replicated."""
@@ -218,7 +223,8 @@ def train(
 
     Raises:
       Interrupted: asked to stop; the state is saved.
-      FloatingPointError: a loss or gradient is not finite; the last good checkpoint is kept.
+      FloatingPointError: a loss, gradient, update or score is not finite; the last good checkpoint is
+        kept.
     """
     trainer = Trainer(task, directory=directory, mesh=mesh, dashboard=dashboard, say=say, seed=seed)
     state, reading = trainer.restore_or_init()
@@ -267,8 +273,8 @@ def train(
                     )
                     score = metrics[task.score]
                     if not np.isfinite(score):
-                        raise FloatingPointError(
-                            f"{task.name}: validation {task.score} of step {step} is {score}"
+                        raise trainer.not_finite(
+                            f"the validation {task.score} of step {step} is {score}"
                         )
                     say(f"{task.name}  step {step}/{steps}  validation {task.score} {score:.4f}")
                     if score > best_score:
@@ -280,11 +286,15 @@ def train(
             trainer.latest.close()
             trainer.best.close()
             raise Interrupted(f"{task.name} stopped at step {step} of {steps}; all is saved")
-    trainer.latest.close()
     params, best_step = trainer.load_best()
     trainer.best.close()
     rows = trainer.evaluate(params, "test")
     test = task.summarize(rows)
+    if not np.isfinite(test[task.score]):
+        raise trainer.not_finite(
+            f"the test {task.score} is {test[task.score]} (parameters of step {best_step})"
+        )
+    trainer.latest.close()
     trainer.record(steps, {f"test_{name}": value for name, value in test.items()})
     if jax.process_index() == 0:
         config_lib.write_json(trainer.directory / "curves.json", trainer.curves)

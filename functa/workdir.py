@@ -70,14 +70,24 @@ def locked(workdir: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def logged(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
-    """`say` that also writes to log.txt of the run, with the time before every line."""
+    """`say` that also writes to log.txt of the run, with the time before every line.
+
+    What ends the run is written there too; to tell it elsewhere is left to who catches it.
+    """
     with open(workdir / "log.txt", "a", buffering=1) as file:
+
+        def write(line: str) -> None:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 
         def say_and_write(line: str) -> None:
             say(line)
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+            write(line)
 
-        yield say_and_write
+        try:
+            yield say_and_write
+        except BaseException as error:
+            write(f"stopped by {type(error).__name__}: {error}")
+            raise
 
 
 def environment() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from functa import baseline, checkpoint, config, inner_loop, metrics, siren
+from functa import baseline, checkpoint, config, inner_loop, metrics, siren, stages
 from functa.analysis import chart, fitting, measures, quantisation, space, storage
 from functa.analysis.subject import Subject, image_mse, to_float
 from functa.analysis.table import Column, Table
@@ -67,6 +68,7 @@ def run(tmp_path_factory):
     saved = checkpoint.Checkpoints(directory / "meta_learn" / "field", keep=1)
     saved.save(0, params, {"digest": checkpoint.digest(params)})
     saved.close()
+    config.write_json(directory / "meta_learn" / "metrics.json", {})
     return directory, settings, params, sources
 
 
@@ -565,6 +567,27 @@ def test_the_tool_refuses_what_is_no_finished_run(run, tmp_path, capsys):
     analyse.main([str(run[0]), *moved, "--images", "2"])  # the digits are embedded and need none
 
 
+def test_a_run_under_way_is_neither_read_nor_touched(run, tmp_path):
+    """Without metrics the stage is not complete; a save under way is its own."""
+    copy = shutil.copytree(run[0], tmp_path / "run")
+    under_way = copy / "meta_learn" / "field" / "step_1.orbax-checkpoint-tmp"
+    under_way.mkdir()
+    stages.load_field(copy)
+    assert under_way.exists()
+    (copy / "meta_learn" / "metrics.json").unlink()
+    with pytest.raises(ValueError, match="metrics.json does not exist: the stage meta_learn of"):
+        stages.load_field(copy)
+
+
+def test_the_config_of_another_version_is_told(run, tmp_path):
+    copy = shutil.copytree(run[0], tmp_path / "run")
+    settings = config.read_json(copy / "config.json")
+    del settings["meta_learn"]["loss"]
+    config.write_json(copy / "config.json", settings)
+    with pytest.raises(ValueError, match=r"has not the keys of this version of functa.*loss"):
+        stages.load_field(copy)
+
+
 def test_a_split_of_one_image_is_too_small(run, tmp_path):
     _, settings, params, _ = run
     alone = config.from_dict(config.to_dict(settings))
@@ -573,6 +596,7 @@ def test_a_split_of_one_image_is_too_small(run, tmp_path):
     saved = checkpoint.Checkpoints(tmp_path / "run" / "meta_learn" / "field", keep=1)
     saved.save(0, params, {"digest": checkpoint.digest(params)})
     saved.close()
+    config.write_json(tmp_path / "run" / "meta_learn" / "metrics.json", {})
     request = measures.Request(
         run=tmp_path / "run", measures=["steps"], split="test", images=None, default_images=256,
         pictures=None, scales=(2, 4), data_dir=None,

@@ -27,8 +27,8 @@ shape="${options%%,*}"
 workdir="${2#--workdir=}"
 mkdir -p "$workdir/meta_learn" "$workdir/classify"
 echo "{\"field\": {\"latent_shape\": [${shape//x/, }], \"lookup\": \"nearest\", \"map\": \"linear\", \
-\"width\": 64, \"upsampling\": 2}}" >"$workdir/config.json"
-echo '{"psnr": 38.125, "pca_psnr": 34.5}' >"$workdir/meta_learn/metrics.json"
+\"width\": 64, \"upsampling\": 2}, \"meta_learn\": {\"batch_size\": 8}}" >"$workdir/config.json"
+echo '{"psnr": 38.125, "pca_psnr": 34.5, "steps": 4000, "test_images": 10000}' >"$workdir/meta_learn/metrics.json"
 echo '{"accuracy": 0.8125}' >"$workdir/classify/metrics.json"
 """
 ORDER = ["8x8x16", "4x4x64", "1x1x256", "1x1x512", "1x1x1024"]
@@ -65,7 +65,16 @@ def test_all_runs_once_then_the_table(project):
     table = [line.split("|") for line in result.stdout.splitlines()]
     assert len(table) == 2 + len(ORDER)
     ours = {row[1].strip(): [cell.strip() for cell in row[3:-1]] for row in table[2:]}
-    assert ours["8x8x16"] == ["38.12", "81.25", "34.50", "39.00", "90.30", "33.10", ""]
+    assert ours["8x8x16"] == [
+        "4000 x 8, 10000 test images",
+        "38.12",
+        "81.25",
+        "34.50",
+        "39.00",
+        "90.30",
+        "33.10",
+        "",
+    ]
     assert ours["1x1x512"][-2:] == ["31.62", "67.20"]
     again = run(project, "--preset=two_core")
     assert again.stdout == result.stdout
@@ -123,7 +132,7 @@ def test_a_field_without_a_classifier_has_a_row(project):
     command = [sys.executable, project / "tools/cifar10_table.py", project / "runs/cifar10"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     (row,) = [line for line in result.stdout.splitlines() if "1x1x256" in line]
-    assert [cell.strip() for cell in row.split("|")[3:6]] == ["38.12", "", "34.50"]
+    assert [cell.strip() for cell in row.split("|")[4:7]] == ["38.12", "", "34.50"]
     assert json.loads((metrics.parent.parent / "meta_learn/metrics.json").read_text())["psnr"]
 
 

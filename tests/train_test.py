@@ -162,7 +162,7 @@ def test_what_is_watched_is_logged_and_a_warning_is_said(tmp_path):
 
 
 def test_a_broken_number_stops_at_its_step_and_keeps_the_last_good_state(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"the loss of step 5 is not finite.*step 4 in"):
+    with pytest.raises(FloatingPointError, match=r"the loss of step 6 is not finite.*step 4 in"):
         run(tmp_path, make_task(Data(bad_step=5)))
     result, lines = run(tmp_path)
     assert "toy  resumes at step 4" in lines
@@ -176,14 +176,29 @@ def test_an_update_that_overflows_is_not_saved(tmp_path):
             lambda g, p: jax.tree.map(lambda x: x * np.float32(1e38) * 1e3, g)
         )
     )
-    with pytest.raises(FloatingPointError, match="the update of step 0"):
+    with pytest.raises(FloatingPointError, match="the update of step 1 is"):
         run(tmp_path, task, interruption=StopAt(1))
 
 
 def test_a_score_that_is_no_number_stops(tmp_path):
     task = make_task()._replace(summarize=lambda rows: {"score": float("nan")})
-    with pytest.raises(FloatingPointError, match="validation score of step 4 is nan"):
+    with pytest.raises(
+        FloatingPointError, match=r"validation score of step 4 is nan.*good checkpoint is"
+    ):
         run(tmp_path, task)
+
+
+def test_a_test_score_that_is_no_number_is_no_result(tmp_path):
+    seen = []
+
+    def summarize(rows):
+        seen.append(rows)
+        return {"score": float("nan") if len(seen) == 3 else 1.0}
+
+    with pytest.raises(
+        FloatingPointError, match=r"test score is nan .parameters of step 4.*step 8 in"
+    ):
+        run(tmp_path, make_task()._replace(summarize=summarize))
 
 
 def test_a_lost_best_is_told_with_the_way_out(tmp_path):

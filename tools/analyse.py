@@ -19,6 +19,7 @@ Exit status: 0; 2 for bad arguments, a run without a field, or data or pictures 
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -70,6 +71,11 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _may_write(folder: epath.Path) -> bool:
+    """False where it is known that it would fail; of an object store nothing is known."""
+    return "://" in str(folder) or os.access(folder, os.W_OK)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser()
     args = arguments.parse_args(argv)
@@ -91,11 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     chart_file = epath.Path(args.chart or epath.Path(args.run) / "analysis.svg")
     written = {"--chart": chart_file if "rate_distortion" in names else None}
     written["--json"] = epath.Path(args.json) if args.json not in (None, "-") else None
-    problems += [
-        f"{option}: there is no folder {file.parent}"
-        for option, file in written.items()
-        if file is not None and not file.parent.is_dir()
-    ]
+    if not args.chart and not epath.Path(args.run).is_dir():
+        del written["--chart"]  # that there is no such run is told below
+    for option, file in written.items():
+        if file is not None and not file.parent.is_dir():
+            problems.append(f"{option}: there is no folder {file.parent}")
+        elif file is not None and (file.is_dir() or not _may_write(file.parent)):
+            problems.append(f"{option}: {file} cannot be written")
     try:
         subject, field_digest = measures.open_subject(request, problems)
     except (ValueError, OSError) as error:

@@ -35,7 +35,18 @@ PUBLISHED = {
 def rows(directory: Path) -> list[tuple[str, ...]]:
     """A header and a row for every run below `directory` whose stage meta_learn is complete."""
     table: list[tuple[str, ...]] = [
-        ("latents", "field", "ours: dB", "%", "PCA: dB", "paper: dB", "%", "code: dB", "%")
+        (
+            "latents",
+            "field",
+            "trained",
+            "ours: dB",
+            "%",
+            "PCA: dB",
+            "paper: dB",
+            "%",
+            "code: dB",
+            "%",
+        )
     ]
 
     def number(value: float | None, scale: float = 1.0) -> str:
@@ -43,7 +54,8 @@ def rows(directory: Path) -> list[tuple[str, ...]]:
 
     for path in sorted(directory.glob("*/meta_learn/metrics.json")):
         run = path.parent.parent
-        config = json.loads((run / "config.json").read_text())["field"]
+        whole = json.loads((run / "config.json").read_text())
+        config, batch_size = whole["field"], whole["meta_learn"]["batch_size"]
         field = json.loads(path.read_text())
         labels = run / "classify" / "metrics.json"
         accuracy = json.loads(labels.read_text())["accuracy"] if labels.exists() else None
@@ -53,8 +65,9 @@ def rows(directory: Path) -> list[tuple[str, ...]]:
         table.append(
             (
                 "x".join(map(str, latents)),
-                f"{config['lookup']}, {config['map']}, upsampling {config['upsampling']}, "
+                f"{config['lookup']}, {config['map']}, upsampling {config.get('upsampling', 1)}, "
                 f"width {config['width']}",
+                f"{field['steps']} x {batch_size}, {field['test_images']} test images",
                 number(field["psnr"]),
                 number(accuracy, 100),
                 number(field["pca_psnr"]),

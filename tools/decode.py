@@ -26,6 +26,9 @@ _BLOCK = 1024  # records looked through at once
 _PIXELS = 1 << 20  # decoded at once, if one image has fewer
 
 
+_MOST_IDS = 1_000_000  # in a range: each becomes a file
+
+
 def parse_ids(text: str) -> list[int]:
     """`0,5,10-12` -> [0, 5, 10, 11, 12]."""
     ids: list[int] = []
@@ -33,6 +36,8 @@ def parse_ids(text: str) -> list[int]:
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
             raise argparse.ArgumentTypeError(f"{part!r} in {text!r}: ids look like 0,5,10-19")
+        if int(match[2] or match[1]) - int(match[1]) >= _MOST_IDS:
+            raise argparse.ArgumentTypeError(f"{part!r} in {text!r}: more than {_MOST_IDS} ids")
         ids += range(int(match[1]), int(match[2] or match[1]) + 1)
     return list(dict.fromkeys(ids))
 
@@ -130,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         files = decode(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         parser.error(str(error))
     print(f"{len(files)} images: {files[0]} ... {files[-1]}" if len(files) > 1 else str(files[0]))
     return 0

@@ -52,6 +52,7 @@ asked="" # to stop
 trap 'asked=yes; if [ "$child" ]; then kill -TERM "$child" 2>/dev/null || true; fi' TERM INT
 
 for experiment in "${experiments[@]}"; do
+  if [ "$asked" ]; then exit 75; fi
   workdir="$runs/${experiment//[:,]/-}-$preset"
   if [ -e "$workdir/classify/metrics.json" ]; then continue; fi
   limit=()

@@ -10,7 +10,7 @@ steps, so the seconds tell what a change costs. Validation is on 500 images,
 test and PCA on all test images. The same command goes on where it was stopped; docs/STUDY.md holds
 what came out, with one line of reading a row.
 
-Exit status: 0; 2 for bad arguments.
+Exit status: 0; 2 for bad arguments; 3 where a run failed.
 """
 
 import sys
@@ -28,6 +28,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "seed-2": {"seed": 2},
     "upsampling-2": {"field.upsampling": 2},
     "upsampling-4": {"field.upsampling": 4},
+    "loss-mse": {"meta_learn.loss": "mse"},
     "map-linear": {"field.map": "linear"},
     "map-linear-random-cells": {
         "field.map": "linear",
@@ -35,6 +36,11 @@ CHANGES: dict[str, dict[str, Any]] = {
         "meta_learn.batch_size": 128,
     },
     "map-mlp": {"field.map": "mlp"},
+    "lookup-bilinear-upsampling-2": {
+        "field.lookup": "bilinear",
+        "field.coords": "periodic",
+        "field.upsampling": 2,
+    },
     "lookup-bilinear": {"field.lookup": "bilinear", "field.coords": "periodic"},
     "lookup-bilinear-local": {"field.lookup": "bilinear"},
     "coords-periodic": {"field.coords": "periodic"},
@@ -97,17 +103,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = trials.parser(__doc__, steps=400, directory="runs/study")
     parser.add_argument("--rows", default="", help="beginnings of names, joined by commas")
     args = parser.parse_args(argv)
+    directory = Path(args.directory).resolve()
     try:
         data_dir = trials.check(args.steps, args.data_dir, jobs=args.jobs, reads=not args.commands)
         rows = list(filter(None, args.rows.split(",")))
         planned = plan(rows, steps=args.steps, data_dir=data_dir)
-    except ValueError as error:
+        if not args.commands:
+            directory.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
-    directory = Path(args.directory).resolve()
     if args.commands:
         trials.print_commands(planned, directory)
         return 0
-    trials.run_all(planned, directory, jobs=args.jobs)
+    try:
+        trials.run_all(planned, directory, jobs=args.jobs)
+    except RuntimeError as error:
+        print(f"study: {error}", file=sys.stderr)
+        return 3
     return 0
 
 

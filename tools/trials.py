@@ -54,6 +54,7 @@ class Outcome:
       largest_drop: how far a validation fell below the best before it; 0 if none did.
       test, pca: mean PSNR of all test images; None where the run diverged.
       steps: taken; seconds: of the stage, compilation and evaluation included.
+      commit: of the code that ran it, which may be older than this.
       diverged: what was not finite, in the words of the run; "" for a run that ended well.
     """
 
@@ -65,6 +66,7 @@ class Outcome:
     pca: float | None
     steps: int
     seconds: float
+    commit: str
     diverged: str
 
 
@@ -91,9 +93,14 @@ def check(steps: int, data_dir: str, *, jobs: int, reads: bool) -> str:
         raise ValueError(f"--steps must be at least {_LEAST_STEPS}, not {steps}")
     if not 1 <= jobs <= _num_cores():
         raise ValueError(f"--jobs must be 1 to {_num_cores()}, one for each core, not {jobs}")
-    if reads and not Path(data_dir, "cifar10").is_dir():
-        raise ValueError(f"{data_dir}/cifar10 does not exist; tools/prepare_data.py makes it")
+    if reads and not any(Path(data_dir, "cifar10").glob("*/dataset_info.json")):
+        raise ValueError(f"{data_dir}/cifar10 is no data set; tools/prepare_data.py makes it")
     return str(Path(data_dir).resolve())
+
+
+def can_be_written(file: Path) -> bool:
+    """Whether a file can be made or replaced there."""
+    return not file.is_dir() and os.access(file.resolve().parent, os.W_OK)
 
 
 def _num_cores() -> int:
@@ -151,7 +158,12 @@ def run(trial: Trial, directory: Path, runs: Runs) -> Outcome:
         temporary.write_text(json.dumps({"command": command, "told": told[1]}) + "\n")
         temporary.rename(words)
     elif done.returncode or not (workdir / "meta_learn" / "metrics.json").exists():
-        raise RuntimeError(f"{shlex.join(command)}\n{done.stdout[-500:]}{done.stderr[-2000:]}")
+        ended = f"ended with status {done.returncode}"
+        if done.returncode < 0:
+            ended = f"was killed by signal {-done.returncode}"
+        raise RuntimeError(
+            f"{shlex.join(command)}\n{ended}\n{done.stdout[-500:]}{done.stderr[-2000:]}"
+        )
     return read(trial, directory)
 
 
@@ -159,9 +171,10 @@ def read(trial: Trial, directory: Path) -> Outcome:
     """The outcome of a trial that has run."""
     stage = directory / trial.name / "meta_learn"
     words = directory / trial.name / "diverged.json"
-    metrics, curves = (
+    environment = directory / trial.name / "environment.json"
+    metrics, curves, made_by = (
         json.loads(file.read_text()) if file.exists() else {}
-        for file in (stage / "metrics.json", stage / "curves.json")
+        for file in (stage / "metrics.json", stage / "curves.json", environment)
     )
     points = curves.get("validation_psnr", [])
     values = [value for _, value in points]
@@ -175,11 +188,12 @@ def read(trial: Trial, directory: Path) -> Outcome:
         pca=metrics.get("pca_psnr"),
         steps=metrics.get("steps", points[-1][0] if points else 0),
         seconds=metrics.get("seconds", 0.0),
+        commit=(made_by.get("commit") or "")[:7],
         diverged=json.loads(words.read_text())["told"] if words.exists() else "",
     )
 
 
-COLUMNS = ("trial", "best", "last", "largest drop", "test", "PCA", "steps", "seconds")
+COLUMNS = ("trial", "best", "last", "largest drop", "test", "PCA", "steps", "seconds", "commit")
 
 
 def row(outcome: Outcome) -> tuple[str, ...]:
@@ -197,6 +211,7 @@ def row(outcome: Outcome) -> tuple[str, ...]:
         decibel(outcome.pca),
         str(outcome.steps),
         f"{outcome.seconds:.0f}",
+        outcome.commit,
     )
 
 

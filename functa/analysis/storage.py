@@ -25,8 +25,8 @@ BITS = (8, 6, 5, 4, 3)  # a value, by the uniform quantiser
 QUALITIES = (5, 15, 30, 50, 70, 85, 95)  # of JPEG and WebP, 100 the best
 _UNIFORM = (
     "int8: a scale for each image and channel, as functasets have it. N bits: a uniform quantiser "
-    f"for each channel, its range fitted to the latents of the first {REFERENCE_IMAGES:,} training "
-    "images to the least squared error and shared by all, so that it costs an image nothing."
+    f"for each channel, its range fitted to the latents of the first training images, {REFERENCE_IMAGES:,} "
+    "or as many as there are, to the least squared error and shared by all, so that it costs an image nothing."
 )
 
 
