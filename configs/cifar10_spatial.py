@@ -6,10 +6,9 @@ Source: Bauer et al. 2023 (arXiv 2302.03130): 39.0 dB at 8x8x16 with nearest loo
 Data: the original archive, written as a TFDS set by
     tools/prepare_data.py cifar10 --source=cifar-10-python.tar.gz --data_dir=data
 Command: python -m functa.main --config=configs/cifar10_spatial.py:8x8x16,nearest,two_core
-Expect: nine minutes on two CPU cores for the stage meta_learn; 38.7 dB on the 10,000 test images.
-With --config.meta_learn.steps=15000 about an hour: 38.9 dB (measured before the present default
-learning rate). 4x4x64: 37.8 dB after the first 1,800 of its 10,000 steps (docs/STUDY.md, "The
-sweep"). Without a preset and with one_gpu: the full-size runs for accelerators, with 50
+Expect: eight minutes on two CPU cores for the stage meta_learn; 38.9 dB on the 10,000 test images.
+4x4x64: 38.7 dB in 70 minutes (with --config.meta_learn.loss=mse, another run on the same cores
+all the time). Without a preset and with one_gpu: the full-size runs for accelerators, with 50
 augmentations; not measured.
 The paper's CIFAR-10 field has a 1x1 map: --config.field.map=linear --config.field.upsampling=1.
 Options: a latent shape (8x8x16, 4x4x64), a lookup (nearest, bilinear), a preset (two_core; one_gpu;
