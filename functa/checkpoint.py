@@ -55,9 +55,9 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=None if read_only else keep,
+                max_to_keep=keep,
                 cleanup_tmp_directories=not read_only,
-                read_only=read_only,
+                create=not read_only,
                 step_prefix="step",
             ),
             item_names=("state", "info"),

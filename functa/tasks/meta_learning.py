@@ -25,7 +25,7 @@ from functa.tasks import Illustrations, Task
 LOSSES = ("mse", "log_mse")
 _NEGLIGIBLE_MSE = 1e-6  # 60 dB: what is better than that is left alone
 _SHOWN = 8
-_LARGEST_HEALTHY_RADIUS = 10.0  # of rates x curvature; the largest of a run that went well: 8.4
+_LARGEST_HEALTHY_RADIUS = 10.0  # of rates x curvature; the largest of a run that went well: 5.9
 
 
 def make(
