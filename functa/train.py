@@ -144,8 +144,8 @@ class Trainer:
             else "none: the run had just begun"
         )
         return FloatingPointError(
-            f"{self.task.name}: {what}; the last good checkpoint is {good}. The same command goes on from "
-            f"there and will meet it again; a lower {self.task.name}.optimizer.learning_rate, in another "
+            f"{self.task.name}: {what}; the last good checkpoint is {good}. The same command would "
+            f"meet it again; a lower {self.task.name}.optimizer.learning_rate, in another "
             "--workdir, is the usual way out."
         )
 

@@ -181,6 +181,7 @@ def test_decode_reads_only_shards_that_may_hold_the_ids(run, monkeypatch):
         ({"--ids": "1,x"}, "'x' in '1,x': ids look like 0,5,10-19"),
         ({"--ids": "5-3"}, "ids look like"),
         ({"--ids": ""}, "ids look like"),
+        ({"--ids": "0-99999999999"}, "more than 1000000 ids"),
         ({"--resolution": "100"}, "a resolution looks like HxW"),
         ({"--resolution": "0x9"}, "a resolution looks like HxW"),
         ({"--scale": "0"}, "a scale is a whole number from 1"),

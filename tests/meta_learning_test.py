@@ -129,6 +129,11 @@ def test_the_logarithmic_loss_is_of_images_not_of_cells(cells):
     assert float(logs["psnr_of_mean_mse"]) == pytest.approx(-10 * np.log10(errors.mean()), rel=1e-5)
 
 
+def test_an_unknown_loss_is_told():
+    (told,) = meta_learning.check(make_config(**{"meta_learn.loss": "l1"}))
+    assert told == "meta_learn.loss='l1': known are mse, log_mse"
+
+
 def test_rates_start_at_the_stated_multiple_of_the_inverse_curvature():
     config = make_config(**{"inner_loop.initial_lr": 0.5})
     params = make(config).init(jax.random.key(0))

@@ -189,6 +189,36 @@ def test_every_row_of_the_study_is_a_setting_that_works(trial):
     assert meta_learning.check(config) == []
 
 
+@pytest.mark.parametrize(
+    ("tool", "arguments"), [("bench_stability", ["--json={}"]), ("study", ["--directory={}/file"])]
+)
+def test_where_nothing_can_be_written_is_told_before_the_work(
+    tmp_path, monkeypatch, capsys, tool, arguments
+):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "cifar10" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "cifar10" / "1.0.0" / "dataset_info.json").write_text("{}")
+    monkeypatch.setattr(trials, "run_all", lambda *args, **options: pytest.fail("it began"))
+    options = [option.format(tmp_path) for option in arguments]
+    with pytest.raises(SystemExit) as stop:
+        {"bench_stability": bench_stability, "study": study}[tool].main(
+            [f"--data_dir={tmp_path}", *options]
+        )
+    assert stop.value.code == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_run_that_failed_is_no_field_that_fell(tmp_path, monkeypatch, capsys):
+    def run_all(*args, **options):
+        raise RuntimeError("was killed by signal 9")
+
+    monkeypatch.setattr(trials, "run_all", run_all)
+    monkeypatch.setattr(trials, "check", lambda *args, **options: str(tmp_path))
+    for tool in (bench_stability, study):
+        assert tool.main([f"--directory={tmp_path}"]) == 3
+        assert "signal 9" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("tool", ["bench_stability.py", "study.py"])
 @pytest.mark.parametrize(
     ("arguments", "told"),
