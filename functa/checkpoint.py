@@ -18,9 +18,10 @@ from functa.config import DamagedError, MendableError
 
 # Of the machine and not of the file: reading again may go well, so nothing is taken for damaged.
 _PASSING = (MemoryError, OSError)
-# Raised when the same arrays come to mean something else, as when the first layer went to radians:
-# read as what they were, they would decode to other images without an error.
-_FORMAT = 3
+# Raised when the same arrays come to mean something else, as when the first layer went to radians
+# (read as what they were, they would decode to other images without an error), or when there are
+# others, as when Muon's state changed.
+_FORMAT = 4
 _RECORD_BYTES = 1 << 16  # of digests and Orbax's own files
 
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
 from functa import optim
 
@@ -44,6 +45,45 @@ def test_muon_makes_matrices_move_along_all_directions():
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     sizes = np.linalg.svd(np.asarray(updates["matrix"]), compute_uv=False)
     assert sizes[1] > 0.5 * sizes[0]
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (8, 8), (1, 5)])
+def test_orthogonalize_is_what_the_steps_on_the_matrix_itself_give(shape):
+    matrix = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    matrix *= np.logspace(0, -2, shape[1], dtype=np.float32)
+    expected = np.float64(matrix) / np.linalg.norm(matrix)
+    for _ in range(5):
+        gram = expected @ expected.T
+        expected = (3.4445 * np.eye(len(gram)) - 4.7750 * gram + 2.0315 * gram @ gram) @ expected
+    np.testing.assert_allclose(optim.orthogonalize(matrix), expected, atol=1e-3)
+
+
+def test_orthogonalize_leaves_nothing_where_there_is_no_gradient():
+    np.testing.assert_array_equal(optim.orthogonalize(jnp.zeros((4, 9))), 0)
+
+
+def test_orthogonalize_lets_no_rounding_error_grow():
+    """Of rank 1 and large: all other singular values are rounding errors, some below zero."""
+    rng = np.random.default_rng(0)
+    matrix = np.float32(1e6 * np.outer(rng.normal(size=64), rng.normal(size=900)))
+    sizes = np.linalg.svd(np.asarray(optim.orthogonalize(matrix)), compute_uv=False)
+    assert 0.6 < sizes[0] < 1.3
+    assert sizes[1] < 0.3
+
+
+def test_muon_follows_optax_over_many_steps():
+    """The same directions as optax's own Muon once the bias corrections of the momentum agree."""
+    rng = np.random.default_rng(1)
+    params = {"matrix": jnp.zeros((5, 12)), "vector": jnp.zeros((3,))}
+    ours = optim.make(name="muon", **SETTINGS).transformation
+    theirs = contrib.muon(optim.make(name="muon", **SETTINGS).learning_rate)
+    our_state, their_state = ours.init(params), theirs.init(params)
+    for _ in range(60):
+        gradient = jax.tree.map(lambda leaf: jnp.float32(rng.normal(size=leaf.shape)), params)
+        our_updates, our_state = ours.update(gradient, our_state, params)
+        their_updates, their_state = theirs.update(gradient, their_state, params)
+    for name, expected in their_updates.items():
+        np.testing.assert_allclose(our_updates[name], expected, rtol=0.05, atol=1e-4)
 
 
 @pytest.mark.parametrize(
