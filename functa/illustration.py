@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from functa import inner_loop
 from functa.field import make_field
-from functa.tasks.meta_learning import make_fit
+from functa.fitting import make_fit
 
 _IMAGES = 16
 _LARGE = 4  # images that are also decoded at higher resolutions

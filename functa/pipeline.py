@@ -10,13 +10,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from functa import config as config_lib
-from functa import preflight
+from functa import fitting, preflight
 from functa import workdir as workdir_lib
 from functa.data.images import ImageSource
 from functa.interruption import Interrupted
 from functa.progress import device_name
 from functa.stages import STAGES, Refused, Run, refusing
-from functa.tasks import meta_learning
 
 
 def run_stages(
@@ -38,7 +37,7 @@ def run_stages(
         problems += preflight.check(config, (lambda: run.sources) if reads_images else None)
     begun = (run.workdir / "meta_learn").exists()
     if not problems and "meta_learn" in missing and not begun:
-        problems = meta_learning.check_first_step(config)
+        problems = fitting.check_first_step(config)
     _refuse(problems)
     run.workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from functa import baseline as baseline_lib
 from functa import config as config_lib
-from functa import disk, illustration, metrics
+from functa import disk, fitting, illustration, metrics
 from functa import encode as encode_lib
 from functa import mesh as mesh_lib
 from functa.checkpoint import Checkpoints, digest
@@ -162,7 +162,7 @@ def encode(run: Run) -> dict[str, Any]:
     with refusing():
         _, params = load_field(run.workdir)
     params = jax.device_get(params)  # every process encodes alone, on its own devices
-    fit = meta_learning.make_fit(run.config)
+    fit = fitting.make_fit(run.config)
 
     @jax.jit
     def fit_batch(params, images):
@@ -203,7 +203,7 @@ def stored_psnr(run: Run, functaset: functaset_lib.Functaset, params: Any) -> fl
 
     @jax.jit
     def score(params, latents, images):
-        errors = field(params, latents) - meta_learning.to_float(images)
+        errors = field(params, latents) - fitting.to_float(images)
         return metrics.psnr(jnp.mean(jnp.square(errors), axis=(1, 2, 3)))
 
     total = 0.0

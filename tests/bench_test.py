@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import cifar10_spatial
-from functa import inner_loop
+from functa import fitting, inner_loop
 from functa.field import make_field
 from functa.tasks import meta_learning
 from tests.conftest import ROOT
@@ -37,7 +37,7 @@ def test_the_plain_reference_is_the_fast_path(config, kind):
     task = meta_learning.make(config, {}, process_index=0, process_count=1)
     params = jax.jit(task.init)(jax.random.key(1))
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    images = meta_learning.to_float(images)
+    images = fitting.to_float(images)
 
     def fast(params):
         fitted = inner_loop.fit(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from functa import baseline, inner_loop
+from functa import baseline, fitting, inner_loop
 from functa.field import make_field
 from functa.tasks import meta_learning
 from functa.train import NONE_BAD, TrainState, make_step
@@ -94,9 +94,7 @@ def test_all_cells_of_an_image_give_the_loss_of_the_image():
     expected, _ = whole.loss(params, {"image": images}, jax.random.key(1))
     config = make_config()
     field = make_field(config)
-    cells = (
-        meta_learning.to_float(images).reshape(4, 2, 4, 2, 4, 1).swapaxes(2, 3).reshape(16, 4, 4, 1)
-    )
+    cells = fitting.to_float(images).reshape(4, 2, 4, 2, 4, 1).swapaxes(2, 3).reshape(16, 4, 4, 1)
     fit = inner_loop.fit(
         field.of_cell(),
         params["field"],
@@ -116,7 +114,7 @@ def test_the_logarithmic_loss_is_of_images_not_of_cells(cells):
     task = make(config)
     params = task.init(jax.random.key(0))
     loss, logs = task.loss(params, {"image": images}, key)
-    seen, field = meta_learning.to_float(images), make_field(config)
+    seen, field = fitting.to_float(images), make_field(config)
     if cells:
         seen = meta_learning.random_cells(jax.random.split(key)[0], seen, field, cells)
         field = field.of_cell()
@@ -169,13 +167,13 @@ def test_a_field_that_hears_no_latents_has_no_radius():
 
 
 def test_an_unstable_first_step_is_told_with_its_numbers():
-    assert meta_learning.check_first_step(make_config()) == []
-    (told,) = meta_learning.check_first_step(make_config(**{"inner_loop.initial_lr": 3.0}))
+    assert fitting.check_first_step(make_config()) == []
+    (told,) = fitting.check_first_step(make_config(**{"inner_loop.initial_lr": 3.0}))
     numbers = re.search(r"curvature is (\S+), so rates below (\S+) are .* rate is (\S+) \(", told)
     curvature, stable, rate = (float(number) for number in numbers.groups())
     assert stable == pytest.approx(2 / curvature, rel=1e-3)
     assert rate == pytest.approx(3 / curvature, rel=1e-3)
-    assert meta_learning.check_first_step(make_config(**{"inner_loop.min_lr": 900.0})) != []
+    assert fitting.check_first_step(make_config(**{"inner_loop.min_lr": 900.0})) != []
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e-3, 2e-3), (1e4, 2e4)])
@@ -212,7 +210,7 @@ def test_evaluation_scores_whole_images():
     params = task.init(jax.random.key(0))
     images = Images(6).images
     rows = task.evaluate(params, {"image": images})
-    fit = meta_learning.make_fit(make_config())(params, meta_learning.to_float(images))
+    fit = fitting.make_fit(make_config())(params, fitting.to_float(images))
     mse = np.mean(np.square(np.asarray(fit.values) - images / np.float32(255)), axis=(1, 2, 3))
     np.testing.assert_allclose(rows["mse"], mse, rtol=1e-5)
     summary = task.summarize({name: np.asarray(value) for name, value in rows.items()})

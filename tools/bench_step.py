@@ -32,8 +32,8 @@ import plain
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from functa import fitting, operations, rng
 from functa import mesh as mesh_lib
-from functa import operations, rng
 from functa.field import make_field
 from functa.memory import keep_freed_memory
 from functa.progress import device_name
@@ -81,7 +81,7 @@ def reference_step(config: ConfigDict, images: np.ndarray) -> Run:
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, optimizer, batch):
         loss = functools.partial(plain.loss, field, steps=config.inner_loop.steps)
-        value, gradient = jax.value_and_grad(loss)(params, meta_learning.to_float(batch))
+        value, gradient = jax.value_and_grad(loss)(params, fitting.to_float(batch))
         updates, optimizer = task.optimizer.update(gradient, optimizer, params)
         return jax.tree.map(jnp.add, params, updates), optimizer, value
 

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from functa import inner_loop
+from functa import fitting, inner_loop
 from functa.analysis.subject import Subject, cell_loss, mean_psnr, scores
 from functa.analysis.table import Column, Table
 from functa.field import Field
-from functa.tasks import meta_learning
 
 FREE_STEPS = 300
 _FREE_RATE = 0.05  # first step of Adam, in standard deviations of the channel
@@ -83,7 +82,7 @@ def steps(subject: Subject) -> dict[str, Table]:
 
     @jax.jit
     def go_on(images, latents):
-        images = meta_learning.to_float(images)
+        images = fitting.to_float(images)
         field, params = subject.field, subject.params
         log_lrs = params["log_inner_lrs"]
         return continue_steps(
@@ -115,7 +114,7 @@ def free(subject: Subject) -> dict[str, Table]:
 
     @jax.jit
     def refine_batch(images, latents):
-        images = meta_learning.to_float(images)
+        images = fitting.to_float(images)
         field, params = subject.field, subject.params["field"]
         return refine(field, params, unit, images, latents, steps=FREE_STEPS)
 

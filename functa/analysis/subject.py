@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from functa import metrics
+from functa import fitting, metrics
 from functa.data.images import ImageSource
 from functa.field import make_field
 from functa.tasks import meta_learning
@@ -52,7 +52,7 @@ class Subject:
         rows = np.linspace(0, sources[split].num_examples - 1, count).astype(np.int64)
         batch = sources[split].read(rows)
         self.images, self.labels = batch["image"], batch["label"]
-        self._fit = jax.jit(meta_learning.make_fit(config))
+        self._fit = jax.jit(fitting.make_fit(config))
         self._decode = jax.jit(self.field, static_argnums=2)
 
     def in_batches(self, function: Callable[..., Any], *arrays: np.ndarray, part: int = 1) -> Any:
@@ -77,7 +77,7 @@ class Subject:
         """The inner loop as it was trained, of images [n, h, w, c] uint8."""
 
         def fit_batch(images):
-            result = self._fit(self.params, meta_learning.to_float(images))
+            result = self._fit(self.params, fitting.to_float(images))
             return Fitted(result.latents, result.losses.T)
 
         return self.in_batches(fit_batch, images)

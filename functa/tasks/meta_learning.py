@@ -15,8 +15,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from functa import inner_loop, metrics, optim, rng
-from functa.config import outside
+from functa import fitting, inner_loop, metrics, optim
 from functa.data import pipeline as data_pipeline
 from functa.data.images import ImageSource
 from functa.field import Field, make_field
@@ -48,14 +47,14 @@ def make(
     if problems:
         raise ValueError("; ".join(problems))
     field = make_field(config)
-    trained = training_field(config)
-    fit = make_fit(config)
+    trained = fitting.training_field(config)
+    fit = fitting.make_fit(config)
     loop, settings = config.inner_loop, config.meta_learn
-    lrs_shape = make_lrs_shape(config)
+    lrs_shape = fitting.make_lrs_shape(config)
     optimizer = make_optimizer(config)
 
     def init(key):
-        field_params, curvature = initial_field(config, key)
+        field_params, curvature = fitting.initial_field(config, key)
         # Rates begin relative to the measured curvature of the first step, so that one setting
         # serves every field.
         log_lr = jnp.log(loop.initial_lr / curvature)
@@ -64,7 +63,7 @@ def make(
 
     def loss(params, batch, key):
         cell_key, flip_key = jax.random.split(key)
-        images = to_float(batch["image"])
+        images = fitting.to_float(batch["image"])
         if settings.cells_per_image:
             images = random_cells(cell_key, images, field, settings.cells_per_image)
         if settings.flips:
@@ -88,7 +87,7 @@ def make(
         return jnp.mean(jnp.log(mse + _NEGLIGIBLE_MSE)), logs
 
     def evaluate(params, batch):
-        mse = fit(params, to_float(batch["image"])).losses[-1]
+        mse = fit(params, fitting.to_float(batch["image"])).losses[-1]
         return {"mse": mse, "psnr": metrics.psnr(mse)}
 
     i, j, _ = field.latent_shape
@@ -126,7 +125,14 @@ def make(
 def check(config: ConfigDict) -> list[str]:
     """Every impossible value in config.field, inner_loop and meta_learn; [] if there is none."""
     problems: list[str] = []
-    for make_part in (make_field, check_inner_loop, training_field, make_lrs_shape, make_optimizer):
+    for make_part in (
+        make_field,
+        fitting.check_inner_loop,
+        check_settings,
+        fitting.training_field,
+        fitting.make_lrs_shape,
+        make_optimizer,
+    ):
         try:
             make_part(config)
         except (ValueError, TypeError) as error:
@@ -135,47 +141,9 @@ def check(config: ConfigDict) -> list[str]:
     return list(dict.fromkeys(problems))  # a bad field spoils several parts
 
 
-def check_first_step(config: ConfigDict) -> list[str]:
-    """Whether the first inner step of the field that training begins with would overshoot; [] if not.
-
-    Measures its curvature: a second or two.
-    """
-    key = rng.stream_key(config.seed, "init")
-    curvature = float(jax.jit(lambda key: initial_field(config, key)[1])(key))
-    loop = config.inner_loop
-    rate = float(np.clip(loop.initial_lr / curvature, loop.min_lr, loop.max_lr))
-    stable = inner_loop.STABLE_RADIUS / curvature
-    if rate < stable:
-        return []
-    return [
-        f"the first inner step is unstable: its curvature is {curvature:.4g}, so rates below "
-        f"{stable:.4g} are stable, and the rate is {rate:.4g} (inner_loop.initial_lr="
-        f"{loop.initial_lr:g} / curvature, within min_lr={loop.min_lr:g} and max_lr="
-        f"{loop.max_lr:g}): set initial_lr below 2, as 0.1, and min_lr below {stable:.4g}"
-    ]
-
-
-def initial_field(config: ConfigDict, key: jax.Array) -> tuple[Any, jax.Array]:
-    """(parameters, curvature of the first inner step) of the field that training begins with."""
-    params = make_field(config).init(key)
-    unit_rates = jnp.zeros((1, 1, 1, 1))
-    return params, inner_loop.spectral_radius(training_field(config), params, unit_rates)[0]
-
-
 def make_optimizer(config: ConfigDict) -> optim.Optimizer:
     settings = config.meta_learn
     return optim.make(**settings.optimizer, steps=settings.steps, decay_mask=decay_mask)
-
-
-def make_lrs_shape(config: ConfigDict) -> tuple[int, ...]:
-    """Shape of the inner rates: inner_loop.lrs_shape of the field that is trained."""
-    loop = config.inner_loop
-    return inner_loop.lrs_shape(
-        training_field(config).latent_shape,
-        lr_shape=loop.lr_shape,
-        steps=loop.steps,
-        lr_per_step=loop.lr_per_step,
-    )
 
 
 def decay_mask(params: Any) -> Any:
@@ -184,34 +152,9 @@ def decay_mask(params: Any) -> Any:
     return {"field": matrices, "log_inner_lrs": False}
 
 
-def training_field(config: ConfigDict) -> Field:
-    """The field as training sees it: of single cells where random cells are trained on."""
-    field = make_field(config)
-    if not config.meta_learn.cells_per_image:
-        return field
-    if config.inner_loop.lr_shape in ("cell", "full"):
-        raise ValueError(
-            f"inner_loop.lr_shape={config.inner_loop.lr_shape} has a rate for every cell, but random cells are all "
-            "alike: set meta_learn.cells_per_image=0 or lr_shape=channel"
-        )
-    return field.of_cell()
-
-
-def check_inner_loop(config: ConfigDict) -> None:
-    """Raises ValueError for settings of the inner loop, losses and numbers of cells that mean nothing."""
-    loop, cells = config.inner_loop, config.meta_learn.cells_per_image
-    problems = outside(
-        {
-            "inner_loop.steps": (loop.steps, 1, 1000),
-            "inner_loop.min_lr": (loop.min_lr, 1e-12, 1e12),
-            "inner_loop.max_lr": (loop.max_lr, 1e-12, 1e12),
-            "inner_loop.initial_lr": (loop.initial_lr, 1e-12, 1e12),
-        }
-    )
-    if problems:
-        raise ValueError("\n".join(problems))
-    if loop.min_lr >= loop.max_lr:
-        raise ValueError(f"inner_loop: want min_lr < max_lr, got {loop.min_lr} and {loop.max_lr}")
+def check_settings(config: ConfigDict) -> None:
+    """Raises ValueError for a loss or a number of cells that means nothing."""
+    cells = config.meta_learn.cells_per_image
     if config.meta_learn.loss not in LOSSES:
         raise ValueError(
             f"meta_learn.loss={config.meta_learn.loss!r}: known are {', '.join(LOSSES)}"
@@ -221,28 +164,6 @@ def check_inner_loop(config: ConfigDict) -> None:
         raise ValueError(
             f"meta_learn.cells_per_image={cells}: the grid of {i}x{j} has {i * j} cells"
         )
-
-
-def make_fit(config: ConfigDict) -> Callable[[Any, jax.Array], inner_loop.Fit]:
-    """(params, images [b, h, w, c] float32) -> Fit of whole images, as evaluation and encoding do it."""
-    field, loop = make_field(config), config.inner_loop
-
-    def fit(params, images):
-        return inner_loop.fit(
-            field,
-            params["field"],
-            params["log_inner_lrs"],
-            images,
-            steps=loop.steps,
-            second_order=loop.second_order,
-        )
-
-    return fit
-
-
-def to_float(images: jax.Array) -> jax.Array:
-    """uint8 in 0..255 -> float32 in [0, 1]."""
-    return images.astype(jnp.float32) / jnp.float32(255)
 
 
 def random_cells(key: jax.Array, images: jax.Array, field: Field, count: int) -> jax.Array:
