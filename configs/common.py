@@ -101,7 +101,7 @@ def base() -> ConfigDict:
     config.classify.steps = 1000
     config.classify.optimizer = optimizer("adamw", 1e-3, weight_decay=0.05)
     config.classify.ema_decay = 0.99
-    config.classify.cache = "host"  # host, none
+    config.classify.cache = "host"  # host, none, device: the whole split on every device
     config.classify.eval_batch_size = 500
     config.classify.log_every = 50
     config.classify.eval_every = 250

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from functa import inner_loop, rng
+from functa import inner_loop, metrics, rng
 from functa.config import outside
 from functa.field import Field, make_field
 
@@ -31,6 +31,18 @@ def make_fit(config: ConfigDict) -> Callable[[Any, jax.Array], inner_loop.Fit]:
         )
 
     return fit
+
+
+def make_encoder(config: ConfigDict) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
+    """(params, images [b, h, w, c] float32) -> latents [b, i, j, d] and psnr [b] in dB; compiled."""
+    fit = make_fit(config)
+
+    @jax.jit
+    def encode(params, images):
+        result = fit(params, images)
+        return result.latents, metrics.psnr(result.losses[-1])
+
+    return encode
 
 
 def to_float(images: jax.Array) -> jax.Array:

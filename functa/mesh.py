@@ -22,11 +22,14 @@ def batched(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data"))
 
 
-def to_devices(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's share of a batch -> global arrays, sharded by example."""
+def to_devices(mesh: Mesh, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    """This process's share of a batch -> global arrays, sharded by example; what lies on the devices
+    already stays."""
     sharding = batched(mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, value)
+        name: value
+        if isinstance(value, jax.Array)
+        else jax.make_array_from_process_local_data(sharding, value)
         for name, value in batch.items()
     }
 

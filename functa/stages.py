@@ -20,6 +20,7 @@ from functa.checkpoint import Checkpoints, digest
 from functa.dashboard import Dashboard, NullDashboard
 from functa.data import functaset as functaset_lib
 from functa.data import images as images_lib
+from functa.data.functaset_format import float32_latents
 from functa.field import Field, make_field
 from functa.interruption import Interrupted, Interruption
 from functa.progress import Bar
@@ -162,13 +163,6 @@ def encode(run: Run) -> dict[str, Any]:
     with refusing():
         _, params = load_field(run.workdir)
     params = jax.device_get(params)  # every process encodes alone, on its own devices
-    fit = fitting.make_fit(run.config)
-
-    @jax.jit
-    def fit_batch(params, images):
-        result = fit(params, images)
-        return result.latents, metrics.psnr(result.losses[-1])
-
     bar = Bar(run.say, "encode")
 
     def progress(done: int, total: int) -> None:
@@ -185,7 +179,7 @@ def encode(run: Run) -> dict[str, Any]:
     result = encode_lib.encode(
         directory=run.workdir / "functaset",
         splits=run.sources,
-        fit=functools.partial(fit_batch, params),
+        fit=functools.partial(fitting.make_encoder(run.config), params),
         field_digest=digest(params),
         config=run.config,
         class_names=names,
@@ -210,7 +204,9 @@ def stored_psnr(run: Run, functaset: functaset_lib.Functaset, params: Any) -> fl
     for start in range(0, images.num_examples, size):
         # The last batch is filled up with the last image: one program for all.
         rows = np.minimum(np.arange(start, start + size), images.num_examples - 1)
-        values = score(params["field"], latents.read(rows)["latents"], images.read(rows)["image"])
+        values = score(
+            params["field"], float32_latents(latents.read(rows)), images.read(rows)["image"]
+        )
         real = np.asarray(values)[: images.num_examples - start]
         total += float(np.sum(real, dtype=np.float64))
     return total / images.num_examples

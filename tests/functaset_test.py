@@ -89,7 +89,7 @@ def test_int8_is_what_a_slow_loop_makes():
     np.testing.assert_array_equal(stored, slow_stored)
     assert scale[2, 1] == 0
     assert np.abs(stored.astype(int)).max() <= 127
-    restored = functaset_format.restore_latents(stored, scale, "int8")
+    restored = functaset_format.restore_latents(stored, scale)
     error = np.abs(restored - latents)
     assert (error <= scale.astype(np.float32)[:, None, None] / 2 * 1.001).all()
 
@@ -99,7 +99,7 @@ def test_floats_are_rounded_to_the_nearest(dtype):
     latents = np.random.default_rng(0).normal(size=(50, 2, 2, 3)).astype(np.float32)
     stored, scale = functaset_format.round_latents(latents, dtype)
     assert scale is None
-    restored = functaset_format.restore_latents(stored, None, dtype)
+    restored = functaset_format.restore_latents(stored, None)
     assert restored.dtype == np.float32
     assert (np.abs(restored - latents) <= STEP[dtype] * np.abs(latents)).all()
     again, _ = functaset_format.round_latents(restored, dtype)
@@ -109,13 +109,11 @@ def test_floats_are_rounded_to_the_nearest(dtype):
 @pytest.mark.parametrize(("dtype", "largest"), [("float16", 65504), ("int8", 65504 * 127)])
 def test_numbers_too_large_become_infinite(dtype, largest):
     latents = np.full((1, 1, 1, 1), largest * 1.01, np.float32)
-    rounded = functaset_format.restore_latents(
-        *functaset_format.round_latents(latents, dtype), dtype
-    )
+    rounded = functaset_format.restore_latents(*functaset_format.round_latents(latents, dtype))
     assert not np.isfinite(rounded).any()
     latents[:] = largest
     stored, scale = functaset_format.round_latents(latents, dtype)
-    assert functaset_format.restore_latents(stored, scale, dtype)[0, 0, 0, 0] == largest
+    assert functaset_format.restore_latents(stored, scale)[0, 0, 0, 0] == largest
 
 
 # --- records
@@ -161,12 +159,13 @@ def test_a_record_is_what_tfds_itself_would_have_serialised(dtype):
             np.testing.assert_array_equal(ours[name], value, err_msg=name)
         for name in ("id", "copy", "psnr"):
             assert unpacked[name][k] == own[name]
-    expected = functaset_format.restore_latents(stored, scale, dtype)
-    np.testing.assert_array_equal(unpacked["latents"], expected)
+    expected = functaset_format.restore_latents(stored, scale)
+    np.testing.assert_array_equal(functaset_format.float32_latents(unpacked), expected)
     np.testing.assert_array_equal(unpacked["label"], label.astype(np.int32))
     dtypes = {name: values.dtype for name, values in unpacked.items()}
-    assert dtypes == {
-        "latents": np.float32, "label": np.int32, "id": np.int64, "copy": np.int32,
+    as_stored = {"latents": np.dtype(dtype)} | ({"scale": np.float16} if dtype == "int8" else {})
+    assert dtypes == as_stored | {
+        "label": np.int32, "id": np.int64, "copy": np.int32,
         "psnr": np.float32,
     }  # fmt: skip
 
@@ -231,7 +230,7 @@ def test_tfds_reads_every_dtype(written, dtype):
         for k in range(len(source)):
             record = source[k]
             stored, scale = functaset_format.round_latents(expected["latents"][k : k + 1], dtype)
-            rounded = functaset_format.restore_latents(stored, scale, dtype)[0]
+            rounded = functaset_format.restore_latents(stored, scale)[0]
             np.testing.assert_array_equal(latents_of(record, dtype), rounded)
             for name in ("label", "id", "copy", "psnr"):
                 assert record[name] == expected[name][k]
@@ -262,16 +261,17 @@ def test_read_gathers_any_records_in_the_order_asked(written, dtype, cache):
         indices = np.array(indices, np.int64)
         for reader in (source, pickle.loads(pickle.dumps(source))):
             records = reader.read(indices)
-            assert records.keys() == {"latents", "label", "id", "copy", "psnr"}
             rounded = functaset_format.restore_latents(
-                *functaset_format.round_latents(expected["latents"][indices], dtype), dtype
+                *functaset_format.round_latents(expected["latents"][indices], dtype)
             ) if indices.size else np.zeros((0, 2, 2, 3))  # fmt: skip
-            np.testing.assert_array_equal(records["latents"], rounded)
+            np.testing.assert_array_equal(functaset_format.float32_latents(records), rounded)
             for name in ("label", "id", "copy", "psnr"):
                 np.testing.assert_array_equal(records[name], expected[name][indices])
-            assert [records[name].dtype for name in ("latents", "label", "id", "copy", "psnr")] == [
-                np.float32, np.int32, np.int64, np.int32, np.float32
-            ]  # fmt: skip
+            scale = {"scale": np.float16} if dtype == "int8" else {}
+            assert {name: values.dtype for name, values in records.items()} == scale | {
+                "latents": np.dtype(dtype), "label": np.int32, "id": np.int64, "copy": np.int32,
+                "psnr": np.float32,
+            }  # fmt: skip
 
 
 @pytest.mark.parametrize("cache", ["host", "none"])

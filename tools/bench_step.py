@@ -18,11 +18,8 @@ repeats, device, settings.
 
 import functools
 import json
-import resource
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain
 from absl import app, flags
+from benchmark import Run, ceiling, knows_reference, measure, peak_bytes, spread
 from ml_collections import ConfigDict, config_flags
 
 from functa import fitting, operations, rng
@@ -46,8 +44,6 @@ _CONFIG = config_flags.DEFINE_config_file(
 _BATCH = flags.DEFINE_integer("batch_size", 16, "Images a step.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Turns.", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
-
-Run = Callable[[], Any]  # does one step and returns what must be waited for
 
 
 def training_step(config: ConfigDict, images: np.ndarray) -> Run:
@@ -95,42 +91,6 @@ def reference_step(config: ConfigDict, images: np.ndarray) -> Run:
     return run
 
 
-def ceiling(config: ConfigDict, batch_size: int) -> tuple[Run, int]:
-    """(a hidden layer's products for a whole batch, multiply-adds of one call)."""
-    h, w, _ = config.data.image_shape
-    width, layers = config.field.width, 8
-    weights = jnp.full((layers, width, width), 1 / width, jnp.float32)
-    points = jnp.ones((batch_size * h * w, width), jnp.float32)
-
-    @jax.jit
-    def products(points, weights):
-        for weight in weights:
-            points = points @ weight
-        return points
-
-    return functools.partial(products, points, weights), layers * points.size * width
-
-
-def measure(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, turn by turn; the first turn compiles and is dropped."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(run())
-            if turn:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
-def peak_bytes() -> int:
-    """Of the device where it tells, else of this process."""
-    statistics_of_device = jax.local_devices()[0].memory_stats()
-    if statistics_of_device:
-        return statistics_of_device["peak_bytes_in_use"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def bench(config: ConfigDict, *, batch_size: int, repeats: int) -> dict[str, Any]:
     """What the module's docstring says."""
     images = np.random.default_rng(0).integers(
@@ -155,7 +115,7 @@ def bench(config: ConfigDict, *, batch_size: int, repeats: int) -> dict[str, Any
         "operations_per_second": per_image * rate,
         "ceiling_operations_per_second": highest,
         "fraction_of_ceiling": per_image * rate / highest,
-        "spread": (max(seconds["step"]) - min(seconds["step"])) / medians["step"],
+        "spread": spread(seconds["step"], medians["step"]),
         "peak_bytes": peak_bytes(),
         "batch_size": batch_size,
         "repeats": repeats,
@@ -173,10 +133,7 @@ def main(argv: list[str]) -> int:
     with config.unlocked():
         config.meta_learn.cells_per_image = 0
         config.meta_learn.flips = False
-    problems = meta_learning.check(config)
-    field = config.field
-    if field.lookup != "nearest" or field.map == "mlp" or field.modulation != "shift":
-        problems.append("the plain reference knows nearest lookup, linear maps and shift only")
+    problems = meta_learning.check(config) + knows_reference(config)
     if problems:
         print("bench_step: " + "\n".join(problems), file=sys.stderr)
         return 2

@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from functa import checkpoint, pictures, stages
-from functa.data import functaset
+from functa.data import functaset, functaset_format
 
 _BLOCK = 1024  # records looked through at once
 _PIXELS = 1 << 20  # decoded at once, if one image has fewer
@@ -74,8 +74,9 @@ def find(
             for first in range(start, stop, _BLOCK):
                 records = source.read(np.arange(first, min(first + _BLOCK, stop)))
                 wanted = np.isin(records["id"], ids) & (records["copy"] == copy)
+                latents = functaset_format.float32_latents(records)
                 for k in np.flatnonzero(wanted):
-                    found[int(records["id"][k])] = records["latents"][k]
+                    found[int(records["id"][k])] = latents[k]
         start = stop
     missing = [id for id in ids if id not in found]
     if missing:

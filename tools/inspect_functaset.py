@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from etils import epath
 
-from functa.data import functaset
+from functa.data import functaset, functaset_format
 
 _SHEET_SIDE = 64  # pixels; smaller images are enlarged to about this side
 
@@ -68,7 +68,7 @@ def write_sheet(
         raise ValueError(f"{functa_set.path}: the split {split} has no records to show")
     count = min(images, source.num_examples)
     records = source.read(np.linspace(0, source.num_examples - 1, count).astype(np.int64))
-    values = np.asarray(jax.jit(field)(params["field"], records["latents"]))
+    values = np.asarray(jax.jit(field)(params["field"], functaset_format.float32_latents(records)))
     side = max(values.shape[1:3])
     values = pictures.enlarge(values, max(1, _SHEET_SIDE // side))
     file.write_bytes(pictures.png(pictures.sheet(values, gap=2)))

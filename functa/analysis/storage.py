@@ -51,7 +51,7 @@ def _as_functasets(subject: Subject) -> Iterator[Stored]:
     for dtype in ("float32", "float16", "bfloat16", "int8"):
         layout = functaset_format.RecordLayout(subject.field.latent_shape, dtype)
         stored, scale = functaset_format.round_latents(subject.fitted.latents, dtype)
-        restored = functaset_format.restore_latents(stored, scale, dtype)
+        restored = functaset_format.restore_latents(stored, scale)
         estimate = None
         if scale is not None:
             known, _ = functaset_format.round_latents(subject.reference_latents, dtype)

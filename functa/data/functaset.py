@@ -21,7 +21,7 @@ A record holds
 
 import dataclasses
 import json
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from array_record.python import array_record_data_source, array_record_module
@@ -95,14 +95,15 @@ class Functaset:
         """Records of a split, augmented copies included."""
         return self._split(split)["examples"]
 
-    def source(self, split: str, cache: Literal["host", "none"]) -> "HostSource | FileSource":
+    def source(self, split: str, cache: str) -> "HostSource | FileSource":
         """Random access to a split.
 
         Args:
-          cache: host: decoded once into memory as float32; none: read and decoded at every access.
+          cache: host: decoded once into memory; none: read and decoded at every access. For the
+            memory of devices see data/device_cache.py.
         Returns:
-          An object with `num_examples` and read(indices [k]) -> latents float32 [k, i, j, d] (int8
-          times its scale), label int32 [k], id int64 [k], copy int32 [k], psnr float32 [k].
+          An object with `num_examples` and read(indices [k]) -> what RecordLayout.unpack tells:
+          latents as they are stored, label, id, copy, psnr.
         """
         if cache not in ("host", "none"):
             raise ValueError(f"cache must be host or none, not {cache!r}")
@@ -267,7 +268,8 @@ def _verify_shard(file: epath.Path, shard: dict[str, Any], layout: RecordLayout)
             return [f"{file} has {count} records, not {shard['records']}"]
         for start in range(0, count, _READ_BLOCK):
             block = layout.unpack(reader.read(start, min(start + _READ_BLOCK, count)))
-            bad = ~np.isfinite(block["latents"]).all(axis=(1, 2, 3)) | ~np.isfinite(block["psnr"])
+            latents = functaset_format.float32_latents(block)
+            bad = ~np.isfinite(latents).all(axis=(1, 2, 3)) | ~np.isfinite(block["psnr"])
             if bad.any():
                 k = int(np.argmax(bad))
                 return [f"{file}: record {start + k} (id {block['id'][k]}) is not finite"]

@@ -77,15 +77,20 @@ def round_latents(latents: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarr
     return np.rint(latents / divisor[:, None, None, :]).astype(np.int8), scale
 
 
-def restore_latents(stored: np.ndarray, scale: np.ndarray | None, dtype: str) -> np.ndarray:
-    """Inverse of `round_latents`: [k, i, j, d] float32."""
-    if dtype == "bfloat16":
-        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    if dtype != "int8":
-        return stored.astype(np.float32)
-    assert scale is not None
+def restore_latents(stored: Any, scale: Any) -> Any:
+    """Inverse of `round_latents`: [k, i, j, d] float32; arrays of NumPy or, under jit too, of JAX."""
+    if stored.dtype == np.uint16:
+        stored = stored.view(ml_dtypes.bfloat16)
+    values = stored.astype(np.float32)
+    if scale is None:
+        return values
     with np.errstate(invalid="ignore"):  # an infinite scale times zero: not a number either
-        return stored.astype(np.float32) * scale.astype(np.float32)[:, None, None, :]
+        return values * scale.astype(np.float32)[:, None, None, :]
+
+
+def float32_latents(rows: dict[str, Any]) -> Any:
+    """Latents [k, i, j, d] float32 of what a source of a functaset has read; NumPy or JAX."""
+    return restore_latents(rows["latents"], rows.get("scale"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +177,9 @@ class RecordLayout:
         """Values of k records.
 
         Returns:
-          latents float32 [k, i, j, d], label int32 [k], id int64 [k], copy int32 [k], psnr float32
-          [k].
+          latents [k, i, j, d] as stored (float16, bfloat16, float32, int8) and, for int8, scale
+          [k, d] float16: `float32_latents` makes numbers of them, best where they are used, since
+          they travel in half the bytes; label int32 [k], id int64 [k], copy int32 [k], psnr float32 [k].
         Raises:
           ValueError: a record is not of this layout; names its position in `records`.
         """
@@ -188,9 +194,12 @@ class RecordLayout:
             k = int(np.argmin(same.all(axis=1)))
             raise ValueError(f"record {k} is not a record of this functaset: its headers differ")
         values = rows.view(self.struct)[:, 0]
-        scale = values["scale"] if self.dtype == "int8" else None
-        return {
-            "latents": restore_latents(values["latents"], scale, self.dtype),
+        latents = np.ascontiguousarray(values["latents"])
+        if self.dtype == "bfloat16":
+            latents = latents.view(ml_dtypes.bfloat16)
+        scale = {"scale": values["scale"].copy()} if self.dtype == "int8" else {}
+        return scale | {
+            "latents": latents,
             "label": _unpack_varints(values["label"]).astype(np.int32),
             "id": _unpack_varints(values["id"]),
             "copy": _unpack_varints(values["copy"]).astype(np.int32),

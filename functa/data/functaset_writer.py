@@ -138,7 +138,7 @@ class ShardWriter:
         _require_finite("latents are", latents, split=split, id=id, copy=copy)
         _require_finite("psnr is", psnr, split=split, id=id, copy=copy)
         stored, scale = functaset_format.round_latents(latents, dtype)
-        rounded = functaset_format.restore_latents(stored, scale, dtype)
+        rounded = functaset_format.restore_latents(stored, scale)
         _require_finite(f"latents as {dtype} are", rounded, split=split, id=id, copy=copy)
         packed = self._recipe.layout.pack(
             stored=stored, scale=scale, label=label, id=id, copy=copy, psnr=psnr

@@ -1,7 +1,6 @@
 """The classify stage: a classifier trained on the latents of a functaset."""
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax
@@ -15,8 +14,9 @@ from ml_collections import ConfigDict
 from functa import classifier, optim
 from functa.config import outside
 from functa.data import functaset as functasets
-from functa.data import pipeline
-from functa.tasks import Batch, Illustrations, PyTree, Task
+from functa.data.functaset_format import float32_latents
+from functa.data.latent_batches import CACHES, LatentBatches
+from functa.tasks import Illustrations, PyTree, Task
 
 ILLUSTRATED_EXAMPLES = 256
 
@@ -43,8 +43,12 @@ def make(
     module = classifier.make_model(num_classes=num_classes, **settings.model)
     normalize = make_normalization(functaset.manifest, kind=settings.normalization)
     optimizer = make_optimizer(config)
-    source = functools.cache(functools.partial(functaset.source, cache=settings.cache))
-    process = {"process_index": process_index, "process_count": process_count}
+    batches = LatentBatches(
+        functaset,
+        cache=settings.cache,
+        process_index=process_index,
+        process_count=process_count,
+    )
     return Task(
         name="classify",
         init=make_init(module, latent_shape=tuple(config.field.latent_shape)),
@@ -63,22 +67,16 @@ def make(
         learning_rate=optimizer.learning_rate,
         watch=lambda params: ({}, ""),
         images_per_step=settings.batch_size,
-        train_batches=lambda first_step, last_step: _only(
-            ("latents", "label"),
-            pipeline.train_batches(
-                source("train"),
-                batch_size=settings.batch_size,
-                first_step=first_step,
-                last_step=last_step,
-                seed=config.seed,
-                **process,
-            ),
+        train_batches=lambda first_step, last_step: batches.train(
+            batch_size=settings.batch_size,
+            first_step=first_step,
+            last_step=last_step,
+            seed=config.seed,
         ),
-        eval_batches=lambda split: _only(
-            ("latents", "label", "mask"),
-            pipeline.eval_batches(source(split), batch_size=settings.eval_batch_size, **process),
+        eval_batches=lambda split: batches.whole(split, batch_size=settings.eval_batch_size),
+        illustrate=make_illustrate(
+            module, normalize, source=lambda: functaset.source("validation", cache="none")
         ),
-        illustrate=make_illustrate(module, normalize, source=lambda: source("validation")),
     )
 
 
@@ -99,8 +97,8 @@ def check(config: ConfigDict) -> list[str]:
         problems += told.splitlines()
     if settings.normalization not in ("scalar", "channel"):
         problems.append(f"classify.normalization={settings.normalization!r}: scalar or channel")
-    if settings.cache not in ("host", "none"):
-        problems.append(f"classify.cache={settings.cache!r}: host or none")
+    if settings.cache not in CACHES:
+        problems.append(f"classify.cache={settings.cache!r}: {', '.join(CACHES)}")
     return problems + outside(
         {
             "classify.mixup": (settings.mixup, 0.0, 1e3),
@@ -113,12 +111,6 @@ def check(config: ConfigDict) -> list[str]:
 def make_optimizer(config: ConfigDict) -> optim.Optimizer:
     settings = config.classify
     return optim.make(**settings.optimizer, steps=settings.steps, decay_mask=classifier.decay_mask)
-
-
-def _only(names: tuple[str, ...], batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The arrays that the task reads: what else a functaset holds need not go to the devices."""
-    for batch in batches:
-        yield {name: batch[name] for name in names}
 
 
 def make_normalization(
@@ -178,7 +170,7 @@ def make_loss(
 
     def loss(params: PyTree, batch: Any, key: jax.Array):
         mixup_key, noise_key, model_key = jax.random.split(key, 3)
-        latents = normalize(batch["latents"])
+        latents = normalize(float32_latents(batch))
         targets = jax.nn.one_hot(batch["label"], num_classes, dtype=jnp.float32)
         if mixup > 0:
             latents, targets = mix(latents, targets, key=mixup_key, alpha=mixup)
@@ -221,7 +213,7 @@ def make_evaluate(
     int32. The loss is the plain cross-entropy in nats, without label smoothing."""
 
     def evaluate(params: PyTree, batch: Any) -> dict[str, jax.Array]:
-        logits = _logits(module, params, normalize(batch["latents"]), train=False)
+        logits = _logits(module, params, normalize(float32_latents(batch)), train=False)
         label = batch["label"]
         prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return {
@@ -273,7 +265,7 @@ def make_illustrate(
     def illustrate(params: PyTree) -> Illustrations:
         examples = source()
         count = min(ILLUSTRATED_EXAMPLES, examples.num_examples)
-        latents = examples.read(np.arange(count))["latents"]
+        latents = float32_latents(examples.read(np.arange(count)))
         # on this process alone: the others need not take part in a picture
         norms, confidence = jax.device_get(statistics(jax.device_get(params), latents))
         return Illustrations(images={}, histograms={"input_norm": norms, "confidence": confidence})

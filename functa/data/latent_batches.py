@@ -1,0 +1,113 @@
+"""Batches of latents and labels of a functaset, in one order from wherever they are kept.
+
+`cache` changes the speed and nothing else:
+    none    records are read from disk and decoded for every batch
+    host    the host's memory holds a split as it is stored; a batch is a gather there
+    device  the memory of every device holds the whole split; a batch is a gather there, and only
+            the numbers of its examples travel
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from functa import mesh as mesh_lib
+from functa.data import pipeline
+from functa.data.functaset import Functaset
+
+CACHES = ("none", "host", "device")
+_NAMES = ("latents", "scale", "label", "mask")  # what models read, of all that a record holds
+_SPARED = 0.5  # of a device's memory, for the model
+
+
+class LatentBatches:
+    """Batches {"latents" [b, i, j, d] as stored, "scale" [b, d] (int8 only), "label" [b] int32}.
+
+    Args:
+      cache: see the module.
+      process_index, process_count: which share of every global batch is yielded.
+    Raises:
+      ValueError: an unknown cache, or a train split too large for a device.
+    """
+
+    def __init__(self, functaset: Functaset, *, cache: str, process_index: int, process_count: int):
+        if cache not in CACHES:
+            raise ValueError(f"cache must be {', '.join(CACHES)}, not {cache!r}")
+        self._functaset, self._cache = functaset, cache
+        self._processes = {"process_index": process_index, "process_count": process_count}
+        if cache == "device":
+            _require_room(functaset)
+        self._open = functools.cache(self._opened)
+
+    def train(
+        self, *, batch_size: int, first_step: int, last_step: int, seed: int
+    ) -> Iterator[dict[str, Any]]:
+        """Batches of the train split; see pipeline.train_batches."""
+        source, finish = self._open("train")
+        batches = pipeline.train_batches(
+            source,
+            batch_size=batch_size,
+            first_step=first_step,
+            last_step=last_step,
+            seed=seed,
+            **self._processes,
+        )
+        return map(finish, batches)
+
+    def whole(self, split: str, *, batch_size: int) -> Iterator[dict[str, Any]]:
+        """A whole split in order, with "mask" [b] float32; see pipeline.eval_batches."""
+        source, finish = self._open(split)
+        return map(finish, pipeline.eval_batches(source, batch_size=batch_size, **self._processes))
+
+    def _opened(self, split: str):
+        if self._cache != "device":
+            return self._functaset.source(split, self._cache), _chosen
+        rows = self._functaset.source(split, "none")
+        return _Numbers(rows.num_examples), _gather(rows, mesh_lib.make_mesh())
+
+
+class _Numbers:
+    """A source that reads nothing but which examples were asked for."""
+
+    def __init__(self, num_examples: int):
+        self.num_examples = num_examples
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {"example": indices.astype(np.int32)}
+
+
+def _gather(source, mesh: jax.sharding.Mesh):
+    """{"example": numbers [b], ...} -> the rows of `source`, taken on the devices."""
+    rows = _chosen(source.read(np.arange(source.num_examples)))
+    place = mesh_lib.replicated(mesh)
+    table = {
+        name: jax.make_array_from_process_local_data(place, values, values.shape)
+        for name, values in rows.items()
+    }
+
+    @functools.partial(jax.jit, out_shardings=mesh_lib.batched(mesh))
+    def take(table, example):
+        return {name: values[example] for name, values in table.items()}
+
+    def gather(batch):
+        batch = mesh_lib.to_devices(mesh, batch)
+        return take(table, batch.pop("example")) | batch
+
+    return gather
+
+
+def _chosen(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: batch[name] for name in _NAMES if name in batch}
+
+
+def _require_room(functaset: Functaset) -> None:
+    size = functaset.num_examples("train") * functaset.manifest.layout.latent_bytes
+    memory = jax.local_devices()[0].memory_stats() or {}
+    if size > _SPARED * memory.get("bytes_limit", np.inf):
+        raise ValueError(
+            f"cache=device: the train split has {size:,} bytes of latents, a device "
+            f"{memory['bytes_limit']:,} bytes of memory; use host or none"
+        )

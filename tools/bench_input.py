@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Times how fast batches of a functaset come from disk, from the host's memory and from the devices'.
+
+    tools/bench_input.py                                 a functaset made of noise, 8x8x16, float16
+    tools/bench_input.py --functaset=runs/NAME/functaset the train split of a real one
+    tools/bench_input.py --json --records=100000 --dtype=int8
+
+What is timed is what the stage classify does for a step: the loader of functa/data/pipeline.py, every
+array of the batch included, and the transfer to the devices; no model. Turn by turn, so that a
+noisy machine disturbs all alike, medians of --repeats turns of --batches batches. The disk is read
+through the page cache, which holds a set that was just written or read.
+
+--json prints one object: records_per_second, spread ((max - min) / median) and bytes_per_second of each
+of none, host, device (the values of classify.cache); record_bytes, batch_size, repeats, devices.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from configs import common
+from functa import mesh as mesh_lib
+from functa.data import functaset, functaset_format, functaset_manifest, functaset_writer
+from functa.data.latent_batches import CACHES, LatentBatches
+from functa.progress import device_name
+
+
+def write_noise(
+    directory: epath.PathLike, *, records: int, latent_shape: tuple[int, ...], dtype: str
+) -> None:
+    """A functaset whose train split is noise and whose other splits are empty."""
+    i, j, d = latent_shape
+    recipe = functaset_writer.Recipe(
+        field_digest="sha256:none",
+        config={},
+        layout=functaset_format.RecordLayout(latent_shape=(i, j, d), dtype=dtype),
+        class_names=(),
+        num_records={"train": records, "validation": 0, "test": 0},
+    )
+    shards = functaset_writer.plan_shards(recipe.num_records, 10_000)
+    rng = np.random.default_rng(0)
+    for shard in shards:
+        with functaset_writer.ShardWriter(directory, shard=shard, recipe=recipe) as writer:
+            for start in range(shard.start, shard.stop, 1000):
+                ids = np.arange(start, min(start + 1000, shard.stop))
+                latents = rng.normal(size=(len(ids), *latent_shape)).astype(np.float32)
+                writer.write(
+                    latents=latents,
+                    label=ids % 10,
+                    id=ids,
+                    copy=np.zeros_like(ids),
+                    psnr=np.full(len(ids), 30, np.float32),
+                )
+            writer.finish(seconds=0.0)
+    functaset_manifest.write_manifest(directory, shards=shards, recipe=recipe)
+
+
+def seconds_of_batches(
+    batches: LatentBatches, mesh: jax.sharding.Mesh, *, batch_size: int, count: int
+) -> float:
+    """Time of `count` shuffled batches of the train split, on the devices, as training reads them."""
+    begin = time.perf_counter()
+    for batch in batches.train(batch_size=batch_size, first_step=0, last_step=count, seed=0):
+        ready = mesh_lib.to_devices(mesh, batch)
+    jax.block_until_ready(ready)
+    return time.perf_counter() - begin
+
+
+def bench(
+    opened: functaset.Functaset, *, batch_size: int, count: int, repeats: int
+) -> dict[str, Any]:
+    """What the module's docstring says."""
+    mesh = mesh_lib.make_mesh()
+    kinds = {
+        cache: LatentBatches(opened, cache=cache, process_index=0, process_count=1)
+        for cache in CACHES
+    }
+    seconds: dict[str, list[float]] = {cache: [] for cache in kinds}
+    for turn in range(repeats + 1):
+        for cache, batches in kinds.items():
+            took = seconds_of_batches(batches, mesh, batch_size=batch_size, count=count)
+            if turn:  # the first opens, fills the cache and compiles
+                seconds[cache].append(took)
+    record_bytes = opened.manifest.layout.record_bytes
+    result: dict[str, Any] = {}
+    for cache, values in seconds.items():
+        middle = statistics.median(values)
+        result[cache] = {
+            "records_per_second": batch_size * count / middle,
+            "bytes_per_second": batch_size * count * record_bytes / middle,
+            "spread": (max(values) - min(values)) / middle,
+        }
+    return result | {
+        "record_bytes": record_bytes,
+        "records": opened.num_examples("train"),
+        "batch_size": batch_size,
+        "repeats": repeats,
+        "devices": device_name(),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--functaset", metavar="FOLDER", help="a complete functaset")
+    parser.add_argument("--records", type=int, default=50_000, help="of noise")
+    parser.add_argument("--latent_shape", default="8x8x16", help="of noise")
+    parser.add_argument("--dtype", default="float16", help="of noise")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--batches", type=int, default=200, help="a turn")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="bench-input-") as folder:
+        try:
+            if arguments.functaset is None:
+                shape = common.shape(arguments.latent_shape)
+                write_noise(
+                    folder, records=arguments.records, latent_shape=shape, dtype=arguments.dtype
+                )
+            opened = functaset.open_functaset(arguments.functaset or folder, field_digest=None)
+            result = bench(
+                opened,
+                batch_size=arguments.batch_size,
+                count=arguments.batches,
+                repeats=arguments.repeats,
+            )
+        except ValueError as error:
+            print(f"bench_input: {error}", file=sys.stderr)
+            return 2
+    if arguments.json:
+        print(json.dumps(result))
+        return 0
+    for cache in CACHES:
+        one = result.pop(cache)
+        print(
+            f"{cache:<8}{one['records_per_second']:>14,.0f} records/s"
+            f"{one['bytes_per_second'] / 1e6:>10,.0f} MB/s   spread {one['spread']:.0%}"
+        )
+    print("  ".join(f"{name} {value}" for name, value in result.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
