@@ -67,6 +67,9 @@ def base() -> ConfigDict:
     config.inner_loop.min_lr = 1e-3
     config.inner_loop.max_lr = 1e3
     config.inner_loop.second_order = True
+    # Parts that the rows of cells of an image are worked on in, one after the other: memory of one
+    # part for a third more time. Nearest lookup only.
+    config.inner_loop.chunks = 1
 
     config.meta_learn = ConfigDict()
     config.meta_learn.batch_size = 128  # images a step, over all devices

@@ -28,6 +28,7 @@ def make_fit(config: ConfigDict) -> Callable[[Any, jax.Array], inner_loop.Fit]:
             images,
             steps=loop.steps,
             second_order=loop.second_order,
+            chunks=loop.chunks,
         )
 
     return fit
@@ -94,6 +95,7 @@ def check_inner_loop(config: ConfigDict) -> None:
     )
     if problems:
         raise ValueError("\n".join(problems))
+    inner_loop.check_chunks(make_field(config), loop.chunks)
     if loop.min_lr >= loop.max_lr:
         raise ValueError(f"inner_loop: want min_lr < max_lr, got {loop.min_lr} and {loop.max_lr}")
 

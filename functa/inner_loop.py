@@ -9,7 +9,7 @@ Source: Dupont et al. 2022, section 3.2 and appendix A; meta-SGD: Li et al. 2017
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,7 @@ def fit(
     *,
     steps: int,
     second_order: bool,
+    chunks: int = 1,
 ) -> Fit:
     """Fits latents, from zero, to whole images.
 
@@ -63,6 +64,9 @@ def fit(
       steps: gradient steps, at least one.
       second_order: whether a derivative of the result by params runs through the inner gradients; if not they
         are constants (first-order MAML).
+      chunks: rows of cells are worked on in so many parts, one after the other, and a derivative
+        of the result computes each part again: memory for a part instead of for all, a third more
+        time, the same numbers to rounding. Other than 1 only in the cell layout.
     Raises:
       ValueError: images of another shape or type.
     """
@@ -76,25 +80,90 @@ def fit(
     rates = jnp.exp(log_inner_lrs)
     rates = jnp.broadcast_to(rates, (steps, *rates.shape[1:]))
     cell_size = field.cell_shape(shape)[0] * field.cell_shape(shape)[1] * field.image_shape[2]
-
-    def cell_loss(latents):
-        values = field.synthesise(params, field.modulations(params, latents), shape)
-        errors = jnp.sum(jnp.square(values - targets), axis=tuple(range(1, targets.ndim)))
-        return jnp.sum(errors) / cell_size, errors
+    synthesise = _Synthesis(field, params, targets, chunks)
 
     gradient, errors = first_gradient(field, params, targets)
     losses = [errors]
     latents = jnp.zeros((len(images), *field.latent_shape), jnp.float32)
     for step in range(steps):
         if step:
-            gradient, errors = jax.grad(cell_loss, has_aux=True)(latents)
+            modulations, pull = jax.vjp(lambda z: field.modulations(params, z), latents)
+            errors, by_modulations = synthesise.gradient(modulations)
+            (gradient,) = pull(by_modulations / cell_size)
             losses.append(errors)
         if not second_order:
             gradient = jax.lax.stop_gradient(gradient)
         latents = descend(field, latents, rates[step][None], gradient)
-    values = field.synthesise(params, field.modulations(params, latents), shape)
-    losses.append(jnp.sum(jnp.square(values - targets), axis=tuple(range(1, targets.ndim))))
+    values, errors = synthesise.values(field.modulations(params, latents))
+    losses.append(errors)
     return Fit(latents, field.to_image(values, shape), jnp.stack(losses) / images[0].size)
+
+
+class _Synthesis:
+    """From modulations [b, i, j, s, m] to values in the layout of `targets`, and their squared errors
+    [b]: all at once, or in parts of some rows of cells."""
+
+    def __init__(self, field: Field, params: Params, targets: jax.Array, chunks: int):
+        self._field, self._params, self._targets, self._chunks = field, params, targets, chunks
+        self._shape = field.image_shape[:2]
+        self._features = jnp.asarray(field.layout_features(self._shape))
+        check_chunks(field, chunks)
+
+    def values(self, modulations: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(values, squared errors [b])."""
+        values, errors = self._each_part(self._scored, modulations)
+        return _joined(values, self._targets.shape), jnp.sum(errors, axis=0)
+
+    def gradient(self, modulations: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(squared errors [b], the derivative of their sum by the modulations)."""
+
+        def part(modulations, targets, features):
+            errors, pull = jax.vjp(lambda m: self._scored(m, targets, features)[1], modulations)
+            return errors, pull(jnp.ones_like(errors))[0]
+
+        errors, gradient = self._each_part(part, modulations)
+        return jnp.sum(errors, axis=0), _joined(gradient, modulations.shape)
+
+    def _scored(self, modulations, targets, features):
+        at_points = self._field.look_up(modulations, self._shape)
+        values = self._field.at_points(self._params, features, at_points)
+        return values, jnp.sum(jnp.square(values - targets), axis=tuple(range(1, targets.ndim)))
+
+    def _each_part(self, part: Callable, modulations: jax.Array) -> Any:
+        """part(modulations, targets, features) of every part, along a new leading axis."""
+        if self._chunks == 1:
+            whole = part(modulations, self._targets, self._features)
+            return jax.tree.map(lambda result: result[None], whole)
+        parts = [_split(modulations, 1, self._chunks), _split(self._targets, 1, self._chunks)]
+        if self._features.ndim == 5:  # not the same in all cells
+            parts.append(_split(self._features, 0, self._chunks))
+
+        def one(part_of):
+            return part(*part_of, *([self._features] if len(part_of) == 2 else []))
+
+        # The loop keeps compilers from seeing that what is computed again is what was computed
+        # before, and from keeping it after all.
+        return jax.lax.map(jax.checkpoint(one), parts)
+
+
+def _split(grid: jax.Array, axis: int, chunks: int) -> jax.Array:
+    shape = (*grid.shape[:axis], chunks, grid.shape[axis] // chunks, *grid.shape[axis + 1 :])
+    return jnp.moveaxis(grid.reshape(shape), axis, 0)
+
+
+def _joined(parts: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.moveaxis(parts, 0, 1).reshape(shape)
+
+
+def check_chunks(field: Field, chunks: int) -> None:
+    """Raises ValueError where cells cannot be worked on in so many parts."""
+    rows = field.latent_shape[0]
+    if chunks != 1 and not (1 < chunks <= rows and rows % chunks == 0):
+        raise ValueError(
+            f"inner_loop.chunks={chunks} must divide the {rows} rows of the latent grid"
+        )
+    if chunks != 1 and not field.uses_cells(field.image_shape[:2]):
+        raise ValueError(f"inner_loop.chunks={chunks}: parts of a field want lookup=nearest")
 
 
 def descend(field: Field, latents: jax.Array, rates: jax.Array, gradient: jax.Array) -> jax.Array:

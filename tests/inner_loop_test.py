@@ -102,6 +102,65 @@ def test_fit_and_its_outer_gradients_against_the_slow_reference(name):
         )
 
 
+@pytest.mark.parametrize("name", [name for name in FIELDS if name.startswith("nearest")])
+@pytest.mark.parametrize("second_order", [True, False])
+def test_chunks_change_memory_and_not_results(name, second_order):
+    """Values, latents and outer gradients of an image worked on in parts, to rounding."""
+    field = make(**FIELDS[name])
+    images = jax.random.uniform(jax.random.key(5), (2, *field.image_shape))
+    params = with_neighbours(field.init(jax.random.key(0)))
+    log_lrs = jnp.zeros((3, 1, 1, 1))
+
+    def loss(params, log_lrs, chunks):
+        fit = inner_loop.fit(
+            field, params, log_lrs, images, steps=3, second_order=second_order, chunks=chunks
+        )
+        return fit.losses[-1].mean(), fit
+
+    results = []
+    for chunks in (1, 2):
+        program = jax.jit(
+            jax.value_and_grad(functools.partial(loss, chunks=chunks), argnums=(0, 1), has_aux=True)
+        )
+        results.append(program(params, log_lrs))
+    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
+        difference = float(jnp.linalg.norm((one - other).ravel()))
+        assert difference <= 1e-5 * float(jnp.linalg.norm(other.ravel()))
+
+
+def test_chunks_need_less_memory():
+    """Of the compiled program: no run, no clock. The derivative keeps one part, not all."""
+    field = make(image_shape=(64, 64, 3), latent_shape=(16, 16, 4), width=64)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    params = jax.eval_shape(field.init, jax.random.key(0))
+
+    def temporaries(chunks):
+        def loss(params, images):
+            fit = inner_loop.fit(
+                field, params, jnp.zeros((1, 1, 1, 1)), images,
+                steps=3, second_order=True, chunks=chunks,
+            )  # fmt: skip
+            return fit.losses[-1].mean()
+
+        compiled = jax.jit(jax.grad(loss)).lower(params, images).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8) < temporaries(1) / 4
+
+
+@pytest.mark.parametrize(
+    ("field", "chunks", "message"),
+    [
+        ({}, 3, "chunks=3 must divide the"),
+        ({}, 0, "chunks=0 must divide the"),
+        (FIELDS["bilinear"], 2, "chunks=2: parts of a field want lookup=nearest"),
+    ],
+)
+def test_chunks_that_cannot_be_are_refused(field, chunks, message):
+    with pytest.raises(ValueError, match=message):
+        inner_loop.check_chunks(make(**field), chunks)
+
+
 @pytest.mark.parametrize("lr_shape", inner_loop.LR_SHAPES)
 @pytest.mark.parametrize("lr_per_step", [False, True])
 def test_every_shape_of_rates(lr_shape, lr_per_step, images):

@@ -75,6 +75,7 @@ def make(
             images,
             steps=loop.steps,
             second_order=loop.second_order,
+            chunks=1 if settings.cells_per_image else loop.chunks,
         )
         inner = jnp.mean(result.losses, axis=1)
         lrs = jnp.exp(params["log_inner_lrs"])
