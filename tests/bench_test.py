@@ -1,5 +1,6 @@
 """The benchmarks' references compute what they are compared with; how fast they are is no test."""
 
+import ast
 import functools
 import json
 import subprocess
@@ -16,6 +17,7 @@ from functa.tasks import meta_learning
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
+import bench_growth  # noqa: E402
 import plain  # noqa: E402
 
 
@@ -54,27 +56,69 @@ def test_the_plain_reference_is_the_fast_path(config, kind):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(np.abs(theirs).max()))
 
 
-def bench(program_env, tmp_path, *arguments):
+def bench(program_env, tool, *arguments):
     return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "bench_step.py"), *arguments],
+        [sys.executable, str(ROOT / "tools" / tool), *arguments],
         cwd=ROOT, env=program_env, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
 
-def test_bench_step_prints_its_object(program_env, tmp_path):
+@pytest.mark.parametrize(
+    ("tool", "arguments", "compared"),
+    [
+        ("bench_step.py", ["--batch_size=2"], ["speedup_over_reference"]),
+        ("bench_step.py", ["--batch_size=2", "--noreference"], []),
+        ("bench_encode.py", ["--batches=2"], ["speedup_over_reference", "stage_over_fit"]),
+    ],
+)
+def test_a_benchmark_prints_its_object(program_env, tool, arguments, compared):
     tiny = "--config=configs/cifar10_spatial.py:tiny"
-    result = bench(program_env, tmp_path, tiny, "--json", "--repeats=1", "--batch_size=2")
+    result = bench(program_env, tool, tiny, "--json", "--repeats=1", *arguments)
     assert result.returncode == 0, result.stderr
     measured = json.loads(result.stdout)
-    for key in ("images_per_second", "speedup_over_reference", "fraction_of_ceiling", "peak_bytes"):
+    for key in ("images_per_second", "fraction_of_ceiling", "peak_bytes", *compared):
         assert measured[key] > 0, key
+    assert ("reference_images_per_second" in measured) == ("speedup_over_reference" in compared)
     assert measured["fraction_of_ceiling"] == pytest.approx(
         measured["operations_per_second"] / measured["ceiling_operations_per_second"]
     )
 
 
-def test_bench_step_refuses_what_it_cannot_compare(program_env, tmp_path):
-    result = bench(program_env, tmp_path, "--config=configs/cifar10_spatial.py:bilinear,tiny")
+@pytest.mark.parametrize("tool", ["bench_step.py", "bench_encode.py"])
+def test_a_benchmark_refuses_what_it_cannot_compare(program_env, tool):
+    result = bench(program_env, tool, "--config=configs/cifar10_spatial.py:bilinear,tiny")
     assert result.returncode == 2
     assert "nearest lookup" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_bench_input_prints_a_rate_for_every_cache(program_env, tmp_path):
+    small = ["--records=300", "--latent_shape=2x2x3", "--batch_size=32", "--batches=4"]
+    result = bench(program_env, "bench_input.py", "--json", "--repeats=1", *small)
+    assert result.returncode == 0, result.stderr
+    measured = json.loads(result.stdout)
+    assert all(measured[cache]["records_per_second"] > 0 for cache in ("none", "host", "device"))
+    assert measured["records"] == 300
+    result = bench(program_env, "bench_input.py", f"--functaset={tmp_path}")
+    assert result.returncode == 2
+    assert "no complete functaset" in result.stderr
+
+
+def literal(text):
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return text
+
+
+def test_every_row_of_growth_is_a_config_that_works(program_env):
+    for row, arguments in bench_growth.ROWS.items():
+        config = cifar10_spatial.get_config("8x8x16,nearest,two_core")
+        for name, value in (argument.split("=") for argument in arguments):
+            if name != "--batch_size":
+                key = name.removeprefix("--config.")
+                config.update_from_flattened_dict({key: literal(value)})
+        assert meta_learning.check(config) == [], row
+    result = bench(program_env, "bench_growth.py", "--rows=nothing")
+    assert result.returncode == 2
+    assert "no row begins with 'nothing'" in result.stderr
