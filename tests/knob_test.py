@@ -79,7 +79,7 @@ KNOBS: dict[str, Knob] = {
     "inner_loop.min_lr": Knob(1e-2, "meta_learn.init meta_learn.optimizer"),
     "inner_loop.max_lr": Knob(1e2, "meta_learn.init meta_learn.optimizer"),
     "inner_loop.second_order": Knob(NEGATED, "meta_learn.gradient"),
-    "inner_loop.chunks": Knob(2, "meta_learn.gradient meta_learn.evaluate encode"),
+    "inner_loop.chunks": Knob(2, "meta_learn.gradient meta_learn.evaluate", "whole images"),
     "meta_learn.batch_size": Knob(8, "meta_learn.batches"),
     "meta_learn.cells_per_image": Knob(2, "meta_learn.gradient"),
     "meta_learn.loss": Knob("mse", "meta_learn.gradient"),
