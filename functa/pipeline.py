@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from functa import config as config_lib
-from functa import fitting, preflight
+from functa import preflight
 from functa import workdir as workdir_lib
 from functa.data.images import ImageSource
 from functa.interruption import Interrupted
@@ -34,10 +34,12 @@ def run_stages(
     missing = [stage for stage in run.stages if stage in STAGES and not run.is_complete(stage)]
     reads_images = bool({"meta_learn", "encode"} & set(missing))
     if missing:
-        problems += preflight.check(config, (lambda: run.sources) if reads_images else None)
-    begun = (run.workdir / "meta_learn").exists()
-    if not problems and "meta_learn" in missing and not begun:
-        problems = fitting.check_first_step(config)
+        begun = (run.workdir / "meta_learn").exists()
+        problems += preflight.check(
+            config,
+            (lambda: run.sources) if reads_images else None,
+            first_step="meta_learn" in missing and not begun,
+        )
     _refuse(problems)
     run.workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:

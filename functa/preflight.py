@@ -1,12 +1,14 @@
 """Everything a person can get wrong in a config or its data, found before anything compiles."""
 
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from functa import encode as encode_lib
+from functa import fitting
 from functa.config import outside
 from functa.data import images as images_lib
 from functa.data.images import ImageSource
@@ -14,13 +16,18 @@ from functa.tasks import classification, meta_learning
 
 
 def check(
-    config: ConfigDict, open_sources: Callable[[], dict[str, ImageSource]] | None
+    config: ConfigDict,
+    open_sources: Callable[[], dict[str, ImageSource]] | None,
+    *,
+    first_step: bool = False,
 ) -> list[str]:
     """All problems of a config and its data, one line each; [] if there is none.
 
     Args:
       open_sources: opens the splits of config.data; what it raises as ValueError is a problem.
         None: no image will be read.
+      first_step: whether the first inner step will be taken, so that it must be stable. It is measured
+        where the config is in order, while images are decoded, and told where all else is.
     """
     problems = _shapes(config)
     if problems:
@@ -35,10 +42,15 @@ def check(
     problems += meta_learning.check(config)
     attempt(encode_lib.check, config)
     problems += classification.check(config)
-    if open_sources is not None:
-        attempt(lambda: problems.extend(images_lib.check_splits(open_sources())))
     problems += outside({"seed": (config.seed, 0, 2**32 - 1)})
-    return problems + _numbers(config)
+    problems += _numbers(config)
+    with futures.ThreadPoolExecutor(max_workers=1) as thread:
+        unstable = None
+        if first_step and not problems:
+            unstable = thread.submit(fitting.check_first_step, config)
+        if open_sources is not None:
+            attempt(lambda: problems.extend(images_lib.check_splits(open_sources())))
+        return problems or (unstable.result() if unstable else [])
 
 
 def _shapes(config: ConfigDict) -> list[str]:
