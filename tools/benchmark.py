@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+_MOST_POINTS = 1 << 14  # of the ceiling, whose memory must not hide that of the work
+
 Run = Callable[[], Any]  # does the work once and returns what must be waited for
 
 
@@ -27,11 +29,12 @@ def measure(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
 
 
 def ceiling(config: ConfigDict, batch_size: int) -> tuple[Run, int]:
-    """(a hidden layer's products for a whole batch, multiply-adds of one call)."""
+    """(a hidden layer's products for the points of a batch, multiply-adds of one call)."""
     h, w, _ = config.data.image_shape
     width, layers = config.field.width, 8
     weights = jnp.full((layers, width, width), 1 / width, jnp.float32)
-    points = jnp.ones((batch_size * h * w, width), jnp.float32)
+    rows = min(batch_size * h * w, _MOST_POINTS)
+    points = jnp.ones((rows, width), jnp.float32)
 
     @jax.jit
     def products(points, weights):
