@@ -240,6 +240,9 @@ def train(
             jax.block_until_ready(logs)
             watch.started()
             logged = step
+            say(
+                f"{task.name}  first step after {watch.first_step_seconds:.1f} s, compilation included"
+            )
         last = step == steps
         if step % log_every == 0 or last:
             scalars = {name: float(value) for name, value in logs.items()}

@@ -112,6 +112,7 @@ def test_stopped_and_started_is_bit_for_bit_the_same(tmp_path, stop):
         run(tmp_path / "parts", interruption=StopAt(stop))
     parts, lines = run(tmp_path / "parts")
     assert f"toy  resumes at step {stop}" in lines
+    assert sum("first step after" in line for line in lines) == 1
     assert exact(whole.params) == exact(parts.params)
     assert whole.metrics["score"] == parts.metrics["score"]
     curves = [(tmp_path / name / "curves.json").read_text() for name in ("whole", "parts")]

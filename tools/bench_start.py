@@ -33,7 +33,6 @@ def first_step(arguments: Sequence[str], *, cache: str) -> float:
     with tempfile.TemporaryDirectory(prefix="bench-start-") as workdir:
         command = [
             sys.executable, "-m", "functa.main", *arguments, f"--workdir={workdir}/run",
-            "--config.meta_learn.log_every=1",
         ]  # fmt: skip
         begin = time.perf_counter()
         process = subprocess.Popen(
@@ -48,7 +47,7 @@ def first_step(arguments: Sequence[str], *, cache: str) -> float:
             assert process.stdout is not None
             for line in process.stdout:
                 said.append(line)
-                if "  step 1/" in line:
+                if "  first step after " in line:
                     return time.perf_counter() - begin
                 if time.perf_counter() - begin > LIMIT:
                     break

@@ -15,7 +15,9 @@ from functa.data.records import DataError
 
 Batch = dict[str, np.ndarray]
 _DIGITS_TEST = 360
-_CHUNK = 256  # images that a thread decodes before it asks for more
+_CHUNK = 1024  # images that a thread decodes before it asks for more
+# Smaller images are decoded by one thread: with several, each waits for the interpreter longer than it decodes.
+_WORTH_THREADS = 64 * 64  # pixels; where two threads began to win (docs/PERFORMANCE.md, "Start")
 
 
 class ImageSource(Protocol):
@@ -246,7 +248,7 @@ class _InMemory:
 
 
 class _Cached:
-    """Records decoded at the first read, by all cores; the threads that come meanwhile wait."""
+    """Records decoded at the first read, large images by all cores; the threads that come meanwhile wait."""
 
     def __init__(self, source: records.Records):
         self.records = source
@@ -270,6 +272,7 @@ class _Cached:
             chunk = self.records.read(rows)
             images[rows], labels[rows], ids[rows] = chunk["image"], chunk["label"], chunk["id"]
 
-        with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        h, w, _ = self.records.image_shape
+        with futures.ThreadPoolExecutor(os.cpu_count() if h * w >= _WORTH_THREADS else 1) as pool:
             list(pool.map(fill, range(0, n, _CHUNK)))  # list: re-raises what a thread raised
         return _InMemory(images, labels, ids)
