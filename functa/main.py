@@ -7,13 +7,13 @@ the disk must be mended first.
 
 import errno
 import os
-import re
 import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from functa import command
 from functa.memory import keep_freed_memory
 
 _MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -25,10 +25,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/NAME
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        return _fail(f"unknown arguments: {' '.join(argv[1:])}")
+    del argv  # flags only
     if _CONFIG.value is None:
-        return _fail("--config=configs/NAME.py is needed; see configs/ for the names")
+        return command.refuse(
+            "functa", "--config=configs/NAME.py is needed; see configs/ for the names"
+        )
     config = _CONFIG.value
     workdir = _WORKDIR.value or str(Path("runs") / config.name)
 
@@ -49,11 +50,11 @@ def main(argv: list[str]) -> int:
             print(report.results_table(summary))
             print(f"report: {report.write_report(workdir)}")
     except (MendableError, DataError) as error:
-        return _fail(f"cannot run {config.name}:\n{error}")
+        return command.refuse("functa", f"cannot run {config.name}:\n{error}")
     except OSError as error:
         if error.errno not in _MENDABLE:
             raise
-        return _fail(f"{error} (at work in {workdir})")
+        return command.refuse("functa", f"{error} (at work in {workdir})")
     except FloatingPointError as error:
         print(f"functa: {error}", file=sys.stderr)
         return 1
@@ -63,11 +64,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _fail(message: str) -> int:
-    print(f"functa: {message}", file=sys.stderr)
-    return 2
-
-
 def _use_compilation_cache(jax) -> None:
     """A second run of the same program starts in seconds; JAX_COMPILATION_CACHE_DIR moves the cache."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -75,23 +71,5 @@ def _use_compilation_cache(jax) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "functa" / "xla"))
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """absl's parser, with a misspelt key or a wrong type told in a line or two instead of a traceback."""
-    try:
-        rest = flags.FLAGS(argv)
-        if _CONFIG.value is not None:
-            _ = _CONFIG.value.name  # a file that is not there is noticed by the first look inside
-        return rest
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        # ml_collections: "'widht'\nDid you mean ...", in quotes and escapes of its own.
-        if meant := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', str(error)):
-            sys.exit(_fail(f"unknown config key {meant[2]}; did you mean {meant[1]}?"))
-        if key := re.fullmatch(r"['\"]+(\w+)['\"]+", str(error)):
-            sys.exit(_fail(f"unknown config key {key[1]}; configs/common.py lists them"))
-        # A config file that raises comes wrapped with its traceback: what it said is the last line.
-        lines = str(error).strip().splitlines()
-        sys.exit(_fail(f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]))
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=command.parser("functa", _CONFIG))

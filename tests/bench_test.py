@@ -92,6 +92,23 @@ def test_a_benchmark_refuses_what_it_cannot_compare(program_env, tool):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("tool", "argument", "told"),
+    [
+        ("bench_step.py", "--batch_size=0", "--batch_size=0: 0 is not a positive integer"),
+        ("bench_encode.py", "--config=configs/nope.py", "configs/nope.py"),
+        ("bench_input.py", "--records=0", "0 is not at least 1"),
+        ("bench_input.py", "--latent_shape=8x8", "8x8 is not three numbers"),
+        ("bench_growth.py", "--rows=nope", "no row begins with 'nope'"),
+    ],
+)
+def test_a_benchmark_refuses_what_means_nothing(program_env, tool, argument, told):
+    result = bench(program_env, tool, argument)
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_bench_input_prints_a_rate_for_every_cache(program_env, tmp_path):
     small = ["--records=300", "--latent_shape=2x2x3", "--batch_size=32", "--batches=4"]
     result = bench(program_env, "bench_input.py", "--json", "--repeats=1", *small)

@@ -12,6 +12,7 @@ LONGEST_MODULE = 330  # lines
 
 RANKS = {
     "functa": 0,
+    "functa.command": 0,
     "functa.config": 1,
     "functa.coords": 0,
     "functa.data": 0,

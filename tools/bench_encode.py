@@ -21,7 +21,6 @@ batch_size, repeats, device, settings.
 import functools
 import json
 import statistics
-import sys
 import tempfile
 from typing import Any
 
@@ -32,8 +31,8 @@ from absl import app, flags
 from benchmark import Run, ceiling, knows_reference, measure, peak_bytes, spread
 from ml_collections import ConfigDict, config_flags
 
+from functa import command, fitting, operations, rng
 from functa import encode as encode_lib
-from functa import fitting, operations, rng
 from functa.field import make_field
 from functa.memory import keep_freed_memory
 from functa.progress import device_name
@@ -139,14 +138,11 @@ def bench(config: ConfigDict, *, repeats: int, batches: int) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        print(f"bench_encode: unknown arguments: {' '.join(argv[1:])}", file=sys.stderr)
-        return 2
+    del argv  # flags only
     config = _CONFIG.value
     problems = meta_learning.check(config) + knows_reference(config)
     if problems:
-        print("bench_encode: " + "\n".join(problems), file=sys.stderr)
-        return 2
+        return command.refuse("bench_encode", "\n".join(problems))
     keep_freed_memory()
     result = bench(config, repeats=_REPEATS.value, batches=_BATCHES.value)
     if _JSON.value:
@@ -158,4 +154,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=command.parser("bench_encode", _CONFIG))

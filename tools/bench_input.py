@@ -27,7 +27,6 @@ import jax
 import numpy as np
 from etils import epath
 
-from configs import common
 from functa import mesh as mesh_lib
 from functa.data import functaset, functaset_format, functaset_manifest, functaset_writer
 from functa.data.latent_batches import CACHES, LatentBatches
@@ -108,25 +107,43 @@ def bench(
     }
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    numbers = tuple(map(int, text.split("x")))
+    if len(numbers) != 3 or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not three numbers as in 8x8x16")
+    return numbers
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--functaset", metavar="FOLDER", help="a complete functaset")
-    parser.add_argument("--records", type=int, default=50_000, help="of noise")
-    parser.add_argument("--latent_shape", default="8x8x16", help="of noise")
-    parser.add_argument("--dtype", default="float16", help="of noise")
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--batches", type=int, default=200, help="a turn")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--records", type=_positive, default=50_000, help="of noise")
+    parser.add_argument("--latent_shape", type=_shape, default="8x8x16", help="of noise")
+    parser.add_argument(
+        "--dtype", choices=functaset_format.STORED_AS, default="float16", help="of noise"
+    )
+    parser.add_argument("--batch_size", type=_positive, default=256)
+    parser.add_argument("--batches", type=_positive, default=200, help="a turn")
+    parser.add_argument("--repeats", type=_positive, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="bench-input-") as folder:
         try:
             if arguments.functaset is None:
-                shape = common.shape(arguments.latent_shape)
                 write_noise(
-                    folder, records=arguments.records, latent_shape=shape, dtype=arguments.dtype
+                    folder,
+                    records=arguments.records,
+                    latent_shape=arguments.latent_shape,
+                    dtype=arguments.dtype,
                 )
             opened = functaset.open_functaset(arguments.functaset or folder, field_digest=None)
             result = bench(

@@ -20,7 +20,6 @@ repeats, device, settings.
 import functools
 import json
 import statistics
-import sys
 from typing import Any
 
 import jax
@@ -31,7 +30,7 @@ from absl import app, flags
 from benchmark import Run, ceiling, knows_reference, measure, peak_bytes, spread
 from ml_collections import ConfigDict, config_flags
 
-from functa import fitting, operations, rng
+from functa import command, fitting, operations, rng
 from functa import mesh as mesh_lib
 from functa.field import make_field
 from functa.memory import keep_freed_memory
@@ -136,9 +135,7 @@ def bench(config: ConfigDict, *, batch_size: int, repeats: int, reference: bool)
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        print(f"bench_step: unknown arguments: {' '.join(argv[1:])}", file=sys.stderr)
-        return 2
+    del argv  # flags only
     config = _CONFIG.value
     problems = []
     if _REFERENCE.value:
@@ -149,8 +146,7 @@ def main(argv: list[str]) -> int:
         problems = knows_reference(config)
     problems += meta_learning.check(config)
     if problems:
-        print("bench_step: " + "\n".join(problems), file=sys.stderr)
-        return 2
+        return command.refuse("bench_step", "\n".join(problems))
     keep_freed_memory()
     result = bench(
         config, batch_size=_BATCH.value, repeats=_REPEATS.value, reference=_REFERENCE.value
@@ -164,4 +160,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=command.parser("bench_step", _CONFIG))
