@@ -145,11 +145,14 @@ def orthogonalize(matrix: jax.Array) -> jax.Array:
     "Muon on the Gram matrix"), and the same up to rounding. That has to be float32's: with less,
     errors below zero grow twelvefold a step.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    largest = jnp.max(jnp.abs(matrix))
+    # Squares of what is above 1e19 or below 1e-19 would leave float32's range.
+    scaled = matrix / jnp.where(largest > 0, largest, 1)
+    wide = scaled if matrix.shape[0] <= matrix.shape[1] else scaled.T
     times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     gram = times(wide, wide.T)
-    squared_norm = jnp.trace(gram)
-    gram = gram / (squared_norm + 1e-30)
+    squared_norm = jnp.maximum(jnp.trace(gram), 1)  # of a matrix of zeros it is 0, else above 1
+    gram = gram / squared_norm
     first, second, third = _NEWTON_SCHULZ
     identity = jnp.eye(len(gram), dtype=gram.dtype)
     factors = []
@@ -157,8 +160,8 @@ def orthogonalize(matrix: jax.Array) -> jax.Array:
         factor = first * identity + second * gram + third * times(gram, gram)
         factors.append(factor)
         gram = times(gram, times(factor, factor))  # of the matrix that the factor has multiplied
-    result = times(functools.reduce(times, factors), wide) / (jnp.sqrt(squared_norm) + 1e-8)
-    return result if wide is matrix else result.T
+    result = times(functools.reduce(times, factors), wide) / jnp.sqrt(squared_norm)
+    return result if wide is scaled else result.T
 
 
 def _muon_direction() -> optax.GradientTransformation:

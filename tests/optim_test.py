@@ -62,6 +62,20 @@ def test_orthogonalize_leaves_nothing_where_there_is_no_gradient():
     np.testing.assert_array_equal(optim.orthogonalize(jnp.zeros((4, 9))), 0)
 
 
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_orthogonalize_knows_no_size(size):
+    matrix = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
+    huge = optim.orthogonalize(matrix * np.float32(size))
+    np.testing.assert_allclose(huge, optim.orthogonalize(matrix), atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_orthogonalize_hides_no_broken_number(bad):
+    matrix = np.ones((4, 9), np.float32)
+    matrix[1, 2] = bad
+    assert not np.isfinite(optim.orthogonalize(matrix)).all()
+
+
 def test_orthogonalize_lets_no_rounding_error_grow():
     """Of rank 1 and large: all other singular values are rounding errors, some below zero."""
     rng = np.random.default_rng(0)
