@@ -7,7 +7,7 @@ Data: the original archive, written as a TFDS set by
     tools/prepare_data.py cifar10 --source=cifar-10-python.tar.gz --data_dir=data
 Command: python -m functa.main --config=configs/cifar10_spatial.py:8x8x16,nearest,two_core
 Expect, for the stage meta_learn, on the 10,000 test images: 38.9 dB after eight minutes on two CPU
-cores; on one of them, with another run on the other, 39.2 dB after 36 minutes with bilinear lookup
+cores; on one of them, with another run on the other, 39.2 dB after 35 minutes with bilinear lookup
 and 38.9 dB after 59 minutes at 4x4x64.
 Without a preset and with one_gpu: the full-size runs for accelerators, with 50 augmentations; not
 measured.

@@ -68,7 +68,7 @@ def base() -> ConfigDict:
     config.inner_loop.max_lr = 1e3
     config.inner_loop.second_order = True
     # Parts that the rows of cells of an image are worked on in, one after the other: memory of one
-    # part for a third more time. Nearest lookup only.
+    # part for a third more time, but for what coords=global keep of the first step. Nearest lookup only.
     config.inner_loop.chunks = 1
 
     config.meta_learn = ConfigDict()

@@ -13,14 +13,14 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from functa import disk
+from functa import disk, distributed
 from functa.config import DamagedError, MendableError
 
 # Of the machine and not of the file: reading again may go well, so nothing is taken for damaged.
 _PASSING = (MemoryError, OSError)
 # Raised when the same arrays come to mean something else, as when the first layer went to radians
 # (read as what they were, they would decode to other images without an error), or when there are
-# others, as when Muon's state changed.
+# others, as when Muon's state changed. One number for states and exported fields.
 _FORMAT = 4
 _RECORD_BYTES = 1 << 16  # of digests and Orbax's own files
 
@@ -127,28 +127,14 @@ class Checkpoints:
         damage = []
         for step in reversed(self.steps()):
             path = self.directory / f"step_{step}"
-            problem = None
-            try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(template), info=ocp.args.JsonRestore()
-                    ),
-                )
-            except Exception as error:  # Orbax raises a dozen types for a damaged file
-                if isinstance(error, _PASSING) and not isinstance(error, FileNotFoundError):
-                    raise
-                problem = _first_line(error)
-            else:
-                digests = array_digests(restored["state"])
-                saved = restored["info"]["digests"]
-                wrong = [name for name, content in digests.items() if saved.get(name) != content]
-                if not wrong:
-                    self._refuse_other_format(path, restored["info"].get("format", 1))
-                    if not self._read_only:
-                        self.remove_after(step)
-                    return step, restored["state"], restored["info"]["info"]
-                problem = f"checksum of {wrong[0]} and {len(wrong) - 1} more arrays"
+            restored, problem = self._read(step, template)
+            # What one process cannot read, none may go on from.
+            problem = next(filter(None, distributed.gather(problem, str(path))), "")
+            if not problem:
+                self._refuse_other_format(path, restored["info"].get("format", 1))
+                if not self._read_only:
+                    self.remove_after(step)
+                return step, restored["state"], restored["info"]["info"]
             damage.append(f"{path}: {problem}")
             logging.warning("damaged checkpoint, trying the one before: %s", damage[-1])
         if damage:
@@ -158,11 +144,32 @@ class Checkpoints:
             )
         return None
 
+    def _read(self, step: int, template: Any) -> tuple[Any, str]:
+        """(what was saved, ""), or (None, what is wrong with it)."""
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(template), info=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:  # Orbax raises a dozen types for a damaged file
+            if isinstance(error, _PASSING) and not isinstance(error, FileNotFoundError):
+                raise
+            return None, _first_line(error)
+        saved = restored["info"]["digests"]
+        digests = array_digests(restored["state"])
+        wrong = [name for name, content in digests.items() if saved.get(name) != content]
+        if wrong:
+            return None, f"checksum of {wrong[0]} and {len(wrong) - 1} more arrays"
+        return restored, ""
+
     def _refuse_other_format(self, path: epath.Path, found: int) -> None:
         if found != _FORMAT:
             raise MendableError(
-                f"{path} has format {found}, this program reads {_FORMAT}: the same arrays meant "
-                "something else; use the version that wrote it, or train again in another directory"
+                f"{path} has format {found}, this program reads {_FORMAT}: another version of functa wrote "
+                "it, whose arrays are others or mean something else; use that version, or train again in "
+                "another directory"
             )
 
     def wait(self) -> None:

@@ -53,6 +53,12 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def decisive(config: ConfigDict) -> dict[str, Any]:
+    """What all processes of a run must have in common: {"field.width": 64, ...}."""
+    flat = flatten(to_dict(config))
+    return {key: value for key, value in flat.items() if key == "stages" or key not in _FREE}
+
+
 def load(workdir: epath.PathLike) -> ConfigDict:
     """The frozen config of a run.
 

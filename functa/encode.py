@@ -81,6 +81,7 @@ def encode(
     process_index: int,
     process_count: int,
     progress: Callable[[int, int], None],
+    stop: Callable[[], None],
 ) -> dict[str, Any]:
     """Makes the functaset at `directory`, or what is missing of it.
 
@@ -94,8 +95,9 @@ def encode(
       field_digest: of what `fit` fits with.
       config: the whole config.
       class_names: in the order of the labels.
-      progress: called with (records done, records of this process); what it raises ends the
-        encoding, and what was complete stays.
+      progress: called with (records done, records of this process).
+      stop: called after every batch and while other processes are waited for; what it raises ends
+        the encoding, and what was complete stays.
     Returns:
       psnr, psnr_of_mean_mse: of the test split, dB (before the latents were rounded to dtype).
       train_psnr, validation_psnr: likewise, where the split has records.
@@ -128,12 +130,19 @@ def encode(
             (directory / functaset_format.MANIFEST).unlink(missing_ok=True)
         mine = shards[process_index::process_count]
         _make_shards(
-            directory, mine, splits=splits, fit=fit, recipe=recipe, config=config, progress=progress
+            directory,
+            mine,
+            splits=splits,
+            fit=fit,
+            recipe=recipe,
+            config=config,
+            progress=progress,
+            stop=stop,
         )
         if process_index == 0:
-            _wait(directory, lambda: all(finished_part(directory, s, recipe) for s in shards))
+            _wait(directory, lambda: all(finished_part(directory, s, recipe) for s in shards), stop)
             write_manifest(directory, shards=shards, recipe=recipe)
-        complete = _wait(directory, lambda: complete_set(directory, shards, recipe))
+        complete = _wait(directory, lambda: complete_set(directory, shards, recipe), stop)
     return summary(*complete, process_count=process_count) | {
         "earlier_seconds": earlier,
         "field_digest": field_digest,
@@ -181,6 +190,7 @@ def _make_shards(
     recipe: Recipe,
     config: ConfigDict,
     progress: Callable[[int, int], None],
+    stop: Callable[[], None],
 ) -> None:
     """Makes those of `shards` that are not finished."""
     total = sum(shard.records for shard in shards)
@@ -207,6 +217,8 @@ def _make_shards(
             future.result()
             done += count
             progress(done, total)
+            if done < total:
+                stop()
 
     with (
         contextlib.closing(_Output(directory, recipe)) as output,
@@ -305,7 +317,7 @@ def _to_devices() -> Callable[[np.ndarray], jax.Array]:
     return lambda images: to_unit(jax.device_put(images, sharding))
 
 
-def _wait(directory: epath.Path, ready: Callable[[], Any]) -> Any:
+def _wait(directory: epath.Path, ready: Callable[[], Any], stop: Callable[[], None]) -> Any:
     """The first true result of `ready`; other processes must go on writing until then."""
     seen: dict[str, int] = {}
     since = time.monotonic()
@@ -321,5 +333,6 @@ def _wait(directory: epath.Path, ready: Callable[[], Any]) -> Any:
                 f"nothing has changed in {directory} for {_STALL_SECONDS:.0f} s: other processes have"
                 " stopped. Shards that are complete stay valid; the same command goes on from there"
             )
+        stop()
         time.sleep(_POLL_SECONDS)
     return result

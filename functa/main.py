@@ -8,10 +8,11 @@ the disk must be mended first.
 import errno
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from functa import command
 from functa.memory import keep_freed_memory
@@ -38,17 +39,37 @@ def main(argv: list[str]) -> int:
     import jax
 
     _use_compilation_cache(jax)
-    from functa import pipeline, report
+    from functa import distributed
+
+    try:
+        status = _run(config, workdir)
+    except Exception as error:
+        if not distributed.several():
+            raise
+        traceback.print_exc()
+        print(f"functa: {distributed.this_process()}: {distributed.cause(error)}", file=sys.stderr)
+        status = 1
+    if status and distributed.several():
+        distributed.end(status)
+    return status
+
+
+def _run(config: ConfigDict, workdir: str) -> int:
+    import jax
+
+    from functa import distributed, pipeline, report
     from functa.config import MendableError
     from functa.data.records import DataError
     from functa.interruption import Interrupted
 
     try:
+        distributed.start()
         summary = pipeline.run_stages(config, workdir, say=lambda line: print(line, flush=True))
         if jax.process_index() == 0:
             report.write_summary(workdir)
             print(report.results_table(summary))
             print(f"report: {report.write_report(workdir)}")
+        distributed.wait("end")
     except (MendableError, DataError) as error:
         return command.refuse("functa", f"cannot run {config.name}:\n{error}")
     except OSError as error:
@@ -60,7 +81,7 @@ def main(argv: list[str]) -> int:
         return 1
     except Interrupted as stop:
         print(f"functa: {stop}; the same command goes on from there", flush=True)
-        return 0
+        distributed.wait("end")
     return 0
 
 

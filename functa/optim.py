@@ -153,6 +153,7 @@ def orthogonalize(matrix: jax.Array) -> jax.Array:
     gram = times(wide, wide.T)
     squared_norm = jnp.maximum(jnp.trace(gram), 1)  # of a matrix of zeros it is 0, else above 1
     gram = gram / squared_norm
+    norm = largest * jnp.sqrt(squared_norm)
     first, second, third = _NEWTON_SCHULZ
     identity = jnp.eye(len(gram), dtype=gram.dtype)
     factors = []
@@ -161,6 +162,7 @@ def orthogonalize(matrix: jax.Array) -> jax.Array:
         factors.append(factor)
         gram = times(gram, times(factor, factor))  # of the matrix that the factor has multiplied
     result = times(functools.reduce(times, factors), wide) / jnp.sqrt(squared_norm)
+    result *= norm / (norm + 1e-8)  # as in optax: rounding errors around zero are no direction
     return result if wide is scaled else result.T
 
 

@@ -1,6 +1,7 @@
 """The pipeline: the stages in order; what is complete is skipped, what is not is begun or resumed."""
 
 import contextlib
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +11,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from functa import config as config_lib
-from functa import preflight
+from functa import distributed, preflight
 from functa import workdir as workdir_lib
 from functa.data.images import ImageSource
 from functa.interruption import Interrupted
 from functa.progress import device_name
-from functa.stages import STAGES, Refused, Run, refusing
+from functa.stages import STAGES, Refused, Run
 
 
 def run_stages(
@@ -38,28 +39,44 @@ def run_stages(
         problems += preflight.check(
             config,
             (lambda: run.sources) if reads_images else None,
-            first_step="meta_learn" in missing and not begun,
+            stages=missing,
+            first_step="meta_learn" in missing and not begun and not problems,
         )
-    _refuse(problems)
+    told = {"jax": jax.__version__, "functa": distributed.source_digest()}
+    told |= {f"config.{key}": value for key, value in config_lib.decisive(config).items()}
+    _refuse(distributed.agree(told, problems))
+    missing = json.loads(distributed.gather(json.dumps(missing), "missing")[0])
     run.workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        with refusing():
-            stack.enter_context(workdir_lib.locked(run.workdir))
-        different = config_lib.freeze(config, run.workdir) if jax.process_index() == 0 else []
-        _refuse(different)
+        _refuse(distributed.agree({}, take(run, stack)))
+        _refuse(distributed.agree({}, workdir_lib.check_shared(run.workdir, config)))
         if missing and jax.process_index() == 0:
             run.say = stack.enter_context(workdir_lib.logged(run.workdir, say))
             run.say(describe(run, run.sources if reads_images else {}))
         for stage in run.stages:
-            if run.is_complete(stage):
+            if stage not in missing:
                 _refuse(run.foreign(stage))
                 continue
-            if run.interruption.received():
+            if "stop" in distributed.gather("stop" if run.interruption.received() else "", stage):
                 raise Interrupted(f"stopped before {stage}; all is saved")
             run_stage(run, stage)
     if not missing:
         say(f"all stages of {run.workdir} are complete: {', '.join(run.stages)}")
     return {stage: run.metrics(stage) for stage in STAGES if run.is_complete(stage)}
+
+
+def take(run: Run, stack: contextlib.ExitStack) -> list[str]:
+    """Keeps others out of the work directory and freezes its config; what stands against it.
+
+    Process 0 does it for all.
+    """
+    if jax.process_index():
+        return []
+    try:
+        stack.enter_context(workdir_lib.locked(run.workdir))
+    except ValueError as error:
+        return [str(error)]
+    return config_lib.freeze(run.config, run.workdir)
 
 
 def run_stage(run: Run, stage: str) -> None:
@@ -75,6 +92,7 @@ def run_stage(run: Run, stage: str) -> None:
     result["seconds"] = result.pop("earlier_seconds") + time.monotonic() - begin
     if jax.process_index() == 0:
         config_lib.write_json(run.metrics_path(stage), result)
+    distributed.wait(f"end of {stage}")  # what comes next reads these metrics
 
 
 def describe(run: Run, sources: dict[str, ImageSource]) -> str:

@@ -1,6 +1,6 @@
 """Everything a person can get wrong in a config or its data, found before anything compiles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -19,6 +19,7 @@ def check(
     config: ConfigDict,
     open_sources: Callable[[], dict[str, ImageSource]] | None,
     *,
+    stages: Sequence[str],
     first_step: bool = False,
 ) -> list[str]:
     """All problems of a config and its data, one line each; [] if there is none.
@@ -26,6 +27,7 @@ def check(
     Args:
       open_sources: opens the splits of config.data; what it raises as ValueError is a problem.
         None: no image will be read.
+      stages: that will run; only their batches must divide by the devices.
       first_step: whether the first inner step will be taken, so that it must be stable. It is measured
         where the config is in order, while images are decoded, and told where all else is.
     """
@@ -43,14 +45,18 @@ def check(
     attempt(encode_lib.check, config)
     problems += classification.check(config)
     problems += outside({"seed": (config.seed, 0, 2**32 - 1)})
-    problems += _numbers(config)
+    problems += _numbers(config, stages)
+    sources: dict[str, ImageSource] = {}
+    if open_sources is not None:
+        attempt(lambda: sources.update(open_sources()))
     with futures.ThreadPoolExecutor(max_workers=1) as thread:
         unstable = None
         if first_step and not problems:
             unstable = thread.submit(fitting.check_first_step, config)
-        if open_sources is not None:
-            attempt(lambda: problems.extend(images_lib.check_splits(open_sources())))
-        return problems or (unstable.result() if unstable else [])
+        attempt(lambda: problems.extend(images_lib.check_splits(sources)))
+        if unstable is not None and not problems:
+            attempt(lambda: problems.extend(unstable.result()))
+        return problems
 
 
 def _shapes(config: ConfigDict) -> list[str]:
@@ -65,11 +71,11 @@ def _shapes(config: ConfigDict) -> list[str]:
     ]
 
 
-def _numbers(config: ConfigDict) -> list[str]:
+def _numbers(config: ConfigDict, stages: Sequence[str]) -> list[str]:
     """Of batches and steps."""
     problems = []
     devices = jax.device_count()
-    for stage in ("meta_learn", "classify"):
+    for stage in [stage for stage in ("meta_learn", "classify") if stage in stages]:
         for name in ("batch_size", "eval_batch_size"):
             size = config[stage][name]
             if size < 1 or size % devices:

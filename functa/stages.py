@@ -141,16 +141,19 @@ def meta_learn(run: Run) -> dict[str, Any]:
     result = run.train(task)
     field = make_field(run.config)
     field_digest = digest(result.params)
+    metrics = result.metrics | {"field_digest": field_digest}
     export = Checkpoints(run.workdir / "meta_learn" / "field", keep=1)
     export.remove_after(-1)  # of a start that was killed just here
     export.save(result.metrics["best_step"], result.params, {"digest": field_digest})
     export.close()
+    if jax.process_index():
+        return metrics  # process 0 alone measures and draws the rest, and writes it
+    params = jax.device_get(result.params)
     baseline = baseline_lib.pca_psnr(run.sources["train"], run.sources["test"], field)
     few = run.sources["test"].read(np.arange(min(16, run.sources["test"].num_examples)))
-    pictures = illustration.field_pictures(run.config, result.params, few["image"])
+    pictures = illustration.field_pictures(run.config, params, few["image"])
     run.write_arrays("meta_learn", pictures | {"psnr": result.test["psnr"], "pca_psnr": baseline})
-    return result.metrics | {
-        "field_digest": field_digest,
+    return metrics | {
         "pca_psnr": float(np.mean(baseline)),
         "field_parameters": sum(leaf.size for leaf in jax.tree.leaves(result.params["field"])),
         "latent_floats": int(np.prod(field.latent_shape)),
@@ -163,14 +166,10 @@ def encode(run: Run) -> dict[str, Any]:
     with refusing():
         _, params = load_field(run.workdir)
     params = jax.device_get(params)  # every process encodes alone, on its own devices
-    bar = Bar(run.say, "encode")
 
-    def progress(done: int, total: int) -> None:
-        bar(done, total)
-        if done < total and run.interruption.received():
-            raise Interrupted(
-                f"encode stopped at {done} of {total} examples; finished shards are kept"
-            )
+    def stop() -> None:
+        if run.interruption.received():
+            raise Interrupted("encode stopped; finished shards are kept")
 
     data = run.config.data
     names = images_lib.class_names(
@@ -183,9 +182,12 @@ def encode(run: Run) -> dict[str, Any]:
         field_digest=digest(params),
         config=run.config,
         class_names=names,
-        progress=progress,
+        progress=Bar(run.say, "encode"),
+        stop=stop,
         **run.processes,
     )
+    if jax.process_index():
+        return result
     functaset = functaset_lib.open_functaset(run.workdir / "functaset", field_digest=None)
     return result | {"stored_psnr": stored_psnr(run, functaset, params)}
 

@@ -122,8 +122,10 @@ class Trainer:
         self.latest.save(step, state, {"watch": watch.reading(), "best_step": best_step})
 
     def show(self, step: int, params: Any) -> None:
-        """Pictures and histograms for the dashboard."""
-        illustrations = self.task.illustrate(params)
+        """Pictures and histograms for the dashboard, made by process 0 alone."""
+        if jax.process_index():
+            return
+        illustrations = self.task.illustrate(jax.device_get(params))
         self.dashboard.images(step, illustrations.images)
         self.dashboard.histograms(step, illustrations.histograms)
 

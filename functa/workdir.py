@@ -14,8 +14,12 @@ from typing import Any
 
 import jax
 from etils import epath
+from ml_collections import ConfigDict
 
+from functa import config as config_lib
 from functa.progress import device_name
+
+_SEEN_SECONDS = 10.0  # network file systems remember for a while that a file was not there
 
 _PACKAGES = (
     "jax",
@@ -44,6 +48,24 @@ def check(workdir: epath.Path) -> list[str]:
     return []
 
 
+def check_shared(workdir: epath.Path, config: ConfigDict) -> list[str]:
+    """Why this process does not see what process 0 has just written there; [] if it does."""
+    path = workdir / "config.json"
+    until = time.monotonic() + _SEEN_SECONDS
+    while not path.exists():
+        if time.monotonic() > until:
+            return [
+                f"{path}, which process 0 has written, is not there: --workdir must be a folder that all "
+                "processes share"
+            ]
+        time.sleep(0.5)
+    if config_lib.decisive(config_lib.load(workdir)) != config_lib.decisive(config):
+        return [
+            f"{path} is not the one that process 0 has written: --workdir must be a folder that all processes share"
+        ]
+    return []
+
+
 @contextlib.contextmanager
 def locked(workdir: epath.Path) -> Iterator[None]:
     """Keeps a second program out of a local work directory, which must exist, while this one runs.
@@ -51,9 +73,6 @@ def locked(workdir: epath.Path) -> Iterator[None]:
     Raises:
       ValueError: another one is at work there.
     """
-    if jax.process_index():
-        yield
-        return
     with open(workdir / ".lock", "a+") as file:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,18 +11,23 @@ configs() {
 
 help() {
   cat <<END
-usage: launch/local.sh NAME[:OPTIONS] [--workdir=DIR] [--config.KEY=VALUE ...]
+usage: launch/local.sh NAME[:OPTIONS] [--processes=N] [--restart=K] [--workdir=DIR] [--config.KEY=VALUE ...]
 
 Runs all stages of configs/NAME.py and writes everything below DIR. The same command again resumes
 what was interrupted, or returns at once when all is complete.
 
   OPTIONS             words joined by commas: a latent shape (8x8x16), a lookup (nearest, bilinear),
                       a preset (tiny, two_core, one_gpu); the config's docstring tells which
+  --processes=N       N processes that work together as those of a cluster do: the cores are divided among
+                      them, with FUNCTA_EXTRA=cuda each has one GPU. Each writes DIR.logs/process-K.log,
+                      process 0 here too. If one dies, all end, with its exit status
+  --restart=K         after a failure (not of the command or the config) starts again, up to K times
   --workdir=DIR       default: runs/ and the experiment's name, in the current directory
   --config.KEY=VALUE  changes a value of the config, such as --config.field.width=128
 
   launch/local.sh digits
   launch/local.sh cifar10_spatial:8x8x16,nearest,two_core --workdir=runs/try --config.seed=1
+  launch/local.sh digits --processes=2 --restart=3
 
 environment variables
   FUNCTA_PYTHON       the Python to make .venv with; default: python3.12, python3.11 or python3
@@ -53,16 +58,123 @@ if ! configs | grep -qxF "  $name"; then
   refuse "there is no config '$name'; the configs are
 $(configs)"
 fi
-for argument in "$@"; do
+processes=1
+restart=0
+workdir="runs/$name${options:+-${options:1}}"
+workdir="${workdir//,/-}"
+passed=()
+while [ $# -gt 0 ]; do
+  argument="$1"
+  shift
   case "$argument" in
-    --workdir=?* | --config.?*=*) ;;
-    *) refuse "unknown argument '$argument'; known are --workdir=DIR and --config.KEY=VALUE" ;;
+    --processes | --restart)
+      [ $# -gt 0 ] || refuse "$argument needs a number"
+      argument="$argument=$1"
+      shift
+      ;;
+  esac
+  case "$argument" in
+    --processes=*) processes="${argument#*=}" ;;
+    --restart=*) restart="${argument#*=}" ;;
+    --workdir=?*) workdir="${argument#*=}" && passed+=("$argument") ;;
+    --config.?*=*) passed+=("$argument") ;;
+    *)
+      refuse "unknown argument '$argument'; known are --processes=N, --restart=K, --workdir=DIR and \
+--config.KEY=VALUE"
+      ;;
   esac
 done
+[[ "$processes" =~ ^[1-9][0-9]{0,3}$ ]] || refuse "--processes=$processes: want a number from 1"
+[[ "$restart" =~ ^[0-9]{1,6}$ ]] || refuse "--restart=$restart: want a number from 0"
 
 "$root/launch/environment.sh" "${FUNCTA_EXTRA:-}"
 
 # -P keeps a folder named functa or configs in the current directory from being imported instead.
 export PYTHONUNBUFFERED=1
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" # XLA's own log: errors only
-exec "$root/.venv/bin/python" -P -m functa.main "--config=$root/configs/$name.py$options" "$@"
+python="$root/.venv/bin/python"
+program=("$python" -P -m functa.main "--config=$root/configs/$name.py$options" ${passed[@]+"${passed[@]}"})
+if [ "$processes$restart" = 10 ]; then
+  exec "${program[@]}"
+fi
+
+logs="${workdir%/}.logs"
+case "$workdir" in *://*) logs="runs/$(basename "$workdir").logs" ;; esac
+
+# A free port, and the cores of each process.
+divide() {
+  "$python" -c '
+import os, socket, sys
+count = int(sys.argv[1])
+with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    print(listener.getsockname()[1])
+cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+share = len(cores) // count
+for k in range(count):
+    print(",".join(map(str, cores[k * share : (k + 1) * share])) or "all")
+' "$processes"
+}
+
+start() { # INDEX PORT CORES
+  local command=("${program[@]}")
+  [ "$3" = all ] || ! command -v taskset >/dev/null || command=(taskset -c "$3" "${command[@]}")
+  if [ "$processes" -gt 1 ]; then
+    export JAX_COORDINATOR_ADDRESS="127.0.0.1:$2" JAX_NUM_PROCESSES="$processes" JAX_PROCESS_ID="$1"
+    [ "${FUNCTA_EXTRA:-}" != cuda ] || export CUDA_VISIBLE_DEVICES="$1"
+  fi
+  exec "${command[@]}"
+}
+
+# Starts all, waits for all; the status of the first that failed, 0 if none did.
+attempt() {
+  local port index pid code status=0 failed='' cores=()
+  { read -r port && mapfile -t cores; } < <(divide) || return 1
+  pids=()
+  for index in $(seq 0 $((processes - 1))); do
+    : >"$logs/process-$index.log"
+    start "$index" "$port" "${cores[index]}" >>"$logs/process-$index.log" 2>&1 &
+    pids+=("$!")
+  done
+  tail -n +1 -f --pid="${pids[0]}" "$logs/process-0.log" &
+  local shown="$!" left=$((10 * 5)) # turns that the others have to end by themselves
+  while [ "${#pids[@]}" -gt 0 ]; do
+    sleep 0.2
+    for index in "${!pids[@]}"; do
+      pid="${pids[index]}"
+      kill -0 "$pid" 2>/dev/null && continue
+      code=0
+      wait "$pid" || code=$?
+      unset "pids[index]"
+      if [ "$code" != 0 ] && [ -z "$failed" ]; then
+        status="$code"
+        failed="process $index of $processes ended with status $code, see $logs/process-$index.log"
+      fi
+    done
+    if [ -n "$failed" ] && [ "${#pids[@]}" -gt 0 ] && [ $((left -= 1)) -le 0 ]; then
+      kill -KILL "${pids[@]}" 2>/dev/null || true
+    fi
+  done
+  wait "$shown" || true
+  [ -z "$failed" ] || printf 'launch/local.sh: %s\n' "$failed" >&2
+  return "$status"
+}
+
+pids=()
+stopped=
+forward() {
+  stopped=1
+  [ "${#pids[@]}" = 0 ] || kill -TERM "${pids[@]}" 2>/dev/null || true
+}
+trap forward INT TERM
+
+mkdir -p "$logs"
+while true; do
+  status=0
+  attempt || status=$?
+  if [ "$status" = 0 ] || [ "$status" = 2 ] || [ -n "$stopped" ] || [ "$restart" = 0 ]; then
+    exit "$status"
+  fi
+  restart=$((restart - 1))
+  printf 'launch/local.sh: starting again, %s more times if need be\n' "$restart" >&2
+done

@@ -333,17 +333,20 @@ def test_nothing_is_written_behind_a_failure(tmp_path):
     assert [path for path in (tmp_path / "f").rglob("*") if path.is_file()] == []
 
 
-def test_progress_counts_to_the_end_and_what_it_raises_stops(encoded, tmp_path):
+def test_progress_counts_to_the_end_and_what_stop_raises_ends_it(encoded, tmp_path):
     seen = []
     directory = tmp_path / "functaset"
 
-    def stop_in_the_middle(done, total):
-        seen.append((done, total))
-        if done >= 50:
+    def stop_in_the_middle():
+        if seen[-1][0] >= 50:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sets.encode(directory, progress=stop_in_the_middle)
+        sets.encode(
+            directory,
+            progress=lambda done, total: seen.append((done, total)),
+            stop=stop_in_the_middle,
+        )
     assert temporary_files(directory) == []
     finished = len(list(directory.glob("functaset-*")))
     assert 0 < finished < SHARDS

@@ -96,6 +96,7 @@ def encode(directory, **changes):
         "process_index": 0,
         "process_count": 1,
         "progress": lambda done, total: None,
+        "stop": lambda: None,
     }
     return encode_lib.encode(**(arguments | changes))
 

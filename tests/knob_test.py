@@ -177,7 +177,10 @@ def test_the_tables_name_exactly_the_leaves_of_every_experiment(experiment):
 @pytest.mark.parametrize(("leaf", "knob"), ROWS, ids=[f"{leaf}-{k.base}" for leaf, k in ROWS])
 def test_a_leaf_changes_what_it_says(bench, leaf, knob):
     changed = bench.config(knob.base, **knob.also, **{leaf: knob.value})
-    assert preflight.check(changed, lambda: images.open_splits(**changed.data)) == []
+    assert (
+        preflight.check(changed, lambda: images.open_splits(**changed.data), stages=changed.stages)
+        == []
+    )
     for name in knob.probes.split():
         assert bench.probe(name, changed) != bench.of_base(knob.base, name), f"no effect on {name}"
 

@@ -92,6 +92,7 @@ def encode(config: ConfigDict, directory: Path) -> list[tuple[int, ...]]:
         config=config,
         class_names=[f"class {label}" for label in range(config.data.num_classes)],
         progress=lambda done, total: None,
+        stop=lambda: None,
         **ONE_PROCESS,
     )
     return shapes

@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
@@ -14,12 +15,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("tools/*.sh"), ROOT / ".ci" / "run"])
 COMMANDS = (
     *("bash", "cat", "chmod", "dirname", "env", "find", "flock", "grep"),
-    *("id", "ls", "mkdir", "mv", "rm", "sed", "sleep", "tail"),
+    *("basename", "id", "ls", "mkdir", "mv", "rm", "sed", "seq", "sleep", "tail", "taskset"),
 )
 
 # A stand-in for every Python. VERSION and ENSUREPIP are filled in; `-m venv` makes another
 # stand-in, which writes what pip is asked for to calls.txt and runs the file pip.sh, where a test
-# wants something to happen.
+# wants something to happen; functa.main runs main.sh.
 PYTHON = r"""#!/usr/bin/env bash
 case "$*" in
   "-ISc import sys"*) echo VERSION ;;
@@ -32,7 +33,10 @@ case "$*" in
   "-m pip install "*)
     echo "pip ${@: -1}" >>"$CALLS"
     . "$PIP" ;;
-  *) printf '%s\n' "$PWD" "$@" >"$CALLS.main" ;;
+  "-c "*) exec REAL "$@" ;;
+  *)
+    printf '%s\n' "$PWD" "$@" >"$CALLS.main"
+    . "$MAIN" ;;
 esac
 """
 
@@ -46,6 +50,7 @@ class Project:
         self.bin = folder / "bin"
         self.calls = folder / "calls.txt"
         self.pip = folder / "pip.sh"
+        self.main = folder / "main.sh"
         for name in ("launch", "configs"):
             shutil.copytree(ROOT / name, self.root / name)
         self.setup = self.root / "setup.cfg"
@@ -56,6 +61,7 @@ class Project:
         self.stamp = self.root / ".venv" / "functa.stamp"
         self.bin.mkdir()
         self.pip.touch()
+        self.main.touch()
         for command in COMMANDS:
             (self.bin / command).symlink_to(shutil.which(command))
         self.add("id", "#!/bin/sh\necho 1000\n")
@@ -67,10 +73,16 @@ class Project:
         path.chmod(0o755)
 
     def add_python(self, command, version, ensurepip="true"):
-        self.add(command, PYTHON.replace("VERSION", version).replace("ENSUREPIP", ensurepip))
+        text = PYTHON.replace("VERSION", version).replace("ENSUREPIP", ensurepip)
+        self.add(command, text.replace("REAL", sys.executable))
 
     def env(self, **extra):
-        paths = {"PATH": str(self.bin), "CALLS": str(self.calls), "PIP": str(self.pip)}
+        paths = {
+            "PATH": str(self.bin),
+            "CALLS": str(self.calls),
+            "PIP": str(self.pip),
+            "MAIN": str(self.main),
+        }
         return {**paths, "HOME": str(self.folder), **extra}
 
     def start(self, script, *arguments, **extra):
@@ -334,8 +346,7 @@ def test_local_starts_main_with_the_config_and_the_arguments_as_they_are(project
 
 
 def test_local_passes_the_exit_status_and_the_extra_on(project):
-    text = PYTHON.replace("VERSION", "3.11").replace("ENSUREPIP", "true")
-    project.add("python3", text.replace("*) printf", "*) exit 7 ; printf"))
+    project.main.write_text("exit 7")
     assert project.run("local.sh", "example", FUNCTA_EXTRA="cuda").returncode == 7
     assert project.called() == ["venv 3.11", "pip .[cuda]"]
 
@@ -350,13 +361,85 @@ def test_local_lists_the_configs_for_an_unknown_name(project, name):
     assert project.called() == []
 
 
-@pytest.mark.parametrize("argument", ["--processes", "--config=x.py", "--workdir", "width=3"])
+@pytest.mark.parametrize("argument", ["--proceses=2", "--config=x.py", "--workdir", "width=3"])
 def test_local_refuses_what_it_does_not_know(project, argument):
     result = project.run("local.sh", "example", argument, "2")
     assert result.returncode == 2
     assert f"unknown argument '{argument}'" in result.stderr
     assert "--workdir=DIR" in result.stderr
     assert project.called() == []
+
+
+@pytest.mark.parametrize(
+    "argument", ["--processes=0", "--processes=two", "--restart=-1", "--restart="]
+)
+def test_local_refuses_numbers_that_mean_nothing(project, argument):
+    result = project.run("local.sh", "example", argument)
+    assert result.returncode == 2
+    assert f"{argument}: want a number" in result.stderr
+    result = project.run("local.sh", "example", "--processes")
+    assert result.returncode == 2
+    assert "--processes needs a number" in result.stderr
+
+
+def test_local_starts_processes_that_find_each_other(project):
+    project.main.write_text(
+        'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS"; taskset -cp $$'
+    )
+    result = project.run("local.sh", "example:tiny", "--processes", "2", "--config.seed=1")
+    assert result.returncode == 0, result.stderr
+    logs = [project.folder / f"runs/example-tiny.logs/process-{k}.log" for k in range(2)]
+    first, second = (log.read_text().splitlines() for log in logs)
+    assert result.stdout.splitlines() == first  # process 0 is shown, and only it
+    assert re.fullmatch(r"0 of 2 at 127\.0\.0\.1:\d+", first[0])
+    assert second[0] == first[0].replace("0 of", "1 of", 1)
+    if len(os.sched_getaffinity(0)) > 1:
+        assert first[1].split(":")[1] != second[1].split(":")[1]
+    assert "--config.seed=1" in (project.folder / "calls.txt.main").read_text()
+
+
+def test_local_ends_with_the_status_of_the_process_that_failed(project):
+    project.main.write_text('[ "$JAX_PROCESS_ID" = 0 ] || exit 7; sleep 1; exit 1')
+    result = project.run("local.sh", "example", "--processes=3", "--workdir=my runs/one")
+    assert result.returncode == 7
+    assert "of 3 ended with status 7, see my runs/one.logs/process-" in result.stderr
+
+
+@pytest.mark.slow
+def test_local_kills_what_does_not_end_by_itself(project):
+    project.main.write_text('[ "$JAX_PROCESS_ID" = 0 ] || exit 7; exec sleep 100')
+    begin = time.monotonic()
+    assert project.run("local.sh", "example", "--processes=2").returncode == 7
+    assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_local_starts_again_after_a_failure(project, processes):
+    project.main.write_text('echo "try $JAX_PROCESS_ID" >>"$CALLS.tries"; exit 3')
+    several = f"--processes={processes}"
+    assert project.run("local.sh", "example", several, "--restart=2").returncode == 3
+    tries = (project.folder / "calls.txt.tries").read_text().splitlines()
+    assert len(tries) == 3 * processes
+    project.main.write_text('echo "try $JAX_PROCESS_ID" >>"$CALLS.tries"; exit 2')
+    assert project.run("local.sh", "example", several, "--restart=2").returncode == 2
+    tries = (project.folder / "calls.txt.tries").read_text().splitlines()
+    assert len(tries) == 4 * processes  # what must be mended first is not tried again
+
+
+def test_local_hands_sigterm_on(project):
+    project.main.write_text(
+        'trap "echo saved; exit 0" TERM; echo ready; while :; do sleep 0.1; done'
+    )
+    process = project.start("local.sh", "example", "--processes=2", "--restart=3")
+    logs = [project.folder / f"runs/example.logs/process-{k}.log" for k in range(2)]
+    deadline = time.monotonic() + 20
+    while not all(log.exists() and "ready" in log.read_text() for log in logs):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert all("saved" in log.read_text() for log in logs)
 
 
 def test_local_help(project):

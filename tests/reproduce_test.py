@@ -140,4 +140,5 @@ def test_a_field_without_a_classifier_has_a_row(project):
 @pytest.mark.parametrize("shape", ORDER)
 def test_every_preset_it_runs_has_no_fault(preset, shape):
     experiment = cifar10_functa if shape.startswith("1x1") else cifar10_spatial
-    assert preflight.check(experiment.get_config(f"{shape},{preset}"), None) == []
+    config = experiment.get_config(f"{shape},{preset}")
+    assert preflight.check(config, None, stages=config.stages) == []

@@ -33,6 +33,7 @@ from ml_collections import ConfigDict, config_flags
 
 from functa import command, fitting, operations, rng
 from functa import encode as encode_lib
+from functa import mesh as mesh_lib
 from functa.field import make_field
 from functa.memory import keep_freed_memory
 from functa.progress import device_name
@@ -91,6 +92,7 @@ def whole_stage(config: ConfigDict, encoder: Any, params: Any, batches: int) -> 
             config=config,
             class_names=(),
             progress=lambda done, total: None,
+            stop=lambda: None,
             process_index=0,
             process_count=1,
         )
@@ -103,7 +105,8 @@ def bench(config: ConfigDict, *, repeats: int, batches: int) -> dict[str, Any]:
     task = meta_learning.make(config, {}, process_index=0, process_count=1)
     params = jax.jit(task.init)(rng.stream_key(0, "init"))
     noise = Noise(batch_size, tuple(config.data.image_shape)).read(np.arange(batch_size))
-    images = fitting.to_float(jax.device_put(noise["image"]))
+    on_devices = mesh_lib.to_devices(mesh_lib.make_mesh(), {"image": noise["image"]})
+    images = fitting.to_float(on_devices["image"])
     encoder = fitting.make_encoder(config)
     products, of_products = ceiling(config, batch_size)
     runs: dict[str, Run] = {
@@ -141,6 +144,10 @@ def main(argv: list[str]) -> int:
     del argv  # flags only
     config = _CONFIG.value
     problems = meta_learning.check(config) + knows_reference(config)
+    try:
+        encode_lib.check(config)
+    except ValueError as error:
+        problems += str(error).splitlines()
     if problems:
         return command.refuse("bench_encode", "\n".join(problems))
     keep_freed_memory()

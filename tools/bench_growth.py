@@ -18,6 +18,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from benchmark import positive
+
 BENCH = pathlib.Path(__file__).resolve().parent / "bench_step.py"
 _FIELD, _LOOP = "--config.field.", "--config.inner_loop."
 
@@ -81,11 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", default="", help="beginnings of names, separated by commas")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--json", action="store_true", help="one object a row")
     parser.add_argument("--commands", action="store_true")
     arguments = parser.parse_args(argv)
-    wanted = tuple(arguments.rows.split(","))
+    wanted = tuple(filter(None, arguments.rows.split(","))) or ("",)
     rows = [row for row in ROWS if row.startswith(wanted)]
     if not rows:
         print(

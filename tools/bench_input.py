@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from benchmark import positive
 from etils import epath
 
 from functa import mesh as mesh_lib
@@ -107,13 +108,6 @@ def bench(
     }
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
 def _shape(text: str) -> tuple[int, ...]:
     numbers = tuple(map(int, text.split("x")))
     if len(numbers) != 3 or min(numbers) < 1:
@@ -126,14 +120,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--functaset", metavar="FOLDER", help="a complete functaset")
-    parser.add_argument("--records", type=_positive, default=50_000, help="of noise")
+    parser.add_argument("--records", type=positive, default=50_000, help="of noise")
     parser.add_argument("--latent_shape", type=_shape, default="8x8x16", help="of noise")
     parser.add_argument(
         "--dtype", choices=functaset_format.STORED_AS, default="float16", help="of noise"
     )
-    parser.add_argument("--batch_size", type=_positive, default=256)
-    parser.add_argument("--batches", type=_positive, default=200, help="a turn")
-    parser.add_argument("--repeats", type=_positive, default=5)
+    parser.add_argument("--batch_size", type=positive, default=256)
+    parser.add_argument("--batches", type=positive, default=200, help="a turn")
+    parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="bench-input-") as folder:

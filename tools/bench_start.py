@@ -21,6 +21,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+from benchmark import positive
+
 LIMIT = 600.0  # seconds that a start may take
 
 
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--json", action="store_true")
     arguments, rest = parser.parse_known_args(argv)
     try:

@@ -8,7 +8,8 @@
 In one process and turn by turn, so that a noisy machine disturbs all alike: the step as training
 runs it, the same step written plainly (tools/plain.py: per-image vmap, modulations per pixel,
 jnp.sin, no shared first step), and plain matrix products of the step's own shape and type, the
-ceiling. Numbers are medians of --repeats turns; the count of necessary operations is that of
+ceiling. The reference knows whole images and the loss mse only, so beside it both have them; with --noreference
+cells, flips and loss are the config's. Numbers are medians of --repeats turns; the count of necessary operations is that of
 functa/operations.py. `peak_bytes` is of all that the process did, the reference included.
 
 --json prints one object: images_per_second, reference_images_per_second, speedup_over_reference,
@@ -130,21 +131,22 @@ def bench(config: ConfigDict, *, batch_size: int, repeats: int, reference: bool)
         "repeats": repeats,
         "device": device_name(),
         "settings": f"{config.name} map {config.field.map} upsampling {config.field.upsampling} "
-        f"width {config.field.width} depth {config.field.depth}",
+        f"width {config.field.width} depth {config.field.depth} loss {config.meta_learn.loss}",
     }
 
 
 def main(argv: list[str]) -> int:
     del argv  # flags only
     config = _CONFIG.value
-    problems = []
+    problems = meta_learning.check(config)
+    if _BATCH.value % jax.device_count():
+        problems.append(
+            f"--batch_size={_BATCH.value} must be a multiple of the {jax.device_count()} devices"
+        )
     if _REFERENCE.value:
         with config.unlocked():
-            config.meta_learn.cells_per_image = 0
-            config.meta_learn.flips = False
-            config.meta_learn.loss = "mse"
-        problems = knows_reference(config)
-    problems += meta_learning.check(config)
+            config.meta_learn.update(cells_per_image=0, flips=False, loss="mse")
+        problems += knows_reference(config)
     if problems:
         return command.refuse("bench_step", "\n".join(problems))
     keep_freed_memory()

@@ -1,5 +1,6 @@
 """What the benchmarks share: turns, the machine's ceiling, memory."""
 
+import argparse
 import functools
 import resource
 import time
@@ -8,9 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-_MOST_POINTS = 1 << 14  # of the ceiling, whose memory must not hide that of the work
+from functa import mesh as mesh_lib
+
+_MOST_POINTS = 1 << 14  # of the ceiling and a device, whose memory must not hide that of the work
 
 Run = Callable[[], Any]  # does the work once and returns what must be waited for
 
@@ -33,8 +37,10 @@ def ceiling(config: ConfigDict, batch_size: int) -> tuple[Run, int]:
     h, w, _ = config.data.image_shape
     width, layers = config.field.width, 8
     weights = jnp.full((layers, width, width), 1 / width, jnp.float32)
-    rows = min(batch_size * h * w, _MOST_POINTS)
-    points = jnp.ones((rows, width), jnp.float32)
+    devices = jax.local_device_count()
+    rows = min(batch_size * h * w // devices, _MOST_POINTS) * devices
+    ones = np.ones((rows, width), np.float32)
+    points = mesh_lib.to_devices(mesh_lib.make_mesh(), {"points": ones})["points"]
 
     @jax.jit
     def products(points, weights):
@@ -43,6 +49,14 @@ def ceiling(config: ConfigDict, batch_size: int) -> tuple[Run, int]:
         return points
 
     return functools.partial(products, points, weights), layers * points.size * width
+
+
+def positive(text: str) -> int:
+    """For argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
 
 
 def spread(seconds: list[float], median: float) -> float:

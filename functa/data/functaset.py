@@ -100,7 +100,7 @@ class Functaset:
 
         Args:
           cache: host: decoded once into memory; none: read and decoded at every access. For the
-            memory of devices see data/device_cache.py.
+            memory of devices see data/latent_batches.py.
         Returns:
           An object with `num_examples` and read(indices [k]) -> what RecordLayout.unpack tells:
           latents as they are stored, label, id, copy, psnr.

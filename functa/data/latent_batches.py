@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from functa import mesh as mesh_lib
-from functa.data import pipeline
+from functa.data import functaset_format, pipeline
 from functa.data.functaset import Functaset
 
 CACHES = ("none", "host", "device")
@@ -65,7 +65,9 @@ class LatentBatches:
     def _opened(self, split: str):
         if self._cache != "device":
             return self._functaset.source(split, self._cache), _chosen
-        rows = self._functaset.source(split, "none")
+        rows = self._functaset.source(
+            split, "host"
+        )  # read in blocks, and dropped once it is on the devices
         return _Numbers(rows.num_examples), _gather(rows, mesh_lib.make_mesh())
 
 
@@ -104,10 +106,13 @@ def _chosen(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_room(functaset: Functaset) -> None:
-    size = functaset.num_examples("train") * functaset.manifest.layout.latent_bytes
+    size = (
+        sum(map(functaset.num_examples, functaset_format.SPLITS))
+        * functaset.manifest.layout.latent_bytes
+    )
     memory = jax.local_devices()[0].memory_stats() or {}
     if size > _SPARED * memory.get("bytes_limit", np.inf):
         raise ValueError(
-            f"cache=device: the train split has {size:,} bytes of latents, a device "
+            f"cache=device: the splits have {size:,} bytes of latents, a device "
             f"{memory['bytes_limit']:,} bytes of memory; use host or none"
         )

@@ -1,0 +1,169 @@
+"""The processes of one run: how they find each other, what they agree on, and how they end.
+
+JAX's own runtime is the engine. Slurm steps, TPU pods and Open MPI are found by JAX itself; anything else
+says it by three environment variables, as launch/local.sh does.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+from functa.config import MendableError
+from functa.data.functaset_format import json_digest
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# A process that has not been heard of for so long is dead, and the others end.
+HEARTBEAT_SECONDS = 10
+START_SECONDS = 300
+WAIT_SECONDS = 1800  # that processes may differ in what they do alone
+
+
+def start() -> None:
+    """Joins the other processes of this run where the environment tells of any; must come before any other
+    use of JAX.
+
+    Raises:
+      MendableError: the environment contradicts itself, or the others were not found in START_SECONDS.
+    """
+    given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    arguments: dict = {}
+    if given:
+        arguments = _explicit(given)
+    elif not _cluster():
+        return
+    try:
+        jax.distributed.initialize(
+            **arguments,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            initialization_timeout=START_SECONDS,
+            shutdown_timeout_seconds=2 * HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise MendableError(
+            f"the processes of this run do not find each other: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _explicit(given: dict[str, str]) -> dict:
+    """Arguments of jax.distributed.initialize."""
+    missing = [name for name in VARIABLES if name not in given]
+    if missing:
+        raise MendableError(
+            f"{', '.join(given)} is set, but {', '.join(missing)} is not: set all three, or none"
+        )
+    address, count, index = (given[name] for name in VARIABLES)
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise MendableError(f"{VARIABLES[0]}={address}: want HOST:PORT")
+    if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+        raise MendableError(
+            f"{VARIABLES[1]}={count}, {VARIABLES[2]}={index}: want whole numbers, the second below the first"
+        )
+    arguments = {
+        "coordinator_address": address,
+        "num_processes": int(count),
+        "process_id": int(index),
+        "cluster_detection_method": "deactivate",
+    }
+    if host in ("127.0.0.1", "localhost"):  # nobody else is to reach it
+        arguments["coordinator_bind_address"] = f"127.0.0.1:{port}"
+    return arguments
+
+
+def _cluster() -> bool:
+    """Whether this process was started beside others by something that JAX finds by itself."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("OMPI_COMM_WORLD_SIZE") or "1"
+    devices = ("/dev/accel0", "/dev/vfio/0")
+    tpu = any(map(os.path.exists, devices)) and importlib.util.find_spec("libtpu") is not None
+    return tpu or (tasks.isdecimal() and int(tasks) > 1)
+
+
+def several() -> bool:
+    """Whether this process runs beside others."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def this_process() -> str:
+    return f"process {jax.process_index()} of {jax.process_count()}"
+
+
+def cause(error: Exception) -> str:
+    """One line for an error that ends a run of several processes."""
+    line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return f"another process has died or cannot be reached, or the device failed ({line})"
+    return line
+
+
+def wait(name: str, seconds: float = WAIT_SECONDS) -> None:
+    """Returns when all processes have come here; every process must, with the same name.
+
+    Raises:
+      RuntimeError: one did not come in time, or is dead.
+    """
+    if jax.process_count() > 1:
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=int(1000 * seconds))
+
+
+def gather(text: str, name: str) -> list[str]:
+    """The texts of all processes, in their order; every process must call it, with the same name.
+
+    They wait for each other for WAIT_SECONDS, longer than a collective does.
+    """
+    if jax.process_count() == 1:
+        return [text]
+    wait(name)
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(own)))
+    padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
+    padded[: len(own)] = own
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def agree(told: dict[str, Any], problems: list[str]) -> list[str]:
+    """What all processes find, so that all refuse or none does.
+
+    Args:
+      told: JSON values that must be the same everywhere: versions, code, config.
+      problems: what this process found.
+    Returns:
+      the problems of process 0, those that only another process has, and every entry of `told` in
+      which one differs from process 0.
+    """
+    texts = gather(json.dumps([told, problems]), "agree")
+    (first, found), *others = map(json.loads, texts)
+    for process, (theirs, more) in enumerate(others, start=1):
+        found += [f"process {process}: {problem}" for problem in more if problem not in found]
+        found += [
+            f"{name} is {theirs.get(name, '(absent)')} in process {process}, but "
+            f"{first.get(name, '(absent)')} in process 0"
+            for name in sorted(first.keys() | theirs.keys())
+            if first.get(name) != theirs.get(name)
+        ]
+    return found
+
+
+def end(status: int) -> NoReturn:
+    """Ends this process at once.
+
+    The usual way out waits for all processes at a barrier, which a dead or a failed one never reaches.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def source_digest() -> str:
+    """Names the code that runs: of all modules of the package."""
+    root = pathlib.Path(__file__).parent
+    files = sorted(root.rglob("*.py"))
+    return json_digest({str(file.relative_to(root)): file.read_text() for file in files})

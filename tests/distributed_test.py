@@ -1,0 +1,186 @@
+"""Several processes are one: real ones, killed, stopped and contradicting each other."""
+
+import json
+import random
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from functa.data import functaset as functaset_lib
+from tests import processes
+from tests.pipeline_test import TINY, finished, functaset_bytes, numbers  # noqa: F401  (finished: a fixture)
+
+ENOUGH = 20  # seconds within which the others must have ended
+
+
+@pytest.fixture(scope="module")
+def pair(program_env, tmp_path_factory):
+    """A complete run of two processes with two devices each."""
+    workdir = tmp_path_factory.mktemp("pair") / "run"
+    with processes.start(program_env, workdir, TINY, count=2, devices=2) as group:
+        assert group.wait() == [0, 0], group.told()
+        assert "Warning" not in group.told()
+    return workdir
+
+
+def test_two_processes_of_two_devices_give_the_numbers_of_one(pair, finished):  # noqa: F811
+    one, two = numbers(finished[0]), numbers(pair)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        if isinstance(value, float):
+            assert two[name] == pytest.approx(value, rel=1e-5), name
+        elif not name.endswith(("device", "digest")):
+            assert two[name] == value, name
+    for split in ("train", "validation", "test"):
+        ours, theirs = (
+            functaset_lib.open_functaset(workdir / "functaset", field_digest=None).source(
+                split, cache="none"
+            )
+            for workdir in (finished[0], pair)
+        )
+        every = np.arange(ours.num_examples)
+        ours, theirs = ours.read(every), theirs.read(every)
+        for name in ("id", "label", "copy"):
+            np.testing.assert_array_equal(ours[name], theirs[name])
+        # As stored: float16 rounds what differs by 1e-7 to neighbours now and then.
+        np.testing.assert_allclose(ours["latents"], theirs["latents"], rtol=2e-3, atol=1e-5)
+
+
+def test_each_process_reads_and_writes_only_its_share(pair):
+    parts = [json.loads(path.read_text()) for path in (pair / "functaset" / "parts").iterdir()]
+    assert len(parts) == 9
+    assert not list((pair / "functaset").rglob("*.partial"))
+
+
+def test_sigterm_on_one_stops_all_at_one_step(pair, program_env, tmp_path):
+    workdir = tmp_path / "run"
+    with processes.start(program_env, workdir, TINY, count=2, devices=2) as group:
+        group.wait_for("meta_learn  step 4/")
+        group.processes[1].send_signal(signal.SIGTERM)
+        begin = time.monotonic()
+        assert group.wait(60) == [0, 0], group.told()
+        assert time.monotonic() - begin < 30
+        stops = [log.read_text().splitlines()[-1] for log in group.logs]
+    assert "the same command goes on from there" in stops[0]
+    assert stops[0] == stops[1]
+    with processes.start(program_env, workdir, TINY, count=2, devices=2) as group:
+        assert group.wait() == [0, 0], group.told()
+        assert "resumes at step" in group.told()
+    assert numbers(workdir) == numbers(pair)
+    assert functaset_bytes(workdir) == functaset_bytes(pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "victim", "seed"),
+    [
+        ("", 0, 0),  # at some moment of the start
+        ("meta_learn  images", 1, 1),
+        ("meta_learn  step 4/", 0, 2),
+        ("meta_learn  step 12/", 1, 3),
+        ("encode  field", 0, 4),
+        ("encode  field", 1, 5),
+        ("classify  func", 0, 6),
+        ("classify  step 4/", 1, 7),
+        ("classify  step 8/", 0, 8),
+        ("classify  step 12/", 1, 9),
+    ],
+)
+def test_a_killed_process_ends_the_others_and_nothing_is_lost(
+    pair, program_env, tmp_path, moment, victim, seed
+):
+    workdir = tmp_path / "run"
+    with processes.start(program_env, workdir, TINY, count=2, devices=2) as group:
+        group.wait_for(moment)
+        time.sleep(random.Random(seed).random() * (0.5 if moment else 5))
+        group.processes[victim].send_signal(signal.SIGKILL)
+        begin = time.monotonic()
+        statuses = group.wait(60)
+        assert time.monotonic() - begin < ENOUGH, group.told()
+        told = group.told()
+    assert statuses[victim] == -signal.SIGKILL
+    assert statuses[1 - victim] != 0, told
+    with processes.start(program_env, workdir, TINY, count=2, devices=2) as group:
+        assert group.wait() == [0, 0], group.told()
+    assert numbers(workdir) == numbers(pair)
+    assert functaset_bytes(workdir) == functaset_bytes(pair)
+
+
+def test_encoding_goes_on_with_another_number_of_processes(finished, program_env, tmp_path):  # noqa: F811
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    for folder in ("functaset", "encode", "classify"):
+        shutil.rmtree(workdir / folder)
+    only = "--config.stages=encode"
+    with processes.start(program_env, workdir, TINY, only, count=2) as group:
+        deadline = time.monotonic() + 200
+        while not list(workdir.glob("functaset/parts/*.json")):
+            assert time.monotonic() < deadline, group.told()
+            time.sleep(0.01)
+        for process in group.processes:
+            process.kill()
+    with processes.start(program_env, workdir, TINY, only, count=3) as group:
+        assert group.wait() == [0, 0, 0], group.told()
+    assert functaset_bytes(workdir) == functaset_bytes(finished[0])
+
+
+def test_a_flipped_byte_is_seen_by_all_and_the_state_before_is_used(pair, program_env, tmp_path):
+    workdir = tmp_path / "run"
+    with processes.start(program_env, workdir, TINY, count=2, devices=2) as group:
+        group.wait_for("meta_learn  step 4/")
+        group.processes[0].send_signal(signal.SIGTERM)
+        assert group.wait(60) == [0, 0], group.told()
+    newest = max(
+        (workdir / "meta_learn" / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:])
+    )
+    largest = max(
+        (path for path in newest.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+    )
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    largest.write_bytes(content)
+    with processes.start(program_env, workdir, TINY, count=2, devices=2) as group:
+        assert group.wait() == [0, 0], group.told()
+        assert f"{newest}: " in group.told()
+    assert numbers(workdir) == numbers(pair)
+
+
+def test_processes_that_differ_refuse_together(program_env, tmp_path):
+    each = [
+        processes.main(TINY, f"--workdir={tmp_path / 'run'}", f"--config.seed={seed}")
+        for seed in (3, 4)
+    ]
+    with processes.Processes(each, count=2, folder=tmp_path, env=program_env) as group:
+        assert group.wait() == [2, 2], group.told()
+        for log in group.logs:
+            assert "config.seed is 4 in process 1, but 3 in process 0" in log.read_text()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_work_directory_of_its_own_is_told(program_env, tmp_path):
+    each = [processes.main(TINY, f"--workdir={tmp_path / name}") for name in ("here", "there")]
+    with processes.Processes(each, count=2, folder=tmp_path, env=program_env) as group:
+        assert group.wait() == [2, 2], group.told()
+        assert "a folder that all processes share" in group.logs[0].read_text()
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID is not"),
+        (("127.0.0.1", "2", "0"), "want HOST:PORT"),
+        (("127.0.0.1:1234", "2", "2"), "the second below the first"),
+        (("127.0.0.1:1234", "two", "0"), "want whole numbers"),
+    ],
+)
+def test_a_contradiction_in_the_environment_is_told(run_main, tmp_path, variables, told):
+    if not isinstance(variables, dict):
+        names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+        variables = dict(zip(names, variables, strict=True))
+    result = run_main(TINY, f"--workdir={tmp_path / 'run'}", env=variables)
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
