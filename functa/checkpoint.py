@@ -50,7 +50,10 @@ class Checkpoints:
 
     def __init__(self, directory: epath.PathLike, *, keep: int, read_only: bool = False):
         """read_only: for who does not hold the run's lock; saves of others under way are let be."""
-        self.directory = epath.Path(directory).resolve()  # Orbax takes no relative paths
+        path = epath.Path(directory)
+        self.directory = (
+            path if disk.is_remote(path) else path.resolve()
+        )  # Orbax takes no relative ones
         self._bytes = 0  # of the newest save
         self._read_only = read_only
         self._manager = ocp.CheckpointManager(

@@ -131,12 +131,14 @@ def read_json(path: epath.PathLike) -> Any:
 def write_json(path: epath.PathLike, value: Any) -> None:
     """Writes beside and renames: a reader never sees half a file, after a loss of power neither."""
     path = epath.Path(path)
-    beside = path.parent / f"{path.name}.partial"
     text = json.dumps(value, indent=1)
+    if disk.is_remote(path):  # an object is there whole or not at all
+        path.write_text(text)
+        return
+    beside = path.parent / f"{path.name}.partial"
     with disk.naming(path, len(text)):
         with beside.open("w") as file:
             file.write(text)
             file.flush()
-            if hasattr(file, "fileno") and "://" not in str(path):
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
         beside.replace(path)

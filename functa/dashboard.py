@@ -12,7 +12,7 @@ from etils import epath
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
 
-from functa import pictures
+from functa import disk, pictures
 from functa.summary_writer import SummaryWriter, metric_writers
 
 SMALLEST_SIDE = 64  # pixels an image of a sheet is enlarged to: TensorBoard's cards blur small ones
@@ -79,7 +79,7 @@ class Dashboard:
         earlier = [path.name for path in self._directory.glob("events.out.tfevents.*")]
         _wait_for_a_later_name(earlier)
         # Remote file systems cannot append: write beside, and copy at every flush.
-        self._remote = "://" in str(directory)
+        self._remote = disk.is_remote(directory)
         self._local = epath.Path(tempfile.mkdtemp()) if self._remote else self._directory
         self._file = SummaryWriter(str(self._local))
         self._writer = metric_writers.AsyncWriter(self._file)

@@ -1,13 +1,22 @@
-"""A full disk, told the same way by everything that writes."""
+"""Where files lie: which paths are of an object store, and a full disk told the same way by all that writes."""
 
 import contextlib
 import errno
 import os
 from collections.abc import Iterator
 
+import fsspec.config
 from etils import epath
 
+# gcsfs remembers what folders hold, but other processes write there too.
+fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether it is in an object store (gs://...): whole objects, no appending, no locks of the system."""
+    return "://" in str(path)
 
 
 @contextlib.contextmanager

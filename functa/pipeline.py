@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from functa import config as config_lib
-from functa import distributed, preflight
+from functa import disk, distributed, preflight
 from functa import workdir as workdir_lib
 from functa.data.images import ImageSource
 from functa.interruption import Interrupted
@@ -31,7 +31,12 @@ def run_stages(
     """
     run = Run(config, workdir, say)
     _ = run.interruption  # from here on SIGTERM and Ctrl-C are requests
-    problems = workdir_lib.check(run.workdir) + check_stages(run)
+    problems = workdir_lib.check(run.workdir)
+    if problems and disk.is_remote(run.workdir):
+        _refuse(
+            distributed.agree({}, problems)
+        )  # what is in a store that cannot be reached is not known
+    problems += check_stages(run)
     missing = [stage for stage in run.stages if stage in STAGES and not run.is_complete(stage)]
     reads_images = bool({"meta_learn", "encode"} & set(missing))
     if missing:
@@ -73,7 +78,7 @@ def take(run: Run, stack: contextlib.ExitStack) -> list[str]:
     if jax.process_index():
         return []
     try:
-        stack.enter_context(workdir_lib.locked(run.workdir))
+        stack.enter_context(workdir_lib.locked(run.workdir, run.say))
     except ValueError as error:
         return [str(error)]
     return config_lib.freeze(run.config, run.workdir)

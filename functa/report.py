@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from functa import charts, gallery, page, pictures, progress
+from functa import charts, disk, gallery, page, pictures, progress
 from functa.config import DamagedError, read_json
 from functa.page import Section, Tile, escape
 from functa.results import (
@@ -79,6 +79,9 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
         sections=[section for section in sections if section],
     )
     path = workdir / "report.html"
+    if disk.is_remote(path):
+        path.write_text(text)
+        return path
     beside = workdir / "report.html.partial"
     beside.write_text(text)
     beside.replace(path)

@@ -122,12 +122,13 @@ class Trainer:
         self.latest.save(step, state, {"watch": watch.reading(), "best_step": best_step})
 
     def show(self, step: int, params: Any) -> None:
-        """Pictures and histograms for the dashboard, made by process 0 alone."""
+        """Pictures and histograms for the dashboard, made by process 0 alone; what it was given is written."""
         if jax.process_index():
             return
         illustrations = self.task.illustrate(jax.device_get(params))
         self.dashboard.images(step, illustrations.images)
         self.dashboard.histograms(step, illustrations.histograms)
+        self.dashboard.flush()
 
     def refuse_non_finite(self, first_bad: jax.Array) -> None:
         """Stops before anything built on a broken number is saved."""

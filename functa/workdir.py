@@ -8,6 +8,7 @@ import pathlib
 import platform
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,8 +18,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from functa import config as config_lib
+from functa import disk
 from functa.progress import device_name
 
+_RENEWAL_SECONDS = 10.0
 _SEEN_SECONDS = 10.0  # network file systems remember for a while that a file was not there
 
 _PACKAGES = (
@@ -37,15 +40,30 @@ _PACKAGES = (
 
 
 def check(workdir: epath.Path) -> list[str]:
-    """Why a local work directory could not be written to; [] if it can."""
-    if "://" in str(workdir):
-        return [f"--workdir={workdir}: work directories are local"]
+    """Why a work directory could not be written to; [] if it can, as far as looking tells."""
+    if disk.is_remote(workdir):
+        return _check_remote(workdir)
     existing = workdir.resolve()
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         return [f"--workdir={workdir}: {existing} is not a directory that can be written to"]
     return []
+
+
+def _check_remote(workdir: epath.Path) -> list[str]:
+    scheme, _, rest = str(workdir).partition("://")
+    if scheme != "gs":
+        return [f"--workdir={workdir}: of object stores only gs:// is known"]
+    bucket = epath.Path(f"gs://{rest.split('/')[0]}")
+    try:
+        if "/" in rest and bucket.exists():
+            return []
+    except Exception as error:  # gcsfs: no credentials, no network, a dozen types
+        return [
+            f"--workdir={workdir}: {bucket} cannot be reached ({type(error).__name__}: {error})"
+        ]
+    return [f"--workdir={workdir}: want gs://BUCKET/FOLDER with a bucket that exists"]
 
 
 def check_shared(workdir: epath.Path, config: ConfigDict) -> list[str]:
@@ -67,12 +85,16 @@ def check_shared(workdir: epath.Path, config: ConfigDict) -> list[str]:
 
 
 @contextlib.contextmanager
-def locked(workdir: epath.Path) -> Iterator[None]:
-    """Keeps a second program out of a local work directory, which must exist, while this one runs.
+def locked(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Keeps a second program out of a work directory, which must exist, while this one runs.
 
     Raises:
       ValueError: another one is at work there.
     """
+    if disk.is_remote(workdir):
+        with _renewed(workdir / ".lock", say):
+            yield
+        return
     with open(workdir / ".lock", "a+") as file:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,15 +110,71 @@ def locked(workdir: epath.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _renewed(path: epath.Path, say: Callable[[str], None]) -> Iterator[None]:
+    """A lock in an object store: a file whose content its owner changes all the time.
+
+    One that stays the same for _RENEWAL_SECONDS * 3 is of a program that was killed. Only changes count,
+    so clocks of several machines need not agree.
+    """
+
+    def content() -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return path.read_text()
+        return ""
+
+    if before := content():
+        say(f"{path} is there: looking whether its owner is at work, {3 * _RENEWAL_SECONDS:.0f} s")
+        time.sleep(3 * _RENEWAL_SECONDS)
+        if content() not in ("", before):
+            raise ValueError(
+                f"another program is at work in {path.parent} ({before}); wait for it or stop it"
+            )
+    me = f"process {os.getpid()} on {socket.gethostname()}"
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(_RENEWAL_SECONDS):
+            with contextlib.suppress(Exception):  # the store may be away for a while
+                path.write_text(f"{me}, {time.time():.3f}")
+
+    path.write_text(f"{me}, {time.time():.3f}")
+    thread = threading.Thread(target=renew, name="lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def logged(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
     """`say` that also writes to log.txt of the run, with the time before every line.
 
     What ends the run is written there too; to tell it elsewhere is left to who catches it.
     """
-    with open(workdir / "log.txt", "a", buffering=1) as file:
+    path = workdir / "log.txt"
+    remote = disk.is_remote(path)
+    lines = [path.read_text()] if remote and path.exists() else []
+    with contextlib.nullcontext() if remote else open(path, "a", buffering=1) as file:
 
         def write(line: str) -> None:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+            line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n"
+            if file is not None:
+                file.write(line)
+                return
+            lines.append(
+                line
+            )  # nothing can be appended to an object: it is written anew, now and then
+            if time.monotonic() - copied[0] > _RENEWAL_SECONDS:
+                copy()
+
+        def copy() -> None:
+            path.write_text("".join(lines))
+            copied[0] = time.monotonic()
+
+        copied = [0.0]
 
         def say_and_write(line: str) -> None:
             say(line)
@@ -107,6 +185,9 @@ def logged(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Callable
         except BaseException as error:
             write(f"stopped by {type(error).__name__}: {error}")
             raise
+        finally:
+            if remote:
+                copy()
 
 
 def environment() -> dict[str, Any]:

@@ -55,9 +55,31 @@ def test_each_process_reads_and_writes_only_its_share(pair):
     assert not list((pair / "functaset").rglob("*.partial"))
 
 
-def test_sigterm_on_one_stops_all_at_one_step(pair, program_env, tmp_path):
+def begun(pair, stage, tmp_path):
+    """A copy of the run in which `stage` is still to be made, and the arguments for that."""
     workdir = tmp_path / "run"
-    with processes.start(program_env, workdir, TINY, count=2, devices=2) as group:
+    if stage != "meta_learn":
+        shutil.copytree(pair, workdir)
+    for folder in {"encode": ("encode", "functaset", "classify"), "classify": ("classify",)}.get(
+        stage, ()
+    ):
+        shutil.rmtree(workdir / folder)
+    return workdir, (TINY, f"--config.stages={stage}")
+
+
+def assert_same(workdir, pair, stage):
+    made, expected = (
+        {name: value for name, value in numbers(where).items() if name.startswith(f"{stage}.")}
+        for where in (workdir, pair)
+    )
+    assert made == expected
+    if stage == "encode":
+        assert functaset_bytes(workdir) == functaset_bytes(pair)
+
+
+def test_sigterm_on_one_stops_all_at_one_step(pair, program_env, tmp_path):
+    workdir, arguments = begun(pair, "meta_learn", tmp_path)
+    with processes.start(program_env, workdir, *arguments, count=2, devices=2) as group:
         group.wait_for("meta_learn  step 4/")
         group.processes[1].send_signal(signal.SIGTERM)
         begin = time.monotonic()
@@ -66,34 +88,52 @@ def test_sigterm_on_one_stops_all_at_one_step(pair, program_env, tmp_path):
         stops = [log.read_text().splitlines()[-1] for log in group.logs]
     assert "the same command goes on from there" in stops[0]
     assert stops[0] == stops[1]
-    with processes.start(program_env, workdir, TINY, count=2, devices=2) as group:
+    with processes.start(program_env, workdir, *arguments, count=2, devices=2) as group:
         assert group.wait() == [0, 0], group.told()
         assert "resumes at step" in group.told()
-    assert numbers(workdir) == numbers(pair)
-    assert functaset_bytes(workdir) == functaset_bytes(pair)
+    assert_same(workdir, pair, "meta_learn")
+
+
+def test_sigterm_on_one_stops_encoding_everywhere(pair, program_env, tmp_path):
+    workdir, arguments = begun(pair, "encode", tmp_path)
+    # One record a shard: some seconds of work.
+    slow = (*arguments, "--config.encode.examples_per_shard=1", "--config.encode.batch_size=1")
+    with processes.start(program_env, workdir, *slow, count=2) as group:
+        group.wait_for("encode  field")
+        deadline = time.monotonic() + 200
+        while len(list(workdir.glob("functaset/parts/*.json"))) < 4:
+            assert time.monotonic() < deadline, group.told()
+            time.sleep(0.01)
+        group.processes[1].send_signal(signal.SIGTERM)
+        begin = time.monotonic()
+        assert group.wait(60) == [0, 0], group.told()
+        assert time.monotonic() - begin < 30
+        for log in group.logs:
+            assert "encode stopped; finished shards are kept" in log.read_text()
+    assert not list(workdir.rglob("*.partial"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("moment", "victim", "seed"),
+    ("stage", "moment", "victim", "seed"),
     [
-        ("", 0, 0),  # at some moment of the start
-        ("meta_learn  images", 1, 1),
-        ("meta_learn  step 4/", 0, 2),
-        ("meta_learn  step 12/", 1, 3),
-        ("encode  field", 0, 4),
-        ("encode  field", 1, 5),
-        ("classify  func", 0, 6),
-        ("classify  step 4/", 1, 7),
-        ("classify  step 8/", 0, 8),
-        ("classify  step 12/", 1, 9),
+        ("meta_learn", "", 0, 0),  # at some moment of the start
+        ("meta_learn", "meta_learn  images", 1, 1),
+        ("meta_learn", "meta_learn  step 4/", 0, 2),
+        ("meta_learn", "meta_learn  step 12/", 1, 3),
+        ("encode", "encode  field", 0, 4),
+        ("encode", "encode  field", 1, 5),
+        ("classify", "classify  func", 0, 6),
+        ("classify", "classify  step 4/", 1, 7),
+        ("classify", "classify  step 8/", 0, 8),
+        ("classify", "classify  step 12/", 1, 9),
     ],
 )
 def test_a_killed_process_ends_the_others_and_nothing_is_lost(
-    pair, program_env, tmp_path, moment, victim, seed
+    pair, program_env, tmp_path, stage, moment, victim, seed
 ):
-    workdir = tmp_path / "run"
-    with processes.start(program_env, workdir, TINY, count=2, devices=2) as group:
+    workdir, arguments = begun(pair, stage, tmp_path)
+    with processes.start(program_env, workdir, *arguments, count=2, devices=2) as group:
         group.wait_for(moment)
         time.sleep(random.Random(seed).random() * (0.5 if moment else 5))
         group.processes[victim].send_signal(signal.SIGKILL)
@@ -103,49 +143,42 @@ def test_a_killed_process_ends_the_others_and_nothing_is_lost(
         told = group.told()
     assert statuses[victim] == -signal.SIGKILL
     assert statuses[1 - victim] != 0, told
-    with processes.start(program_env, workdir, TINY, count=2, devices=2) as group:
+    with processes.start(program_env, workdir, *arguments, count=2, devices=2) as group:
         assert group.wait() == [0, 0], group.told()
-    assert numbers(workdir) == numbers(pair)
-    assert functaset_bytes(workdir) == functaset_bytes(pair)
+    assert_same(workdir, pair, stage)
 
 
 def test_encoding_goes_on_with_another_number_of_processes(finished, program_env, tmp_path):  # noqa: F811
-    workdir = tmp_path / "run"
-    shutil.copytree(finished[0], workdir)
-    for folder in ("functaset", "encode", "classify"):
-        shutil.rmtree(workdir / folder)
-    only = "--config.stages=encode"
-    with processes.start(program_env, workdir, TINY, only, count=2) as group:
+    workdir, arguments = begun(finished[0], "encode", tmp_path)
+    with processes.start(program_env, workdir, *arguments, count=2) as group:
         deadline = time.monotonic() + 200
         while not list(workdir.glob("functaset/parts/*.json")):
             assert time.monotonic() < deadline, group.told()
             time.sleep(0.01)
         for process in group.processes:
             process.kill()
-    with processes.start(program_env, workdir, TINY, only, count=3) as group:
+    with processes.start(program_env, workdir, *arguments, count=3) as group:
         assert group.wait() == [0, 0, 0], group.told()
     assert functaset_bytes(workdir) == functaset_bytes(finished[0])
 
 
 def test_a_flipped_byte_is_seen_by_all_and_the_state_before_is_used(pair, program_env, tmp_path):
-    workdir = tmp_path / "run"
-    with processes.start(program_env, workdir, TINY, count=2, devices=2) as group:
+    workdir, arguments = begun(pair, "meta_learn", tmp_path)
+    with processes.start(program_env, workdir, *arguments, count=2, devices=2) as group:
         group.wait_for("meta_learn  step 4/")
         group.processes[0].send_signal(signal.SIGTERM)
         assert group.wait(60) == [0, 0], group.told()
-    newest = max(
-        (workdir / "meta_learn" / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:])
-    )
-    largest = max(
-        (path for path in newest.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
-    )
+    saved = (workdir / "meta_learn" / "checkpoints").glob("step_*")
+    newest = max(saved, key=lambda path: int(path.name.removeprefix("step_")))
+    files = (path for path in newest.rglob("*") if path.is_file())
+    largest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 0x10
     largest.write_bytes(content)
-    with processes.start(program_env, workdir, TINY, count=2, devices=2) as group:
+    with processes.start(program_env, workdir, *arguments, count=2, devices=2) as group:
         assert group.wait() == [0, 0], group.told()
         assert f"{newest}: " in group.told()
-    assert numbers(workdir) == numbers(pair)
+    assert_same(workdir, pair, "meta_learn")
 
 
 def test_processes_that_differ_refuse_together(program_env, tmp_path):

@@ -9,8 +9,8 @@ In one process and turn by turn, so that a noisy machine disturbs all alike: the
 runs it, the same step written plainly (tools/plain.py: per-image vmap, modulations per pixel,
 jnp.sin, no shared first step), and plain matrix products of the step's own shape and type, the
 ceiling. The reference knows whole images and the loss mse only, so beside it both have them; with --noreference
-cells, flips and loss are the config's. Numbers are medians of --repeats turns; the count of necessary operations is that of
-functa/operations.py. `peak_bytes` is of all that the process did, the reference included.
+cells, flips and loss are the config's. Numbers are medians of --repeats turns; the count of necessary operations is
+that of functa/operations.py. `peak_bytes` is of all that the process did, the reference included.
 
 --json prints one object: images_per_second, reference_images_per_second, speedup_over_reference,
 seconds (of a step), operations_per_image (multiply-adds), operations_per_second, ceiling_operations_per_second,

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from functa.data.functaset_format import RecordLayout
 
 _OPTIONS = "group_size:1"  # one record a chunk: random access reads no neighbours
 _RECORD_OVERHEAD = 256  # bytes that ArrayRecord adds to a record at most, 64 KiB blocks included
+_COPY_BYTES = 1 << 24  # at a time, to an object store
 _SHARD_OVERHEAD = 1 << 17  # bytes of index and padding of a shard
 
 
@@ -105,7 +107,10 @@ class ShardWriter:
     def __init__(self, directory: epath.PathLike, *, shard: Shard, recipe: Recipe):
         self._shard, self._recipe = shard, recipe
         self._file = epath.Path(directory) / shard.file
-        self._temporary = self._file.parent / (shard.file + functaset_format.TEMPORARY)
+        # ArrayRecord writes local files only: what is for an object store is written here and copied.
+        self._spool = tempfile.mkdtemp(prefix="functaset-") if disk.is_remote(directory) else None
+        beside = epath.Path(self._spool or directory)
+        self._temporary = beside / (shard.file + functaset_format.TEMPORARY)
         self._blocks: list[dict[str, np.ndarray]] = []
         self.count = 0
         with self._naming_a_full_disk():
@@ -124,7 +129,12 @@ class ShardWriter:
                 RuntimeError
             ):  # it is thrown away; why it failed is known by now
                 self._writer.close()
+        self._remove_temporary()
+
+    def _remove_temporary(self) -> None:
         self._temporary.unlink(missing_ok=True)
+        if self._spool is not None:
+            shutil.rmtree(self._spool, ignore_errors=True)
 
     def write(self, *, latents, label, id, copy, psnr) -> None:
         """Appends records.
@@ -178,7 +188,12 @@ class ShardWriter:
             size = self._temporary.stat().length
             # A part of an earlier making must not vouch for the new shard.
             part_file(self._file.parent, shard).unlink(missing_ok=True)
-            self._temporary.replace(self._file)
+            if self._spool is None:
+                self._temporary.replace(self._file)
+            else:
+                with self._temporary.open("rb") as source, self._file.open("wb") as target:
+                    shutil.copyfileobj(source, target, _COPY_BYTES)
+        self._remove_temporary()
         rows = {name: np.concatenate([b[name] for b in self._blocks]) for name in self._blocks[0]}
         part = {
             "identity": self._recipe.identity,
@@ -197,7 +212,7 @@ class ShardWriter:
         }
         with self._naming_a_full_disk():
             file = part_file(self._file.parent, shard)
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             config_lib.write_json(file, part)
 
     def _naming_a_full_disk(self):
@@ -228,7 +243,11 @@ def estimated_bytes(shards: list[Shard], layout: RecordLayout) -> int:
 
 
 def require_space(directory: epath.PathLike, shards: list[Shard], layout: RecordLayout) -> None:
-    """Raises OSError ENOSPC with the numbers if the disk has no room for shards."""
+    """Raises OSError ENOSPC with the numbers if the disk has no room for shards, or, where they go to an object
+    store, this machine none for the largest."""
+    if disk.is_remote(directory):
+        shards = sorted(shards, key=lambda shard: shard.records)[-1:]
+        directory = tempfile.gettempdir()
     needed = estimated_bytes(shards, layout)
     free = shutil.disk_usage(directory).free
     if needed > free:

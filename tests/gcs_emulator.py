@@ -1,0 +1,94 @@
+"""An object store on 127.0.0.1 for tests: PyPI's gcp-storage-emulator, in memory, with what it lacks.
+
+python -m tests.gcs_emulator BUCKET      prints its address and serves until it is killed
+"""
+
+import functools
+import http.server
+import re
+import sys
+
+from gcp_storage_emulator import server
+from gcp_storage_emulator.exceptions import NotFound
+from gcp_storage_emulator.handlers import buckets, objects
+from gcp_storage_emulator.storage import Storage
+
+_ABSENT = http.HTTPStatus.NOT_FOUND
+_download, _insert = objects.download, objects.insert
+
+
+def download(request, response, storage, *args, **kwargs):
+    """With ranges that count from the end and the generation, which TensorStore asks for."""
+    place = request.params["bucket_name"], request.params["object_id"]
+    try:
+        response["x-goog-generation"] = storage.get_file_obj(*place)["generation"]
+        size = len(storage.get_file(*place))
+    except NotFound:
+        response.status = _ABSENT
+        return
+    headers = request._request_handler.headers
+    if found := re.fullmatch(r"bytes=-(\d+)", headers.get("range", "")):
+        headers.replace_header("range", f"bytes={max(0, size - int(found[1]))}-")
+    _download(request, response, storage, *args, **kwargs)
+
+
+def insert(request, response, storage, *args, **kwargs):
+    """With the precondition that an object is still the one that was read, or is not there (0)."""
+    wanted = request.query.get("ifGenerationMatch")
+    if wanted and "name" in request.query:
+        try:
+            place = request.params["bucket_name"], request.query["name"][0]
+            found = storage.get_file_obj(*place)["generation"]
+        except NotFound:
+            found = "0"
+        if found != wanted[0]:
+            _ = request.data  # the body, which must be read
+            response.status = http.HTTPStatus.PRECONDITION_FAILED
+            return
+    _insert(request, response, storage, *args, **kwargs)
+
+
+def move(request, response, storage):
+    """objects.moveTo, which gcsfs renames with."""
+    names = request.params
+    bucket, old, new = names["bucket_name"], names["object_id"], names["target_id"]
+    try:
+        moved = objects._copy(request.base_url, storage, bucket, old, bucket, new)
+    except NotFound:
+        response.status = _ABSENT
+        return
+    storage.delete_file(bucket, old)
+    response.json(moved)
+
+
+def main(bucket: str) -> None:
+    objects.download = download
+    better = {_download: download, _insert: insert}
+    handlers = [
+        (path, {method: better.get(handler, handler) for method, handler in of.items()})
+        for path, of in server.HANDLERS
+    ]
+    path = (
+        r"^.*/b/(?P<bucket_name>[-.\w]+)/o/(?P<object_id>.*[^/]+)/moveTo/o/(?P<target_id>.*[^/]+)$"
+    )
+    server.HANDLERS = ((path, {"POST": move}), *handlers)
+    storage = Storage(use_memory_fs=True)
+    buckets.create_bucket(bucket, storage)
+
+    class Handler(server.RequestHandler):
+        def log_message(self, format, *args):
+            pass
+
+    class Server(http.server.HTTPServer):
+        request_queue_size = 128
+
+        def handle_error(self, request, client_address):
+            pass  # clients that close a connection early
+
+    with Server(("127.0.0.1", 0), functools.partial(Handler, storage)) as serving:
+        print(f"http://127.0.0.1:{serving.server_address[1]}", flush=True)
+        serving.serve_forever()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
