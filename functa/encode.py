@@ -30,15 +30,13 @@ from functa import mesh as mesh_lib
 from functa.data import functaset_format, functaset_writer
 from functa.data.augment import augment
 from functa.data.functaset_format import RecordLayout
-from functa.data.functaset_manifest import complete_set, summary, write_manifest
+from functa.data.functaset_manifest import complete_set, summary, wait_until, write_manifest
 from functa.data.functaset_writer import Recipe, Shard, ShardWriter, finished_part, plan_shards
 from functa.data.images import ImageSource
 
 Fit = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 _AHEAD = 4  # batches that may wait for the writer thread
-_POLL_SECONDS = 0.5
-_STALL_SECONDS = 600.0  # without a change in the directory, other processes are taken for dead
 # Parts of the config that decide what the records hold; meta_learn does by the field's digest.
 _DECISIVE = ("name", "seed", "data", "field", "inner_loop", "encode")
 _INDIFFERENT = ("data_dir", "cache")  # of config.data: where images lie changes no record
@@ -140,9 +138,11 @@ def encode(
             stop=stop,
         )
         if process_index == 0:
-            _wait(directory, lambda: all(finished_part(directory, s, recipe) for s in shards), stop)
+            wait_until(
+                directory, lambda: all(finished_part(directory, s, recipe) for s in shards), stop
+            )
             write_manifest(directory, shards=shards, recipe=recipe)
-        complete = _wait(directory, lambda: complete_set(directory, shards, recipe), stop)
+        complete = wait_until(directory, lambda: complete_set(directory, shards, recipe), stop)
     return summary(*complete, process_count=process_count) | {
         "earlier_seconds": earlier,
         "field_digest": field_digest,
@@ -315,24 +315,3 @@ def _to_devices() -> Callable[[np.ndarray], jax.Array]:
         lambda images: images.astype(jnp.float32) / jnp.float32(255), out_shardings=sharding
     )
     return lambda images: to_unit(jax.device_put(images, sharding))
-
-
-def _wait(directory: epath.Path, ready: Callable[[], Any], stop: Callable[[], None]) -> Any:
-    """The first true result of `ready`; other processes must go on writing until then."""
-    seen: dict[str, int] = {}
-    since = time.monotonic()
-    while not (result := ready()):
-        state = {}
-        for file in directory.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # renamed since it was listed
-                state[file.name] = file.stat().length
-        if state != seen:
-            seen, since = state, time.monotonic()
-        elif time.monotonic() - since > _STALL_SECONDS:
-            raise TimeoutError(
-                f"nothing has changed in {directory} for {_STALL_SECONDS:.0f} s: other processes have"
-                " stopped. Shards that are complete stay valid; the same command goes on from there"
-            )
-        stop()
-        time.sleep(_POLL_SECONDS)
-    return result

@@ -4,9 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
 from jax.sharding import Mesh
 
@@ -16,19 +14,8 @@ from functa import rng
 from functa.checkpoint import Checkpoints
 from functa.interruption import Interrupted, Interruption
 from functa.progress import Stopwatch, duration
+from functa.step import NONE_BAD, WATCHED, TrainState, initial_state, make_step
 from functa.tasks import Task
-
-_WATCHED = ("loss", "gradient", "update")
-NONE_BAD = np.array([-1, 0], np.int32)  # what `make_step`'s step begins with
-
-
-class TrainState(NamedTuple):
-    """step: int32, updates done; ema: moving average of params, params themselves where there is none."""
-
-    step: jax.Array
-    params: Any
-    optimizer: optax.OptState
-    ema: Any
 
 
 class Result(NamedTuple):
@@ -57,9 +44,7 @@ class Trainer:
         key = rng.stream_key(self.seed, "init")
 
         def init(key):
-            params = self.task.init(key)
-            optimizer = self.task.optimizer.init(params)
-            return TrainState(jnp.int32(0), params, optimizer, jax.tree.map(jnp.copy, params))
+            return initial_state(self.task, key)
 
         sharding = mesh_lib.replicated(self.mesh)
         template = jax.tree.map(
@@ -94,7 +79,11 @@ class Trainer:
         return (steps[-1], self.best.info(steps[-1])["score"]) if steps else (None, -np.inf)
 
     def save_best(self, step: int, params: Any, score: float) -> None:
-        """On disk before anything that builds on it: a later state must never outlive its best."""
+        """On disk before anything that builds on it: a later state must never outlive its best.
+
+        One save at a time: two of several processes would wait for each other at one barrier of Orbax.
+        """
+        self.latest.wait()
         self.best.save(step, params, {"score": score})
         self.best.wait()
 
@@ -135,7 +124,7 @@ class Trainer:
         step, which = (int(number) for number in first_bad)
         if step >= 0:
             # Steps count from one everywhere else: after this one, `step + 1` would have been saved.
-            raise self.not_finite(f"the {_WATCHED[which]} of step {step + 1} is not finite")
+            raise self.not_finite(f"the {WATCHED[which]} of step {step + 1} is not finite")
 
     def not_finite(self, what: str) -> FloatingPointError:
         """The error that tells it, and what a restart goes on from."""
@@ -167,40 +156,6 @@ class Trainer:
                 f"{self.directory} to train again"
             )
         return restored[1], restored[0]
-
-
-def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> Callable:
-    """(state, batch, first_bad) -> (state, logs, first_bad), compiled, its inputs' memory reused.
-
-    first_bad: int32 [2], the first step that made a number that is not finite, -1 while there is none, and
-    which one it was, in _WATCHED; it stays on the devices, so that watching costs no synchronisation.
-    """
-
-    def step_fn(state: TrainState, batch, first_bad):
-        key = jax.random.fold_in(rng.stream_key(seed, "noise"), state.step)
-        (loss, logs), gradient = jax.value_and_grad(task.loss, has_aux=True)(
-            state.params, batch, key
-        )
-        updates, optimizer = task.optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        # An average that starts with the first parameters and forgets them as fast as it can
-        # afford to.
-        decay = jnp.minimum(jnp.float32(ema_decay), (1 + state.step) / (10 + state.step))
-        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
-        norm = optax.tree.norm(gradient)
-        change = optax.tree.norm(updates)
-        bad = ~jnp.isfinite(jnp.stack([loss, norm, change]))
-        found = jnp.stack([state.step, jnp.argmax(bad).astype(jnp.int32)])
-        first_bad = jnp.where((first_bad[0] < 0) & jnp.any(bad), found, first_bad)
-        logs = logs | {
-            "loss": loss,
-            "gradient_norm": norm,
-            "update_ratio": change / optax.tree.norm(state.params),
-            "learning_rate": jnp.asarray(task.learning_rate(state.step), jnp.float32),
-        }
-        return TrainState(state.step + 1, params, optimizer, ema), logs, first_bad
-
-    return jax.jit(step_fn, donate_argnums=(0, 2), out_shardings=mesh_lib.replicated(mesh))
 
 
 def train(

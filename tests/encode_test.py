@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from functa import encode as encode_lib
 from functa import metrics
-from functa.data import functaset, functaset_writer
+from functa.data import functaset, functaset_manifest, functaset_writer
 from functa.data.augment import augment
 from tests import functaset_sets as sets
 
@@ -176,8 +176,8 @@ def test_two_processes_write_the_same_bytes_as_one(encoded, tmp_path, program_en
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_process_whose_peers_have_stopped_says_so(tmp_path, monkeypatch, index):
-    monkeypatch.setattr(encode_lib, "_STALL_SECONDS", 0.2)
-    monkeypatch.setattr(encode_lib, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(functaset_manifest, "_STALL_SECONDS", 0.2)
+    monkeypatch.setattr(functaset_manifest, "_POLL_SECONDS", 0.02)
     with pytest.raises(TimeoutError, match="other processes have stopped"):
         sets.encode(tmp_path / "functaset", process_index=index, process_count=2)
     shards = [path.name for path in tmp_path.glob("functaset/functaset-*")]

@@ -69,10 +69,11 @@ def test_latents_travel_as_stored_and_become_float32_under_jit(opened):
 
 def test_a_cache_without_room_is_refused(opened, monkeypatch):
     opened_set, _ = opened["float16"]
-    needed = opened_set.num_examples("train") * opened_set.manifest.layout.latent_bytes
+    examples = sum(opened_set.num_examples(split) for split in ("train", "validation", "test"))
+    needed = examples * opened_set.manifest.layout.latent_bytes
     device = type("Device", (), {"memory_stats": lambda self: {"bytes_limit": needed}})()
     monkeypatch.setattr(latent_batches.jax, "local_devices", lambda: [device])
-    with pytest.raises(ValueError, match=f"cache=device: the train split has {needed:,} bytes"):
+    with pytest.raises(ValueError, match=f"cache=device: the splits have {needed:,} bytes"):
         LatentBatches(opened_set, cache="device", **ONE)
     LatentBatches(opened_set, cache="host", **ONE)
 

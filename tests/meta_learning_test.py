@@ -8,8 +8,8 @@ import pytest
 from configs import digits
 from functa import baseline, fitting, inner_loop
 from functa.field import make_field
+from functa.step import NONE_BAD, TrainState, make_step
 from functa.tasks import meta_learning
-from functa.train import NONE_BAD, TrainState, make_step
 
 
 class Images:

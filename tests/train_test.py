@@ -15,6 +15,7 @@ import pytest
 
 from functa import config as config_lib
 from functa import mesh as mesh_lib
+from functa import step as step_lib
 from functa import train as train_lib
 from functa.checkpoint import Checkpoints
 from functa.config import DamagedError
@@ -289,13 +290,13 @@ def test_a_broken_first_step_has_no_checkpoint_to_name(tmp_path):
 def test_the_average_follows_with_the_stated_decay(tmp_path):
     task = make_task()
     mesh = mesh_lib.make_mesh()
-    step = train_lib.make_step(task, mesh=mesh, seed=0, ema_decay=0.5)
+    step = step_lib.make_step(task, mesh=mesh, seed=0, ema_decay=0.5)
     params = {"w": jnp.ones(3)}
-    state = train_lib.TrainState(
+    state = step_lib.TrainState(
         jnp.int32(0), params, task.optimizer.init(params), {"w": jnp.zeros(3)}
     )
     averages, values = [np.zeros(3)], []
-    bad = train_lib.NONE_BAD
+    bad = step_lib.NONE_BAD
     for batch in Data().train(0, 12):
         state, _, bad = step(state, mesh_lib.to_devices(mesh, batch), bad)
         values.append(np.asarray(state.params["w"]))

@@ -36,8 +36,8 @@ from functa import mesh as mesh_lib
 from functa.field import make_field
 from functa.memory import keep_freed_memory
 from functa.progress import device_name
+from functa.step import NONE_BAD, initial_state, make_step
 from functa.tasks import meta_learning
-from functa.train import NONE_BAD, TrainState, make_step
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/cifar10_spatial.py:8x8x16,nearest", "Experiment.", lock_config=True
@@ -55,12 +55,8 @@ def training_step(config: ConfigDict, images: np.ndarray) -> Run:
     step_fn = make_step(task, mesh=mesh, seed=0, ema_decay=0.0)
     batch = mesh_lib.to_devices(mesh, {"image": images})
 
-    def init(key):
-        params = task.init(key)
-        ema = jax.tree.map(jnp.copy, params)
-        return TrainState(jnp.int32(0), params, task.optimizer.init(params), ema)
-
     place = mesh_lib.replicated(mesh)
+    init = functools.partial(initial_state, task)
     state = jax.jit(init, out_shardings=place)(rng.stream_key(0, "init"))
     carry = [state, jax.device_put(NONE_BAD, place)]
 

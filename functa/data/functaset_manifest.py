@@ -1,5 +1,8 @@
 """The manifest of a functaset, made from the parts of its shards, and what TFDS reads beside it."""
 
+import contextlib
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,9 @@ from functa import metrics
 from functa.data import functaset_format
 from functa.data.functaset import Manifest, read_manifest
 from functa.data.functaset_writer import Recipe, Shard, finished_part, part_file
+
+_POLL_SECONDS = 0.5
+_STALL_SECONDS = 600.0  # without a change in the directory, other processes are taken for dead
 
 
 def write_manifest(
@@ -195,3 +201,24 @@ def _remove_strangers(directory: epath.Path, shards: list[Shard]) -> None:
     for file in (directory / functaset_format.PARTS).iterdir():
         if file.name not in parts:
             file.unlink()
+
+
+def wait_until(directory: epath.Path, ready: Callable[[], Any], stop: Callable[[], None]) -> Any:
+    """The first true result of `ready`; other processes must go on writing until then."""
+    seen: dict[str, int] = {}
+    since = time.monotonic()
+    while not (result := ready()):
+        state = {}
+        for file in directory.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # renamed since it was listed
+                state[file.name] = file.stat().length
+        if state != seen:
+            seen, since = state, time.monotonic()
+        elif time.monotonic() - since > _STALL_SECONDS:
+            raise TimeoutError(
+                f"nothing has changed in {directory} for {_STALL_SECONDS:.0f} s: other processes have"
+                " stopped. Shards that are complete stay valid; the same command goes on from there"
+            )
+        stop()
+        time.sleep(_POLL_SECONDS)
+    return result

@@ -33,6 +33,8 @@ class Task(NamedTuple):
       eval_batches: split ("validation", "test") -> this process's share of the whole split, every
         batch of the same shape, with "mask" [b] float32 that is 0 for padding.
       illustrate: params -> Illustrations for the dashboard, shown at evaluations.
+      shares: the same loss in a form whose gradient each device can take of its share of the batch;
+        None where it has none.
     """
 
     name: str
@@ -48,6 +50,26 @@ class Task(NamedTuple):
     train_batches: Callable[[int, int], Iterator[Batch]]
     eval_batches: Callable[[str], Iterator[Batch]]
     illustrate: Callable[[PyTree], "Illustrations"]
+    shares: "Shares | None" = None
+
+
+class Shares(NamedTuple):
+    """A loss that is a mean over examples, each of which depends on itself alone.
+
+    Its gradient is then one all-reduce of as many bytes as the params have. Left to the compiler,
+    each of the places where a parameter is used would send a contribution of its own, and with a
+    shared first inner step its Jacobian too: ten and more times as much.
+
+    Attributes:
+      draw: (batch, key) -> batch. All that is random, drawn for the global batch, so that the number of
+        devices changes nothing.
+      loss: (params, share of the drawn batch) -> (scalar mean, {name: scalar mean to log}).
+      finish: {name: mean over the global batch} -> what is logged.
+    """
+
+    draw: Callable[[Any, jax.Array], Any]
+    loss: Callable[[PyTree, Any], tuple[jax.Array, dict[str, jax.Array]]]
+    finish: Callable[[dict[str, jax.Array]], dict[str, jax.Array]]
 
 
 class Illustrations(NamedTuple):

@@ -19,7 +19,7 @@ from functa import fitting, inner_loop, metrics, optim
 from functa.data import pipeline as data_pipeline
 from functa.data.images import ImageSource
 from functa.field import Field, make_field
-from functa.tasks import Illustrations, Task
+from functa.tasks import Illustrations, Shares, Task
 
 LOSSES = ("mse", "log_mse")
 _NEGLIGIBLE_MSE = 1e-6  # 60 dB: what is better than that is left alone
@@ -61,13 +61,16 @@ def make(
         log_lr = jnp.clip(log_lr, np.log(loop.min_lr), np.log(loop.max_lr))
         return {"field": field_params, "log_inner_lrs": jnp.full(lrs_shape, log_lr, jnp.float32)}
 
-    def loss(params, batch, key):
+    def draw(batch, key):
         cell_key, flip_key = jax.random.split(key)
         images = fitting.to_float(batch["image"])
         if settings.cells_per_image:
             images = random_cells(cell_key, images, field, settings.cells_per_image)
         if settings.flips:
             images = random_flips(flip_key, images)
+        return images
+
+    def mean_loss(params, images):
         result = inner_loop.fit(
             trained,
             params["field"],
@@ -81,11 +84,17 @@ def make(
         lrs = jnp.exp(params["log_inner_lrs"])
         logs = {f"inner_loss_{step}": value for step, value in enumerate(inner)}
         logs |= {"inner_lr_mean": lrs.mean(), "inner_lr_min": lrs.min(), "inner_lr_max": lrs.max()}
-        logs |= {"psnr_of_mean_mse": metrics.psnr(inner[-1])}
         if settings.loss == "mse":
             return inner[-1], logs
-        mse = jnp.mean(result.losses[-1].reshape(len(batch["image"]), -1), axis=1)
+        mse = jnp.mean(result.losses[-1].reshape(-1, settings.cells_per_image or 1), axis=1)
         return jnp.mean(jnp.log(mse + _NEGLIGIBLE_MSE)), logs
+
+    def finish(logs):
+        return logs | {"psnr_of_mean_mse": metrics.psnr(logs[f"inner_loss_{loop.steps}"])}
+
+    def loss(params, batch, key):
+        value, logs = mean_loss(params, draw(batch, key))
+        return value, finish(logs)
 
     def evaluate(params, batch):
         mse = fit(params, fitting.to_float(batch["image"])).losses[-1]
@@ -120,6 +129,7 @@ def make(
             sources[split], batch_size=settings.eval_batch_size, **processes
         ),
         illustrate=lambda params: _illustrate(fit, params, sources["validation"]),
+        shares=Shares(draw, mean_loss, finish),
     )
 
 
