@@ -210,6 +210,7 @@ ensure() {
           ABSENT)
             say "making the TPU $TPU_NAME: $type, $version${SPOT:+, spot: $SPOT}"
             create || return
+            state=REQUESTED
             ;;
           FAILED | SUSPENDED)
             if [ -n "$seen" ]; then
@@ -293,6 +294,8 @@ run() {
   done
   code=0
   wait "$main" || code=$?
+  # Where only the link is lost, or Ctrl-C has ended gcloud too, the workers do not know.
+  if [ -n "$stopped" ] || [ "$code" != 0 ]; then halt; fi
   turns=50 # it ends with the run, unless the link is gone
   while kill -0 "$follow" 2>/dev/null && [ $((turns -= 1)) -gt 0 ]; do sleep 0.1; done
   kill -TERM "$follow" 2>/dev/null || true

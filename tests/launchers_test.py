@@ -446,6 +446,24 @@ def test_a_signal_is_handed_on_to_all_workers(cloud, number):
     assert cloud.starts() == ["0", "1"]
 
 
+def test_a_lost_link_leaves_no_worker_running(cloud):
+    cloud.ready()
+    cloud.main(UNTIL_TERM)
+    process = cloud.start("example", "--restart=0")
+    cloud.wait_for(process, lambda: cloud.log(0) == cloud.log(1) == "ready\n")
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (link,) = (
+        int(child)
+        for child in children
+        if "--command=bash functa/launch/tpu_worker.sh run"
+        in pathlib.Path(f"/proc/{child}/cmdline").read_text()
+    )
+    os.kill(link, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode != 0, stderr
+    assert cloud.log(0) == cloud.log(1) == "ready\nsaved\n"
+
+
 def test_the_same_command_takes_over_where_nobody_watches(cloud):
     """The machine that ran the launcher is gone; the workers go on until they are told otherwise."""
     cloud.ready()
