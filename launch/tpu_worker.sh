@@ -32,8 +32,7 @@ stop() {
   done
 }
 
-prepare() {
-  stop
+prepare() { # no run is under way
   rm -rf "$state"
   mkdir "$state"
   if [ -e "$log" ]; then mv "$log" "$log.previous"; fi
