@@ -173,6 +173,7 @@ class Cloud:
 
     def arguments(self, words, without, env):
         told = {"TPU_NAME": "pod", "ZONE": "z", "PROJECT": "p", "WORKDIR": "gs://bucket/the run"}
+        told |= {"TMPDIR": str(self.folder)}  # also of launchers that are killed
         told |= {"CLOUD": str(self.folder), "POLL_SECONDS": "0.05", "GRACE_SECONDS": "0"} | env
         return ("tpu_pod.sh", *words), {k: v for k, v in told.items() if k not in without}
 

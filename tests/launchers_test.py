@@ -152,7 +152,7 @@ def test_a_pod_that_is_there_gets_this_tree_and_the_arguments_as_they_are(cloud)
 
 def test_a_dry_run_prints_what_can_be_pasted_and_runs_nothing(cloud):
     cloud.ready()
-    result = cloud.run("example:8x8x16,tiny", *HARD, "--dry-run", TMPDIR=str(cloud.folder))
+    result = cloud.run("example:8x8x16,tiny", *HARD, "--dry-run")
     assert result.returncode == 0, result.stderr
     assert cloud.calls() == []
     assert "queued-resources create pod" in result.stdout
