@@ -4,6 +4,7 @@ JAX's own runtime is the engine. Slurm steps, TPU pods and Open MPI are found by
 says it by three environment variables, as launch/local.sh does.
 """
 
+import glob
 import importlib.util
 import json
 import os
@@ -81,9 +82,16 @@ def _explicit(given: dict[str, str]) -> dict:
 def _cluster() -> bool:
     """Whether this process was started beside others by something that JAX finds by itself."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("OMPI_COMM_WORLD_SIZE") or "1"
-    devices = ("/dev/accel0", "/dev/vfio/0")
-    tpu = any(map(os.path.exists, devices)) and importlib.util.find_spec("libtpu") is not None
-    return tpu or (tasks.isdecimal() and int(tasks) > 1)
+    tpu = bool(_tpu_devices()) and importlib.util.find_spec("libtpu") is not None
+    # Pods of one TPU slice on GKE. Should JAX not see the TPU, the error must come at once: each alone
+    # would take the others' work directory for its own.
+    pods = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES") or ""
+    return tpu or "," in pods or (tasks.isdecimal() and int(tasks) > 1)
+
+
+def _tpu_devices() -> list[str]:
+    """Device files of TPU chips; those of vfio are numbered by the machine's groups, not from 0."""
+    return glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
 
 
 def several() -> bool:

@@ -1,8 +1,9 @@
 """python -m functa.main --config=configs/NAME.py[:options] [--workdir=DIR] [--config.a.b=value ...]
 
 Flags only; the stages are in pipeline.py. Exit status: 0 done, or stopped by SIGTERM with
-everything saved; 1 a training run went wrong; 2 something in the command, the config, the data or
-the disk must be mended first.
+everything saved (then FUNCTA_STOPPED_STATUS where it is set, by which launchers know that there is
+more to do); 1 a training run went wrong; 2 something in the command, the config, the data or the
+disk must be mended first.
 """
 
 import errno
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
         traceback.print_exc()
         print(f"functa: {distributed.this_process()}: {distributed.cause(error)}", file=sys.stderr)
         status = 1
-    if status and distributed.several():
+    if status in (1, 2) and distributed.several():
         distributed.end(status)
     return status
 
@@ -82,6 +83,7 @@ def _run(config: ConfigDict, workdir: str) -> int:
     except Interrupted as stop:
         print(f"functa: {stop}; the same command goes on from there", flush=True)
         distributed.wait("end")
+        return int(os.environ.get("FUNCTA_STOPPED_STATUS") or 0)
     return 0
 
 

@@ -1,5 +1,6 @@
 """Several processes are one: real ones, killed, stopped and contradicting each other."""
 
+import fnmatch
 import json
 import random
 import shutil
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from functa import stages
+from functa import distributed, stages
 from functa.data import functaset as functaset_lib
 from tests import processes
 from tests.pipeline_test import TINY, finished, functaset_bytes, numbers  # noqa: F401  (finished: a fixture)
@@ -83,11 +84,12 @@ def assert_same(workdir, pair, stage):
 
 def test_sigterm_on_one_stops_all_at_one_step(pair, program_env, tmp_path):
     workdir, arguments = begun(pair, "meta_learn", tmp_path)
-    with processes.start(program_env, workdir, *arguments, count=2, devices=2) as group:
+    told = program_env | {"FUNCTA_STOPPED_STATUS": "75"}  # by launchers, which then start it again
+    with processes.start(told, workdir, *arguments, count=2, devices=2) as group:
         group.wait_for("meta_learn  step 4/")
         group.processes[1].send_signal(signal.SIGTERM)
         begin = time.monotonic()
-        assert group.wait(60) == [0, 0], group.told()
+        assert group.wait(60) == [75, 75], group.told()
         assert time.monotonic() - begin < 30
         stops = [log.read_text().splitlines()[-1] for log in group.logs]
     assert "the same command goes on from there" in stops[0]
@@ -221,3 +223,31 @@ def test_a_contradiction_in_the_environment_is_told(run_main, tmp_path, variable
     assert result.returncode == 2
     assert told in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "files", "libtpu", "cluster"),
+    [
+        ({}, [], True, False),
+        ({}, ["/dev/accel0", "/dev/accel1"], True, True),
+        ({}, ["/dev/vfio/2", "/dev/vfio/3"], True, True),  # a GKE pod with two of a machine's chips
+        ({}, ["/dev/vfio/vfio"], True, False),
+        ({}, ["/dev/vfio/2"], False, False),
+        ({"TPU_WORKER_HOSTNAMES": "run-worker-0-0.run,run-worker-0-1.run"}, [], False, True),
+        ({"TPU_PROCESS_ADDRESSES": "a:8476,b:8476"}, [], False, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, [], True, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, [], True, False),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, [], False, True),
+    ],
+)
+def test_what_tells_of_other_processes(monkeypatch, variables, files, libtpu, cluster):
+    names = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    for name in (*names, "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: fnmatch.filter(files, pattern))
+    monkeypatch.setattr(
+        distributed.importlib.util, "find_spec", lambda name: object() if libtpu else None
+    )
+    assert distributed._cluster() == cluster
