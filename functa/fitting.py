@@ -34,7 +34,7 @@ def make_fit(config: ConfigDict) -> Callable[[Any, jax.Array], inner_loop.Fit]:
     return fit
 
 
-def make_encoder(config: ConfigDict) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
+def make_encoder(config: ConfigDict) -> jax.stages.Wrapped:
     """(params, images [b, h, w, c] float32) -> latents [b, i, j, d] and psnr [b] in dB; compiled."""
     fit = make_fit(config)
 

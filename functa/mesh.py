@@ -1,5 +1,6 @@
 """The device mesh: batches are sharded over its `data` axis, everything else is replicated."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,9 +9,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-def make_mesh() -> Mesh:
-    """One axis, `data`, over all devices of all processes."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """One axis, `data`, over these devices, or over all of all processes."""
+    count = jax.device_count() if devices is None else len(devices)
+    return jax.make_mesh((count,), ("data",), devices=devices, axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

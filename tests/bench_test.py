@@ -100,6 +100,8 @@ def test_a_benchmark_refuses_what_it_cannot_compare(program_env, tool):
         ("bench_input.py", "--records=0", "0 is not at least 1"),
         ("bench_input.py", "--latent_shape=8x8", "8x8 is not three numbers"),
         ("bench_growth.py", "--rows=nope", "no row begins with 'nope'"),
+        ("bench_scaling.py", "--counts=2,4", "1 among them"),
+        ("bench_scaling.py", "--counts=1,two", "want numbers"),
     ],
 )
 def test_a_benchmark_refuses_what_means_nothing(program_env, tool, argument, told):
@@ -126,6 +128,20 @@ def literal(text):
         return ast.literal_eval(text)
     except ValueError:
         return text
+
+
+@pytest.mark.slow
+def test_scaling_has_a_row_for_every_count_and_kind(program_env):
+    arguments = ["--config=configs/digits.py:tiny", "--repeats=2", "--counts=1,2", "--json"]
+    result = bench(program_env, "bench_scaling.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    kinds = [(row["kind"], row["processes"], row["images"]) for row in rows]
+    assert kinds == [("weak", 1, 8), ("weak", 2, 16), ("strong", 1, 16), ("strong", 2, 16)]
+    for row in rows:
+        assert (
+            min(row[f"{name}_seconds"] for name in ("step", "expected", "allreduce", "encode")) > 0
+        )
 
 
 def test_every_row_of_growth_is_a_config_that_works(program_env):

@@ -1,40 +1,22 @@
-"""What devices send each other, read from the compiled programs."""
+"""What devices send each other, read from the compiled programs; and the command that tells it for a machine."""
 
 import functools
-import math
-import re
+import importlib.util
+import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from configs import cifar10_spatial, digits
-from functa import fitting, mesh
-from functa.step import NONE_BAD, initial_state, make_step
+from functa import compiled, mesh
+from functa.step import initial_state
 from functa.tasks import meta_learning
+from tests.conftest import ROOT
 
-_OPS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
-
-
-def collectives(compiled) -> list[tuple[str, list[int]]]:
-    """(kind, numbers in each of its arrays) of every collective of a program."""
-    found = re.findall(rf"= (\(.*?\)|\S+) ({_OPS})(?:-start)?\(", compiled.as_text())
-    return [
-        (
-            kind,
-            [
-                math.prod(map(int, filter(None, dims.split(","))))
-                for dims in re.findall(r"\[([\d,]*)\]", shape)
-            ],
-        )
-        for shape, kind in found
-    ]
-
-
-def described(tree, sharding):
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )
+CONFIG = "--config=configs/digits.py:tiny"
 
 
 @pytest.mark.parametrize("batch_size", [16, 32])
@@ -48,32 +30,74 @@ def described(tree, sharding):
     ids=lambda config: config.name,
 )
 def test_a_step_sends_the_gradient_once_and_scalars(config, batch_size):
-    task = meta_learning.make(config, {}, process_index=0, process_count=1)
     whole = mesh.make_mesh()
     assert whole.size == 4
+    config.meta_learn.batch_size = batch_size
+    (found,) = compiled.collectives(compiled.training_step(config, whole))
+    assert found.kind == "all-reduce"
+    task = meta_learning.make(config, {}, process_index=0, process_count=1)
     state = jax.eval_shape(functools.partial(initial_state, task), jax.random.key(0))
-    images = jax.ShapeDtypeStruct((batch_size, *config.data.image_shape), np.uint8)
-    step = make_step(task, mesh=whole, seed=0, ema_decay=0.0).lower(
-        described(state, mesh.replicated(whole)),
-        described({"image": images}, mesh.batched(whole)),
-        described(NONE_BAD, mesh.replicated(whole)),
-    )
-    found = collectives(step.compile())
-    assert [kind for kind, _ in found] == ["all-reduce"]
-    sent = sorted(size for size in found[0][1] if size > 1)
-    params = sorted(leaf.size for leaf in jax.tree.leaves(state.params) if leaf.size > 1)
-    assert sent == params
+    (numbers,) = found.numbers
+    params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert params < numbers < params + 20  # the rest are scalars to log
 
 
 @pytest.mark.parametrize("options", ["8x8x16,nearest,tiny", "8x8x16,bilinear,tiny"])
 def test_fitting_sends_nothing(options):
-    config = cifar10_spatial.get_config(options)
+    config, whole = cifar10_spatial.get_config(options), mesh.make_mesh()
+    assert compiled.collectives(compiled.encoder(config, whole)) == []
     task = meta_learning.make(config, {}, process_index=0, process_count=1)
-    whole = mesh.make_mesh()
-    params = described(jax.eval_shape(task.init, jax.random.key(0)), mesh.replicated(whole))
-    images = jax.ShapeDtypeStruct((16, *config.data.image_shape), np.float32)
-    images = described(images, mesh.batched(whole))
-    assert collectives(fitting.make_encoder(config).lower(params, images).compile()) == []
-    batch = {"image": jax.ShapeDtypeStruct(images.shape, np.uint8, sharding=images.sharding)}
-    evaluate = jax.jit(task.evaluate, out_shardings=mesh.batched(whole))
-    assert collectives(evaluate.lower(params, batch).compile()) == []
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((16, *config.data.image_shape), np.uint8)
+    evaluate = jax.jit(
+        task.evaluate,
+        in_shardings=(mesh.replicated(whole), mesh.batched(whole)),
+        out_shardings=mesh.batched(whole),
+    )
+    assert compiled.collectives(evaluate.lower(params, {"image": images}).compile()) == []
+
+
+def compile_for(program_env, *arguments):
+    return subprocess.run(
+        [sys.executable, "tools/compile_for.py", *arguments],
+        cwd=ROOT,
+        env=program_env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_compile_for_tells_memory_and_collectives(program_env):
+    result = compile_for(program_env, "cpu:8", CONFIG, "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["devices"] == 8
+    assert [kind for kind, _ in found["step"]["collectives"]] == ["all-reduce"]
+    assert found["encode"]["collectives"] == []
+    assert found["step"]["temporary_bytes"] > 1000
+    assert found["step"]["argument_bytes"] > 4 * 617  # the params, their average, Muon's state
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_compile_for_a_tpu_slice(program_env):
+    result = compile_for(program_env, "v5e:2x2", CONFIG, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["devices"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("cpu:3", CONFIG), "batch_size=16 must be a multiple of the 3 devices"),
+        (("gpu:8", CONFIG), "TOPOLOGY=gpu:8: want cpu:N, or a TPU slice"),
+        (("cpu:8",), "--config=configs/NAME.py is needed"),
+        (("cpu:8", CONFIG, "--config.field.width=0"), "width"),
+    ],
+)
+def test_compile_for_refuses(program_env, arguments, told):
+    result = compile_for(program_env, *arguments)
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr

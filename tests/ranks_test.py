@@ -59,6 +59,7 @@ RANKS = {
     "functa.operations": 3,
     "functa.results": 3,
     "functa.tasks": 3,
+    "functa.compiled": 6,
     "functa.step": 4,
     "functa.fitting": 4,
     "functa.tasks.classification": 5,
