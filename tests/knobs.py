@@ -236,6 +236,7 @@ class Probes:
 def toy(task: Task) -> Task:
     """The same data and learning rate for three numbers that are pushed at random."""
     return task._replace(
+        shares=None,
         init=lambda key: {"w": jax.random.normal(key, (3,))},
         loss=lambda params, batch, key: (params["w"] @ jax.random.normal(key, (3,)), {}),
         evaluate=lambda params, batch: {"score": jnp.sum(params["w"]) * batch["mask"]},

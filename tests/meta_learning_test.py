@@ -7,6 +7,7 @@ import pytest
 
 from configs import digits
 from functa import baseline, fitting, inner_loop
+from functa import mesh as mesh_lib
 from functa.field import make_field
 from functa.step import NONE_BAD, TrainState, make_step
 from functa.tasks import meta_learning
@@ -42,7 +43,7 @@ def make(config, count=32):
 
 
 def one_device_mesh():
-    return jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    return mesh_lib.make_mesh(jax.devices()[:1])
 
 
 def begin(task, params):
@@ -187,7 +188,7 @@ def test_the_clip_range_of_the_rates_is_applied(low, high):
     step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0)
     bad = NONE_BAD
     for batch in task.train_batches(0, 3):
-        state, logs, bad = step(state, {"image": jnp.asarray(batch["image"])}, bad)
+        state, logs, bad = step(state, mesh_lib.to_devices(mesh, batch), bad)
         assert low * 0.9999 <= float(logs["inner_lr_min"])
         assert float(logs["inner_lr_max"]) <= high * 1.0001
 
@@ -197,10 +198,11 @@ def test_training_lowers_the_loss():
     task = make(config)
     params = task.init(jax.random.key(0))
     state = begin(task, params)
-    step = make_step(task, mesh=one_device_mesh(), seed=0, ema_decay=0.0)
+    mesh = one_device_mesh()
+    step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0)
     bad, losses = NONE_BAD, []
     for batch in task.train_batches(0, 12):
-        state, logs, bad = step(state, {"image": jnp.asarray(batch["image"])}, bad)
+        state, logs, bad = step(state, mesh_lib.to_devices(mesh, batch), bad)
         losses.append(float(logs["loss"]))
     assert losses[-1] < 0.8 * losses[0]
 

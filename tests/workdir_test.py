@@ -10,7 +10,7 @@ from functa import workdir
 
 @pytest.fixture
 def lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdir, "_RENEWAL_SECONDS", 0.05)
+    monkeypatch.setattr(workdir, "_RENEWAL_SECONDS", 0.3)
     return epath.Path(tmp_path) / ".lock"
 
 
