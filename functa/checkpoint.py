@@ -50,10 +50,9 @@ class Checkpoints:
 
     def __init__(self, directory: epath.PathLike, *, keep: int, read_only: bool = False):
         """read_only: for who does not hold the run's lock; saves of others under way are let be."""
-        path = epath.Path(directory)
-        self.directory = (
-            path if disk.is_remote(path) else path.resolve()
-        )  # Orbax takes no relative ones
+        self.directory = epath.Path(directory)
+        if not disk.is_remote(directory):
+            self.directory = self.directory.resolve()  # Orbax takes no relative paths
         self._bytes = 0  # of the newest save
         self._read_only = read_only
         self._manager = ocp.CheckpointManager(

@@ -1,4 +1,4 @@
-"""What compiled programs cost: memory of a device, what devices send each other, operations.
+"""What compiled programs cost: memory of a device, what devices send each other.
 
 Nothing is run and no array is made: programs are compiled ahead of time, for the devices of this machine or
 for those of a described topology that is not there.

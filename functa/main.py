@@ -32,6 +32,11 @@ def main(argv: list[str]) -> int:
         return command.refuse(
             "functa", "--config=configs/NAME.py is needed; see configs/ for the names"
         )
+    stopped = os.environ.get("FUNCTA_STOPPED_STATUS") or "0"
+    if not (stopped.isdecimal() and int(stopped) < 256):
+        return command.refuse(
+            "functa", f"FUNCTA_STOPPED_STATUS={stopped}: want an exit status, 0 to 255"
+        )
     config = _CONFIG.value
     workdir = _WORKDIR.value or str(Path("runs") / config.name)
 
@@ -43,7 +48,7 @@ def main(argv: list[str]) -> int:
     from functa import distributed
 
     try:
-        status = _run(config, workdir)
+        status = _run(config, workdir, stopped=int(stopped))
     except Exception as error:
         if not distributed.several():
             raise
@@ -55,7 +60,7 @@ def main(argv: list[str]) -> int:
     return status
 
 
-def _run(config: ConfigDict, workdir: str) -> int:
+def _run(config: ConfigDict, workdir: str, *, stopped: int) -> int:
     import jax
 
     from functa import distributed, pipeline, report
@@ -83,7 +88,7 @@ def _run(config: ConfigDict, workdir: str) -> int:
     except Interrupted as stop:
         print(f"functa: {stop}; the same command goes on from there", flush=True)
         distributed.wait("end")
-        return int(os.environ.get("FUNCTA_STOPPED_STATUS") or 0)
+        return stopped
     return 0
 
 

@@ -33,11 +33,10 @@ def run_stages(
     _ = run.interruption  # from here on SIGTERM and Ctrl-C are requests
     problems = workdir_lib.check(run.workdir)
     if problems and disk.is_remote(run.workdir):
-        _refuse(
-            distributed.agree({}, problems)
-        )  # what is in a store that cannot be reached is not known
+        # What is in a store that cannot be reached is not known.
+        _refuse(distributed.agree({}, problems))
     problems += check_stages(run)
-    missing = [stage for stage in run.stages if stage in STAGES and not run.is_complete(stage)]
+    missing = incomplete(run)
     reads_images = bool({"meta_learn", "encode"} & set(missing))
     if missing:
         begun = (run.workdir / "meta_learn").exists()
@@ -50,11 +49,12 @@ def run_stages(
     told = {"jax": jax.__version__, "functa": distributed.source_digest()}
     told |= {f"config.{key}": value for key, value in config_lib.decisive(config).items()}
     _refuse(distributed.agree(told, problems))
-    missing = json.loads(distributed.gather(json.dumps(missing), "missing")[0])
     run.workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         _refuse(distributed.agree({}, take(run, stack)))
         _refuse(distributed.agree({}, workdir_lib.check_shared(run.workdir, config)))
+        # Who held the lock until now may have made some of it.
+        missing = json.loads(distributed.gather(json.dumps(incomplete(run)), "missing")[0])
         if missing and jax.process_index() == 0:
             run.say = stack.enter_context(workdir_lib.logged(run.workdir, say))
             run.say(describe(run, run.sources if reads_images else {}))
@@ -68,6 +68,11 @@ def run_stages(
     if not missing:
         say(f"all stages of {run.workdir} are complete: {', '.join(run.stages)}")
     return {stage: run.metrics(stage) for stage in STAGES if run.is_complete(stage)}
+
+
+def incomplete(run: Run) -> list[str]:
+    """The stages of the command that are to be made."""
+    return [stage for stage in run.stages if stage in STAGES and not run.is_complete(stage)]
 
 
 def take(run: Run, stack: contextlib.ExitStack) -> list[str]:

@@ -62,9 +62,8 @@ def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> jax.sta
     """(state, batch, first_bad) -> (state, logs, first_bad), compiled, its inputs' memory reused.
 
     first_bad: int32 [2], the first step that made a number that is not finite, -1 while there is none, and
-    which one it was, in _WATCHED; it stays on the devices, so that watching costs no synchronisation.
+    which one it was, in WATCHED; it stays on the devices, so that watching costs no synchronisation.
     """
-
     gradients = make_gradients(task, mesh=mesh)
 
     def step_fn(state: TrainState, batch, first_bad):

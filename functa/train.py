@@ -198,9 +198,8 @@ def train(
             jax.block_until_ready(logs)
             watch.started()
             logged = step
-            say(
-                f"{task.name}  first step after {watch.first_step_seconds:.1f} s, compilation included"
-            )
+            seconds = watch.first_step_seconds
+            say(f"{task.name}  first step after {seconds:.1f} s, compilation included")
         last = step == steps
         if step % log_every == 0 or last:
             scalars = {name: float(value) for name, value in logs.items()}

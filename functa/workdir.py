@@ -164,9 +164,8 @@ def logged(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Callable
             if file is not None:
                 file.write(line)
                 return
-            lines.append(
-                line
-            )  # nothing can be appended to an object: it is written anew, now and then
+            # Nothing can be appended to an object: it is written anew, now and then.
+            lines.append(line)
             if time.monotonic() - copied[0] > _RENEWAL_SECONDS:
                 copy()
 

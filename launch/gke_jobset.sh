@@ -3,11 +3,8 @@
 # Environment and processes only; what is computed is written in configs/.
 set -euo pipefail
 
-root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
-
-configs() {
-  grep -l '^def get_config' "$root"/configs/*.py | sed 's|.*/|  |; s|\.py$||'
-}
+# shellcheck source-path=SCRIPTDIR source=arguments.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/arguments.sh"
 
 help() {
   cat <<END_OF_HELP
@@ -42,26 +39,8 @@ $(configs)
 END_OF_HELP
 }
 
-refuse() { # MESSAGE
-  printf 'launch/gke_jobset.sh: %s\n' "$1" >&2
-  exit 2
-}
-
-for argument in "$@"; do
-  case "$argument" in -h | --help) help && exit 0 ;; esac
-done
-if [ $# = 0 ]; then
-  help >&2
-  exit 2
-fi
-
-experiment="$1"
-name="${1%%:*}"
+read_experiment "$@"
 shift
-if ! configs | grep -qxF "  $name"; then
-  refuse "there is no config '$name'; the configs are
-$(configs)"
-fi
 image='' workdir='' tpu='' nodes='' gpus='' gpu_type='' spot='' restart=20 account=''
 jobset="functa-$experiment"
 jobset="${jobset,,}"

@@ -3,11 +3,8 @@
 # Environment and processes only; what is computed is written in configs/.
 set -euo pipefail
 
-root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
-
-configs() {
-  grep -l '^def get_config' "$root"/configs/*.py | sed 's|.*/|  |; s|\.py$||'
-}
+# shellcheck source-path=SCRIPTDIR source=arguments.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/arguments.sh"
 
 help() {
   cat <<END
@@ -38,30 +35,11 @@ $(configs)
 END
 }
 
-refuse() { # MESSAGE
-  printf 'launch/local.sh: %s\n' "$1" >&2
-  exit 2
-}
-
-for argument in "$@"; do
-  case "$argument" in -h | --help) help && exit 0 ;; esac
-done
-if [ $# = 0 ]; then
-  help >&2
-  exit 2
-fi
-
-name="${1%%:*}"
-options="${1#"$name"}"
+read_experiment "$@"
 shift
-if ! configs | grep -qxF "  $name"; then
-  refuse "there is no config '$name'; the configs are
-$(configs)"
-fi
 processes=1
 restart=0
-workdir="runs/$name${options:+-${options:1}}"
-workdir="${workdir//,/-}"
+workdir="$local_workdir"
 passed=()
 while [ $# -gt 0 ]; do
   argument="$1"
@@ -156,7 +134,7 @@ attempt() {
     fi
   done
   wait "$shown" || true
-  [ -z "$failed" ] || printf 'launch/local.sh: %s\n' "$failed" >&2
+  [ -z "$failed" ] || say "$failed"
   return "$status"
 }
 
@@ -176,5 +154,5 @@ while true; do
     exit "$status"
   fi
   restart=$((restart - 1))
-  printf 'launch/local.sh: starting again, %s more times if need be\n' "$restart" >&2
+  say "starting again, $restart more times if need be"
 done

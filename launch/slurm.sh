@@ -3,11 +3,8 @@
 # Environment and processes only; what is computed is written in configs/.
 set -euo pipefail
 
-root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
-
-configs() {
-  grep -l '^def get_config' "$root"/configs/*.py | sed 's|.*/|  |; s|\.py$||'
-}
+# shellcheck source-path=SCRIPTDIR source=arguments.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/arguments.sh"
 
 help() {
   cat <<END_OF_HELP
@@ -45,34 +42,15 @@ $(configs)
 END_OF_HELP
 }
 
-refuse() { # MESSAGE
-  printf 'launch/slurm.sh: %s\n' "$1" >&2
-  exit 2
-}
-
-for argument in "$@"; do
-  case "$argument" in -h | --help) help && exit 0 ;; esac
-done
-if [ $# = 0 ]; then
-  help >&2
-  exit 2
-fi
-
-name="${1%%:*}"
-options="${1#"$name"}"
+read_experiment "$@"
 shift
-if ! configs | grep -qxF "  $name"; then
-  refuse "there is no config '$name'; the configs are
-$(configs)"
-fi
 nodes=1
 gpus=0
 cores=''
 limit=''
 partition=''
 dry=''
-workdir="runs/$name${options:+-${options:1}}"
-workdir="${workdir//,/-}"
+workdir="$local_workdir"
 passed=()
 for argument in "$@"; do
   case "$argument" in

@@ -34,7 +34,7 @@ check() { # NAME COMMAND...
 check format "$bin/ruff" format --check
 check lint "$bin/ruff" check
 check types "$bin/mypy" functa configs tools
-check scripts "$bin/shellcheck" "${scripts[@]}"
+check scripts "$bin/shellcheck" -x "${scripts[@]}"
 
 # The tests come last and nothing is printed after them but, on stderr, what else failed.
 printf '== tests\n'

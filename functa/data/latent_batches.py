@@ -65,9 +65,8 @@ class LatentBatches:
     def _opened(self, split: str):
         if self._cache != "device":
             return self._functaset.source(split, self._cache), _chosen
-        rows = self._functaset.source(
-            split, "host"
-        )  # read in blocks, and dropped once it is on the devices
+        # Read in blocks, and dropped once it is on the devices.
+        rows = self._functaset.source(split, "host")
         return _Numbers(rows.num_examples), _gather(rows, mesh_lib.make_mesh())
 
 
