@@ -2,6 +2,10 @@
 
 import pytest
 
+from configs import digits
+from functa import fitting, pipeline, preflight
+from functa.data import images
+
 TINY = "--config=configs/digits.py:tiny"
 
 
@@ -105,3 +109,37 @@ def test_a_work_directory_that_cannot_be(run_main, tmp_path):
     assert result.returncode == 2
     assert f"{tmp_path / 'file'} is not a directory" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("wrong", ["data", "field", "stages"])
+def test_nothing_is_measured_where_something_is_wrong(tmp_path, monkeypatch, wrong):
+    """The first inner step, the one thing that compiles before a run, is taken where all else is in order."""
+    measured = []
+    monkeypatch.setattr(fitting, "check_first_step", lambda config: measured.append(config) or [])
+    config = digits.get_config("tiny")
+    assert (
+        preflight.check(
+            config, lambda: images.open_splits(**config.data), stages=config.stages, first_step=True
+        )
+        == []
+    )
+    assert len(measured) == 1
+    changes = {
+        "data": ("data.max_examples", -1),
+        "field": ("field.w0", -1.0),
+        "stages": ("stages", ("meta_learn", "foo")),
+    }
+    with config.unlocked():
+        config.update_from_flattened_dict(dict([changes[wrong]]))
+    with pytest.raises(pipeline.Refused):
+        pipeline.run_stages(config, tmp_path / "run", say=print)
+    assert len(measured) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("status", ["many", "-1", "256"])
+def test_a_stopped_status_that_is_none_is_refused(run_main, tmp_path, status):
+    arguments = ("--config=configs/digits.py:tiny", f"--workdir={tmp_path / 'run'}")
+    result = run_main(*arguments, env={"FUNCTA_STOPPED_STATUS": status})
+    assert result.returncode == 2
+    assert f"FUNCTA_STOPPED_STATUS={status}: want an exit status" in result.stderr
