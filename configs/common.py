@@ -32,6 +32,12 @@ def base() -> ConfigDict:
     config.seed = 0
     config.stages = ("meta_learn", "encode", "classify")
 
+    # How devices share the work: sizes of the axes of one mesh, -1 for the rest.
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # batches
+    config.mesh.fsdp = 1  # batches too, and parameters and optimiser of downstream models
+    config.mesh.cell = 1  # meta_learn on whole images: rows of cells of an image; encoding: images
+
     config.data = ConfigDict()
     config.data.source = "tfds"  # digits (embedded) or tfds (a TFDS data set in ArrayRecord form)
     config.data.name = ""  # name of the TFDS data set

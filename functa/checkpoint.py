@@ -41,6 +41,17 @@ def digest(tree: Any) -> str:
     return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, but it leaves the question whether to stop to functa.interruption.
+
+    To ask is to tell the runtime how far this process has come. Orbax asks from a thread that ends a save in the
+    background, with the step saved: processes then agree on a step that one of them has passed, and hang.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The latest `keep` checkpoints of one directory.
 
@@ -55,7 +66,7 @@ class Checkpoints:
             self.directory = self.directory.resolve()  # Orbax takes no relative paths
         self._bytes = 0  # of the newest save
         self._read_only = read_only
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,

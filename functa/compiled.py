@@ -4,19 +4,19 @@ Nothing is run and no array is made: programs are compiled ahead of time, for th
 for those of a described topology that is not there.
 """
 
-import functools
 import math
 import re
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from functa import fitting
 from functa import mesh as mesh_lib
-from functa.step import NONE_BAD, initial_state, make_step
+from functa.step import NONE_BAD, described_state, make_step
 from functa.tasks import meta_learning
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
@@ -32,15 +32,13 @@ class Collective(NamedTuple):
 def training_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Compiled:
     """A step of meta_learn on config.meta_learn.batch_size images."""
     task = meta_learning.make(config, {}, process_index=0, process_count=1)
-    state = jax.eval_shape(functools.partial(initial_state, task), jax.random.key(0))
     images = jax.ShapeDtypeStruct(
         (config.meta_learn.batch_size, *config.data.image_shape), np.uint8
     )
-    everywhere = mesh_lib.replicated(mesh)
     step = make_step(task, mesh=mesh, seed=0, ema_decay=config.meta_learn.ema_decay).lower(
-        _placed(state, everywhere),
-        _placed({"image": images}, mesh_lib.batched(mesh)),
-        _placed(NONE_BAD, everywhere),
+        described_state(task, mesh),
+        _placed({"image": images}, NamedSharding(mesh, P(task.spec[0]))),
+        _placed(NONE_BAD, mesh_lib.replicated(mesh)),
     )
     return step.compile()
 

@@ -19,9 +19,18 @@ class DamagedError(MendableError):
     """A file of a run is not what was written; the message names it and the way out."""
 
 
-# May differ between two commands on one workdir: which stages to run and where images lie, not what
-# is computed.
-_FREE = ("stages", "data.data_dir", "data.cache", "classify.cache")
+# May differ between two commands on one workdir: which stages to run, on what, and where images lie, not
+# what is computed.
+_FREE = (
+    "stages",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.cell",
+    "data.data_dir",
+    "data.cache",
+    "classify.cache",
+)
+_FREE_BUT_COMMON = ("stages", "mesh.data", "mesh.fsdp", "mesh.cell")
 # Of a stage whose folder is not there yet, all of its own keys too.
 _STAGES = ("encode", "classify")
 
@@ -56,7 +65,9 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def decisive(config: ConfigDict) -> dict[str, Any]:
     """What all processes of a run must have in common: {"field.width": 64, ...}."""
     flat = flatten(to_dict(config))
-    return {key: value for key, value in flat.items() if key == "stages" or key not in _FREE}
+    return {
+        key: value for key, value in flat.items() if key in _FREE_BUT_COMMON or key not in _FREE
+    }
 
 
 def load(workdir: epath.PathLike) -> ConfigDict:

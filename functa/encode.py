@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import AxisType
 from ml_collections import ConfigDict
 
 from functa import config as config_lib
@@ -304,12 +303,7 @@ def _to_devices() -> Callable[[np.ndarray], jax.Array]:
     Every device gets its own batch_size images, so that its program does not depend on how many
     there are.
     """
-    mesh = jax.make_mesh(
-        (jax.local_device_count(),),
-        ("data",),
-        devices=jax.local_devices(),
-        axis_types=(AxisType.Auto,),
-    )
+    mesh = mesh_lib.make_mesh(jax.local_devices())
     sharding = mesh_lib.batched(mesh)
     to_unit = jax.jit(
         lambda images: images.astype(jnp.float32) / jnp.float32(255), out_shardings=sharding

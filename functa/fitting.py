@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from functa import inner_loop, metrics, rng
+from functa import bands, inner_loop, metrics, rng
 from functa.config import outside
 from functa.field import Field, make_field
 
@@ -62,6 +62,23 @@ def training_field(config: ConfigDict) -> Field:
             "alike: set meta_learn.cells_per_image=0 or lr_shape=channel"
         )
     return field.of_cell()
+
+
+def training_band(config: ConfigDict) -> Field:
+    """What a device sees of `training_field`: a band of it where config.mesh.cell devices share an image."""
+    field, count = training_field(config), config.mesh.cell
+    if count == -1:
+        raise ValueError("mesh.cell=-1: the number of devices that share an image must be given")
+    if count == 1:
+        return field
+    if config.meta_learn.cells_per_image:
+        raise ValueError(
+            f"mesh.cell={count} shares out whole images: random cells are shared out as they are; set "
+            "meta_learn.cells_per_image=0 or mesh.cell=1"
+        )
+    band = bands.band_of(field, count)
+    inner_loop.check_chunks(band, config.inner_loop.chunks)
+    return band
 
 
 def make_lrs_shape(config: ConfigDict) -> tuple[int, ...]:

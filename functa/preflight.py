@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
-import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from functa import encode as encode_lib
 from functa import fitting
+from functa import mesh as mesh_lib
 from functa.config import outside
 from functa.data import images as images_lib
 from functa.data.images import ImageSource
@@ -72,19 +73,35 @@ def _shapes(config: ConfigDict) -> list[str]:
 
 
 def _numbers(config: ConfigDict, stages: Sequence[str]) -> list[str]:
-    """Of batches and steps."""
-    problems = []
-    devices = jax.device_count()
-    for stage in [stage for stage in ("meta_learn", "classify") if stage in stages]:
-        for name in ("batch_size", "eval_batch_size"):
-            size = config[stage][name]
-            if size < 1 or size % devices:
-                problems.append(
-                    f"{stage}.{name}={size} must be a positive multiple of the {devices} devices"
-                )
+    """Of devices, batches and steps."""
+    try:
+        problems = batches(config, mesh_lib.make_mesh(**config.mesh), stages)
+    except ValueError as error:
+        problems = [str(error)]
+    for stage in _trained(stages):
         for name in ("log_every", "eval_every", "checkpoint_every", "steps"):
             if config[stage][name] < 1:
                 problems.append(f"{stage}.{name}={config[stage][name]} must be at least 1")
         if not 0 <= config[stage].ema_decay < 1:
             problems.append(f"{stage}.ema_decay={config[stage].ema_decay} must be in [0, 1)")
     return problems
+
+
+def batches(config: ConfigDict, mesh: Mesh, stages: Sequence[str]) -> list[str]:
+    """Batches that cannot be shared out; [] if there is none."""
+    problems = []
+    for stage in _trained(stages):
+        for name in ("batch_size", "eval_batch_size"):
+            size = config[stage][name]
+            by_rows = (stage, name) == ("meta_learn", "batch_size")
+            shares = mesh.size // (mesh.shape["cell"] if by_rows else 1)
+            of = "devices" if shares == mesh.size else f"shares of {mesh.size} devices"
+            if size < 1 or size % shares:
+                problems.append(
+                    f"{stage}.{name}={size} must be a positive multiple of the {shares} {of}"
+                )
+    return problems
+
+
+def _trained(stages: Sequence[str]) -> list[str]:
+    return [stage for stage in ("meta_learn", "classify") if stage in stages]

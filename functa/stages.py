@@ -57,7 +57,7 @@ class Run:
 
     @functools.cached_property
     def mesh(self):
-        return mesh_lib.make_mesh()
+        return mesh_lib.make_mesh(**self.config.mesh)
 
     @functools.cached_property
     def interruption(self):

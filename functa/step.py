@@ -1,5 +1,6 @@
 """One step of training: gradients over the mesh, the optimiser, the moving average, what is watched."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from functa import mesh as mesh_lib
@@ -35,27 +36,79 @@ def initial_state(task: Task, key: jax.Array) -> TrainState:
     return TrainState(jnp.int32(0), params, task.optimizer.init(params), ema)
 
 
+def described_state(task: Task, mesh: Mesh) -> TrainState:
+    """Shapes, types and places of the arrays of a state."""
+    shapes = jax.eval_shape(functools.partial(initial_state, task), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, axis: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, mesh_lib.over_fsdp(axis))
+        ),
+        shapes,
+        _axes(task, mesh, shapes),
+    )
+
+
+def _axes(task: Task, mesh: Mesh, tree: Any) -> Any:
+    if task.shards_params:
+        return mesh_lib.sharded_axes(mesh, tree)
+    return jax.tree.map(lambda leaf: -1, tree)
+
+
 def make_gradients(task: Task, *, mesh: Mesh) -> Callable:
-    """(params, global batch, key) -> ((loss, logs), gradient of the params), all replicated."""
-    if task.shares is None:
-        return jax.value_and_grad(task.loss, has_aux=True)
-    draw, loss, finish = task.shares
+    """(params, global batch, key) -> ((loss, logs), gradient of the params), placed as the params are.
+
+    Each device takes the gradient of its share, and one all-reduce joins them. Left to the compiler, each
+    of the places where a parameter is used would send a contribution of its own, and with a shared first
+    inner step its Jacobian too: ten and more times as much.
+    """
+    axes = _axes(task, mesh, jax.eval_shape(task.init, jax.random.key(0)))
+    places = jax.tree.map(mesh_lib.over_fsdp, axes)
+    fsdp = mesh.shape["fsdp"]
+
+    def gather(leaf, axis):
+        return leaf if axis < 0 else jax.lax.all_gather(leaf, "fsdp", axis=axis, tiled=True)
+
+    def scatter(leaf, axis):
+        summed = jax.lax.psum_scatter(leaf, "fsdp", scatter_dimension=axis, tiled=True)
+        return summed / fsdp
 
     def of_share(params, share):
-        # One array: gloo, which connects processes on CPUs, takes 4 ms for each of twenty (docs/SCALE.md).
-        flat, restore = ravel_pytree(jax.value_and_grad(loss, has_aux=True)(params, share))
-        return restore(jax.lax.pmean(flat, "data"))
+        params = jax.tree.map(gather, params, axes)
+        told, gradient = jax.value_and_grad(task.loss, has_aux=True)(params, share)
+        leaves, tree = jax.tree.flatten(gradient)
+        kinds = jax.tree.leaves(axes)
+        whole = [leaf for leaf, axis in zip(leaves, kinds, strict=True) if axis < 0]
+        parts = [scatter(leaf, axis) for leaf, axis in zip(leaves, kinds, strict=True) if axis >= 0]
+        told, whole = _mean((told, whole), mesh_lib.AXES)
+        parts = _mean(parts, ("data", "cell")) if parts else parts
+        joined = [(whole if axis < 0 else parts).pop(0) for axis in kinds]
+        return told, jax.tree.unflatten(tree, joined)
 
     # check_vma would sum every use of the params by itself, which is what this is to avoid.
     of_batch = jax.shard_map(
-        of_share, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False
+        of_share,
+        mesh=mesh,
+        in_specs=(places, task.spec),
+        out_specs=(P(), places),
+        check_vma=False,
     )
 
     def gradients(params, batch, key):
-        (value, logs), gradient = of_batch(params, draw(batch, key))
-        return (value, finish(logs)), gradient
+        drawn = task.draw(batch, key)
+        if len(task.spec) > 1:
+            # Devices that share an example draw it each for themselves, or they would send each other pixels.
+            drawn = jax.lax.with_sharding_constraint(drawn, NamedSharding(mesh, P(task.spec[0])))
+        (value, logs), gradient = of_batch(params, drawn)
+        return (value, task.finish(logs)), gradient
 
     return gradients
+
+
+def _mean(tree: Any, axes: tuple[str, ...]) -> Any:
+    """Over the devices of these axes, as one array: gloo, which connects processes on CPUs, takes 4 ms for
+    each of twenty (docs/SCALE.md)."""
+    flat, restore = ravel_pytree(tree)
+    return restore(jax.lax.pmean(flat, axes))
 
 
 def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> jax.stages.Wrapped:
@@ -88,4 +141,6 @@ def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> jax.sta
         }
         return TrainState(state.step + 1, params, optimizer, ema), logs, first_bad
 
-    return jax.jit(step_fn, donate_argnums=(0, 2), out_shardings=mesh_lib.replicated(mesh))
+    places = jax.tree.map(lambda leaf: leaf.sharding, described_state(task, mesh))
+    everywhere = mesh_lib.replicated(mesh)
+    return jax.jit(step_fn, donate_argnums=(0, 2), out_shardings=(places, everywhere, everywhere))

@@ -1,5 +1,6 @@
 """The only training loop. It knows no task: everything it needs is in `Task`."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from functa import rng
 from functa.checkpoint import Checkpoints
 from functa.interruption import Interrupted, Interruption
 from functa.progress import Stopwatch, duration
-from functa.step import NONE_BAD, WATCHED, TrainState, initial_state, make_step
+from functa.step import NONE_BAD, WATCHED, TrainState, described_state, initial_state, make_step
 from functa.tasks import Task
 
 
@@ -43,19 +44,14 @@ class Trainer:
         """(state, what its stopwatch showed): the newest good checkpoint, or a state born on its devices."""
         key = rng.stream_key(self.seed, "init")
 
-        def init(key):
-            return initial_state(self.task, key)
-
-        sharding = mesh_lib.replicated(self.mesh)
-        template = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(init, key),
-        )
+        template = described_state(self.task, self.mesh)
         restored = self.latest.restore(template)
         self.dashboard.resume(0 if restored is None else restored[0])
         if restored is None:
             self.best.remove_after(-1)
-            return jax.jit(init, out_shardings=sharding)(key), {}
+            places = jax.tree.map(lambda leaf: leaf.sharding, template)
+            init = functools.partial(initial_state, self.task)
+            return jax.jit(init, out_shardings=places)(key), {}
         step, state, info = restored
         path = self.directory / "curves.json"
         curves = config_lib.read_json(path) if path.exists() else {}
@@ -112,9 +108,10 @@ class Trainer:
 
     def show(self, step: int, params: Any) -> None:
         """Pictures and histograms for the dashboard, made by process 0 alone; what it was given is written."""
+        params = mesh_lib.to_host(params)
         if jax.process_index():
             return
-        illustrations = self.task.illustrate(jax.device_get(params))
+        illustrations = self.task.illustrate(params)
         self.dashboard.images(step, illustrations.images)
         self.dashboard.histograms(step, illustrations.histograms)
         self.dashboard.flush()
@@ -142,14 +139,9 @@ class Trainer:
         )
 
     def load_best(self) -> tuple[Any, int]:
-        """(params, step) of the best checkpoint, replicated."""
-        sharding = mesh_lib.replicated(self.mesh)
-        shapes = jax.eval_shape(self.task.init, rng.stream_key(self.seed, "init"))
-        template = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
-        )
+        """(params, step) of the best checkpoint."""
         best_step, _ = self.best_so_far()
-        restored = self.best.restore(template)
+        restored = self.best.restore(described_state(self.task, self.mesh).params)
         if restored is None or restored[0] != best_step:
             raise config_lib.DamagedError(
                 f"{self.best.directory} has lost its checkpoint of step {best_step}; delete "
@@ -192,7 +184,9 @@ def train(
     watch = Stopwatch(**reading)
     step = logged = int(state.step)
     for batch in task.train_batches(step, steps):
-        state, logs, first_bad = step_fn(state, mesh_lib.to_devices(mesh, batch), first_bad)
+        state, logs, first_bad = step_fn(
+            state, mesh_lib.to_devices(mesh, batch, task.spec), first_bad
+        )
         step += 1
         if not watch.first_step_seconds:
             jax.block_until_ready(logs)

@@ -15,9 +15,9 @@ what was interrupted, or returns at once when all is complete.
 
   OPTIONS             words joined by commas: a latent shape (8x8x16), a lookup (nearest, bilinear),
                       a preset (tiny, two_core, one_gpu); the config's docstring tells which
-  --processes=N       N processes that work together as those of a cluster do: the cores are divided among
-                      them, with FUNCTA_EXTRA=cuda each has one GPU. Each writes DIR.logs/process-K.log,
-                      process 0 here too. If one dies, all end, with its exit status
+  --processes=N       N processes that work together as those of a cluster do: cores and CPU devices are
+                      divided among them, with FUNCTA_EXTRA=cuda each has one GPU. Each writes
+                      DIR.logs/process-K.log, process 0 here too. If one dies, all end, with its exit status
   --restart=K         after a failure (not of the command or the config) starts again, up to K times
   --workdir=DIR       default: runs/ and the experiment's name, in the current directory
   --config.KEY=VALUE  changes a value of the config, such as --config.field.width=128
@@ -29,6 +29,8 @@ what was interrupted, or returns at once when all is complete.
 environment variables
   FUNCTA_PYTHON       the Python to make .venv with; default: python3.12, python3.11 or python3
   FUNCTA_EXTRA        cuda or tpu: installs JAX for that accelerator too
+  JAX_NUM_CPU_DEVICES CPU devices of a process; default: of the machine one a core, to a power of two up to 8.
+                      They share every batch, whose size they must divide
 
 configs
 $(configs)
@@ -72,14 +74,8 @@ export PYTHONUNBUFFERED=1
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" # XLA's own log: errors only
 python="$root/.venv/bin/python"
 program=("$python" -P -m functa.main "--config=$root/configs/$name.py$options" ${passed[@]+"${passed[@]}"})
-if [ "$processes$restart" = 10 ]; then
-  exec "${program[@]}"
-fi
 
-logs="${workdir%/}.logs"
-case "$workdir" in *://*) logs="runs/$(basename "$workdir").logs" ;; esac
-
-# A free port, and the cores of each process.
+# A free port, the number of cores, the CPU devices of a process, and the cores of each.
 divide() {
   "$python" -c '
 import os, socket, sys
@@ -88,11 +84,30 @@ with socket.socket() as listener:
     listener.bind(("127.0.0.1", 0))
     print(listener.getsockname()[1])
 cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+number = len(cores) or os.cpu_count() or 1
+print(number)
+print(max(1, 2 ** (min(number, 8).bit_length() - 1) // count))
 share = len(cores) // count
 for k in range(count):
     print(",".join(map(str, cores[k * share : (k + 1) * share])) or "all")
 ' "$processes"
 }
+
+# The same number of CPU devices, and of threads that they compute with, whatever the number of processes: then
+# numbers are the same to the last bit. NPROC is what XLA takes for the number of cores.
+set_devices() { # CORES DEVICES
+  export NPROC="$1" JAX_NUM_CPU_DEVICES="${JAX_NUM_CPU_DEVICES:-$2}"
+}
+
+if [ "$processes$restart" = 10 ]; then
+  shares="$(divide)"
+  { read -r _ && read -r cores && read -r devices; } <<<"$shares"
+  set_devices "$cores" "$devices"
+  exec "${program[@]}"
+fi
+
+logs="${workdir%/}.logs"
+case "$workdir" in *://*) logs="runs/$(basename "$workdir").logs" ;; esac
 
 start() { # INDEX PORT CORES
   local command=("${program[@]}")
@@ -106,8 +121,9 @@ start() { # INDEX PORT CORES
 
 # Starts all, waits for all; the status of the first that failed, 0 if none did.
 attempt() {
-  local port index pid code status=0 failed='' cores=()
-  { read -r port && mapfile -t cores; } < <(divide) || return 1
+  local port number devices index pid code status=0 failed='' cores=()
+  { read -r port && read -r number && read -r devices && mapfile -t cores; } < <(divide) || return 1
+  set_devices "$number" "$devices"
   pids=()
   for index in $(seq 0 $((processes - 1))); do
     : >"$logs/process-$index.log"

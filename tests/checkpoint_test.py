@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from functa import checkpoint
 from functa.config import MendableError
@@ -116,3 +117,16 @@ def test_digest_sees_values_types_and_names():
         jax.tree.map(lambda x: x.astype(jnp.float16), state(1)),
     ]
     assert len({one, *map(checkpoint.digest, others)}) == 4
+
+
+def test_saving_does_not_ask_whether_to_stop(tmp_path, monkeypatch):
+    """To ask tells the other processes which step this one has come to; that of an old save would be a lie."""
+    asked = []
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", lambda step: asked.append(step) or False
+    )
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+    for step in (1, 2):
+        checkpoints.save(step, state(1.0), {})
+    checkpoints.close()
+    assert asked == []

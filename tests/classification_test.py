@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from configs import common
-from functa import classifier, mesh
+from functa import classifier
 from functa.tasks import classification
+from tests import losses
 
 CLASSES = 3
 SHAPE = (2, 2, 4)
@@ -125,7 +126,7 @@ def test_loss_is_the_slow_one(kind, smoothing):
         },
     )
     params, batch = params_of(task), batch_of()
-    loss, logs = task.loss(params, batch, jax.random.key(0))
+    loss, logs = losses.whole(task)(params, batch, jax.random.key(0))
     logits = slow_logits(functaset, params, batch["latents"], kind)
     targets = np.full((16, CLASSES), smoothing / CLASSES)
     targets[np.arange(16), batch["label"]] += 1 - smoothing
@@ -187,61 +188,29 @@ def test_randomness_is_of_the_key_alone(name):
     params, batch = params_of(task), batch_of()
 
     def loss(key):
-        return float(task.loss(params, batch, jax.random.key(key))[0])
+        return float(losses.whole(task)(params, batch, jax.random.key(key))[0])
 
     assert loss(0) == loss(0)
     assert loss(0) != loss(1)
     without = make_task(**calm)
-    assert float(without.loss(params, batch, jax.random.key(0))[0]) == float(
-        without.loss(params, batch, jax.random.key(1))[0]
+    assert float(losses.whole(without)(params, batch, jax.random.key(0))[0]) == float(
+        losses.whole(without)(params, batch, jax.random.key(1))[0]
     )
 
 
 def test_latent_noise_has_the_stated_scale():
     """Of normalised latents: a loss linear in the inputs would see exactly this much."""
     model = SimpleNamespace(apply=lambda variables, inputs, **_: inputs[:, 0, 0])
-    loss = classification.make_loss(
-        model,
-        lambda latents: latents * 0,
-        num_classes=CLASSES,
-        label_smoothing=0.0,
-        mixup=0.0,
-        latent_noise=0.3,
+    draw = classification.make_draw(
+        lambda latents: latents * 0, num_classes=CLASSES, mixup=0.0, latent_noise=0.3
     )
+    loss = classification.make_loss(model, label_smoothing=0.0)
     batch = {"latents": np.zeros((20_000, 1, 1, CLASSES), np.float32)}
     batch["label"] = np.zeros(20_000, np.int32)
-    value, _ = loss({}, batch, jax.random.key(0))
+    value, _ = loss({}, draw(batch, jax.random.key(0)))
     # E[log sum exp(x) - x_0] for x ~ N(0, s^2) is log 3 + s^2 / 3 to second order
     assert float(value) == pytest.approx(math.log(3) + 0.3**2 / 3, abs=0.006)
     assert float(value) > math.log(3) + 0.02
-
-
-def test_sharded_equals_single():
-    task = make_task(
-        **{
-            "classify.mixup": 0.5,
-            "classify.latent_noise": 0.5,
-            "classify.model": common.convnext(
-                widths=(8, 8), depths=(1, 1), drop_path=0.5, dropout=0.3
-            ),
-        }
-    )
-    params, batch = params_of(task), batch_of()
-    whole = mesh.make_mesh()
-    assert whole.size == 4
-    step = jax.jit(jax.value_and_grad(lambda *a: task.loss(*a)[0]))
-    alone, alone_gradients = step(params, batch, jax.random.key(0))
-    shared, shared_gradients = step(
-        jax.device_put(params, mesh.replicated(whole)),
-        mesh.to_devices(whole, batch),
-        jax.random.key(0),
-    )
-    np.testing.assert_allclose(alone, shared, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-        jax.device_get(alone_gradients),
-        jax.device_get(shared_gradients),
-    )
 
 
 def test_evaluate_gives_rows():
@@ -342,7 +311,7 @@ def test_it_learns():
 
     @jax.jit
     def step(params, state, batch, key):
-        gradients, logs = jax.grad(task.loss, has_aux=True)(params, batch, key)
+        gradients, logs = jax.grad(losses.whole(task), has_aux=True)(params, batch, key)
         updates, state = task.optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, logs
 

@@ -20,6 +20,12 @@ ENOUGH = 20  # seconds within which the others must have ended
 
 
 @pytest.fixture(scope="module")
+def program_env(program_env):
+    """What launch/local.sh sees to: a process has as many threads as all together, whatever its share of devices."""
+    return program_env | {"NPROC": "4"}
+
+
+@pytest.fixture(scope="module")
 def pair(program_env, tmp_path_factory):
     """A complete run of two processes with two devices each."""
     workdir = tmp_path_factory.mktemp("pair") / "run"
@@ -52,6 +58,14 @@ def test_two_processes_of_two_devices_give_the_numbers_of_one(pair, finished):  
             np.testing.assert_array_equal(ours[name], theirs[name])
         # As stored: float16 rounds what differs by 1e-7 to neighbours now and then.
         np.testing.assert_allclose(ours["latents"], theirs["latents"], rtol=2e-3, atol=1e-5)
+
+
+def test_processes_change_no_bit_while_the_devices_are_as_many(pair, program_env, tmp_path):
+    """Order of data, random draws, sums of gradients, files: all are of the devices, not of the processes."""
+    with processes.start(program_env, tmp_path / "run", TINY, count=1, devices=4) as group:
+        assert group.wait() == [0], group.told()
+    assert numbers(tmp_path / "run") == numbers(pair)
+    assert functaset_bytes(tmp_path / "run") == functaset_bytes(pair)
 
 
 def test_each_process_reads_and_writes_only_its_share(pair):

@@ -22,16 +22,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from PIL import Image
 
 from functa import config as config_lib
 from functa import encode as encode_lib
-from functa import pipeline, report, stages, train
+from functa import mesh as mesh_lib
+from functa import pipeline, report, stages, step, train
 from functa.checkpoint import digest
 from functa.dashboard import NullDashboard
 from functa.data import archives, functaset, images, records
 from functa.tasks import Illustrations, Task, classification, meta_learning
+from tests import losses
 from tools import prepare_data
 
 ONE_PROCESS = {"process_index": 0, "process_count": 1}
@@ -139,7 +142,7 @@ class Probes:
     def names() -> list[str]:
         of_tasks = ("init", "gradient", "optimizer", "evaluate", "batches", "loop")
         tasks = [f"{stage}.{name}" for stage in ("meta_learn", "classify") for name in of_tasks]
-        return [*tasks, "data", "encode", "stages", "report"]
+        return [*tasks, "meta_learn.step", "data", "encode", "stages", "report"]
 
     def __call__(self, name: str, config: ConfigDict) -> Any:
         stage, _, probe = name.rpartition(".")
@@ -163,7 +166,21 @@ class Probes:
     def _gradient(self, task, config):
         params = jax.eval_shape(task.init, jax.random.key(0))
         batch = next(task.train_batches(0, 1))
-        return program(jax.grad(lambda *a: task.loss(*a)[0]), params, batch, jax.random.key(0))
+        return program(
+            jax.grad(lambda *a: losses.whole(task)(*a)[0]), params, batch, jax.random.key(0)
+        )
+
+    def _step(self, task, config):
+        """The step on the mesh, and what lies where."""
+        mesh = stages.Run(config, self._folder(), say=lambda line: None).mesh
+        state = step.described_state(task, mesh)
+        place = NamedSharding(mesh, PartitionSpec(task.spec[0]))
+        batch = {
+            name: jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=place)
+            for name, values in next(task.train_batches(0, 1)).items()
+        }
+        made = step.make_step(task, mesh=mesh, seed=0, ema_decay=0.0)
+        return program(made, state, batch, step.NONE_BAD)
 
     def _optimizer(self, task, config):
         params = jax.eval_shape(task.init, jax.random.key(0))
@@ -236,9 +253,12 @@ class Probes:
 def toy(task: Task) -> Task:
     """The same data and learning rate for three numbers that are pushed at random."""
     return task._replace(
-        shares=None,
         init=lambda key: {"w": jax.random.normal(key, (3,))},
-        loss=lambda params, batch, key: (params["w"] @ jax.random.normal(key, (3,)), {}),
+        draw=lambda batch, key: jax.random.normal(key, (4, 3)),
+        loss=lambda params, drawn: (params["w"] @ drawn.mean(0), {}),
+        finish=lambda logs: logs,
+        spec=mesh_lib.BY_EXAMPLE,
+        shards_params=False,
         evaluate=lambda params, batch: {"score": jnp.sum(params["w"]) * batch["mask"]},
         summarize=lambda rows: {"score": float(rows["score"].mean())},
         score="score",

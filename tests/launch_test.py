@@ -1,5 +1,6 @@
 """The launchers and the environment they make, with stand-ins for Python, apt-get and the package."""
 
+import math
 import os
 import pathlib
 import re
@@ -396,6 +397,20 @@ def test_local_starts_processes_that_find_each_other(project):
     if len(os.sched_getaffinity(0)) > 1:
         assert first[1].split(":")[1] != second[1].split(":")[1]
     assert "--config.seed=1" in (project.folder / "calls.txt.main").read_text()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_local_divides_devices_but_not_threads(project, processes):
+    """What makes the numbers of any number of processes the same."""
+    project.main.write_text('echo "$JAX_NUM_CPU_DEVICES of $NPROC"')
+    cores = len(os.sched_getaffinity(0))
+    devices = max(1, 2 ** int(math.log2(min(cores, 8))) // processes)
+    result = project.run("local.sh", "example:tiny", f"--processes={processes}")
+    assert result.stdout.splitlines() == [f"{devices} of {cores}"]
+    result = project.run(
+        "local.sh", "example:tiny", f"--processes={processes}", JAX_NUM_CPU_DEVICES="3"
+    )
+    assert result.stdout.splitlines() == [f"3 of {cores}"]
 
 
 def test_local_ends_with_the_status_of_the_process_that_failed(project):

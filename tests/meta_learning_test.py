@@ -11,6 +11,7 @@ from functa import mesh as mesh_lib
 from functa.field import make_field
 from functa.step import NONE_BAD, TrainState, make_step
 from functa.tasks import meta_learning
+from tests import losses
 
 
 class Images:
@@ -92,7 +93,7 @@ def test_all_cells_of_an_image_give_the_loss_of_the_image():
     )
     params = whole.init(jax.random.key(0))
     images = Images(4).images
-    expected, _ = whole.loss(params, {"image": images}, jax.random.key(1))
+    expected, _ = losses.whole(whole)(params, {"image": images}, jax.random.key(1))
     config = make_config()
     field = make_field(config)
     cells = fitting.to_float(images).reshape(4, 2, 4, 2, 4, 1).swapaxes(2, 3).reshape(16, 4, 4, 1)
@@ -114,16 +115,16 @@ def test_the_logarithmic_loss_is_of_images_not_of_cells(cells):
     config = make_config(**{"meta_learn.cells_per_image": cells, "meta_learn.flips": False})
     task = make(config)
     params = task.init(jax.random.key(0))
-    loss, logs = task.loss(params, {"image": images}, key)
+    loss, logs = losses.whole(task)(params, {"image": images}, key)
     seen, field = fitting.to_float(images), make_field(config)
     if cells:
         seen = meta_learning.random_cells(jax.random.split(key)[0], seen, field, cells)
         field = field.of_cell()
     loop = config.inner_loop
-    losses = inner_loop.fit(
+    fitted = inner_loop.fit(
         field, params["field"], params["log_inner_lrs"], seen, steps=loop.steps, second_order=True
     ).losses[-1]
-    errors = np.asarray(losses).reshape(4, -1).mean(1)
+    errors = np.asarray(fitted).reshape(4, -1).mean(1)
     assert float(loss) == pytest.approx(np.log(errors + 1e-6).mean(), rel=1e-5)
     assert float(logs["psnr_of_mean_mse"]) == pytest.approx(-10 * np.log10(errors.mean()), rel=1e-5)
 

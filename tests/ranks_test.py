@@ -52,6 +52,7 @@ RANKS = {
     "functa.data.pipeline": 2,
     "functa.denoiser": 2,
     "functa.field": 2,
+    "functa.bands": 3,
     "functa.page": 2,
     "functa.gallery": 3,
     "functa.baseline": 3,

@@ -54,14 +54,18 @@ def make_task(data=None, learning_rate=0.1):
     def errors(params, batch):
         return jnp.square(batch["x"] @ params["w"] - batch["y"])
 
-    def loss(params, batch, key):
-        noise = 1e-3 * jax.random.normal(key, (8,))
-        return jnp.mean(errors(params, batch) + noise * params["w"][0]), {}
+    def draw(batch, key):
+        return batch | {"noise": 1e-3 * jax.random.normal(key, (8,))}
+
+    def loss(params, drawn):
+        return jnp.mean(errors(params, drawn) + drawn["noise"] * params["w"][0]), {}
 
     return Task(
         name="toy",
         init=lambda key: {"w": jax.random.normal(key, (3,))},
+        draw=draw,
         loss=loss,
+        finish=lambda logs: logs,
         evaluate=lambda params, batch: {"error": errors(params, batch)},
         summarize=lambda rows: {
             "score": -float(rows["error"].mean()),
@@ -75,6 +79,8 @@ def make_task(data=None, learning_rate=0.1):
         train_batches=data.train,
         eval_batches=data.eval,
         illustrate=lambda params: Illustrations({}, {}),
+        spec=mesh_lib.BY_EXAMPLE,
+        shards_params=False,
     )
 
 
@@ -134,7 +140,7 @@ def test_a_finished_run_only_evaluates(tmp_path):
 
 
 def test_sharded_is_single_device(tmp_path):
-    one = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    one = mesh_lib.make_mesh(jax.devices()[:1])
     single, _ = run(tmp_path / "one", mesh=one)
     sharded, _ = run(tmp_path / "four")
     assert jax.device_count() == 4

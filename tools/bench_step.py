@@ -51,9 +51,9 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 def training_step(config: ConfigDict, images: np.ndarray) -> Run:
     """The step of functa/train.py."""
     task = meta_learning.make(config, {}, process_index=0, process_count=1)
-    mesh = mesh_lib.make_mesh()
+    mesh = mesh_lib.make_mesh(**config.mesh)
     step_fn = make_step(task, mesh=mesh, seed=0, ema_decay=0.0)
-    batch = mesh_lib.to_devices(mesh, {"image": images})
+    batch = mesh_lib.to_devices(mesh, {"image": images}, task.spec)
 
     place = mesh_lib.replicated(mesh)
     init = functools.partial(initial_state, task)

@@ -33,7 +33,7 @@ from absl import app, flags  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from functa import command, compiled  # noqa: E402
+from functa import command, compiled, preflight  # noqa: E402
 from functa import mesh as mesh_lib  # noqa: E402
 from functa.tasks import meta_learning  # noqa: E402
 
@@ -80,14 +80,14 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         return command.refuse("compile_for", str(error))
     problems = meta_learning.check(config)
-    if config.meta_learn.batch_size % len(devices):
-        problems.append(
-            f"meta_learn.batch_size={config.meta_learn.batch_size} must be a multiple of the "
-            f"{len(devices)} devices"
-        )
+    try:
+        mesh = mesh_lib.make_mesh(devices, **config.mesh)
+        problems += preflight.batches(config, mesh, ["meta_learn"])
+    except ValueError as error:
+        problems.append(str(error))
     if problems:
         return command.refuse("compile_for", "\n".join(problems))
-    result = measure(config, mesh_lib.make_mesh(devices))
+    result = measure(config, mesh)
     if _JSON.value:
         print(json.dumps(result))
         return 0

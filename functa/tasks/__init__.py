@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
 PyTree = Any
 Batch = dict[str, np.ndarray]
@@ -17,8 +18,11 @@ class Task(NamedTuple):
     Attributes:
       name: the stage: "meta_learn", "classify".
       init: key -> params (a pytree of float32 arrays).
-      loss: (params, batch, key) -> (scalar mean over the global batch, {name: scalar to log}).
-        Pure; traced under jit; `key` depends on (seed, stream, step) only.
+      draw: (batch, key) -> drawn batch. All that is random, drawn for the global batch, so that the number of
+        devices changes nothing. Pure; traced under jit; `key` depends on (seed, stream, step) only.
+      loss: (params, share of the drawn batch) -> (scalar mean over the share, {name: scalar mean to log}).
+        Every example depends on itself alone, so that the loss is the mean over all shares.
+      finish: {name: mean over the global batch} -> what is logged.
       evaluate: (params, batch) -> {name: [b, ...] array, one row an example}. The loop drops the
         rows whose batch["mask"] is 0 and concatenates the rest over the split, in order.
       summarize: {name: [N, ...] rows of a whole split} -> {name: float}, the metrics of that split.
@@ -33,13 +37,15 @@ class Task(NamedTuple):
       eval_batches: split ("validation", "test") -> this process's share of the whole split, every
         batch of the same shape, with "mask" [b] float32 that is 0 for padding.
       illustrate: params -> Illustrations for the dashboard, shown at evaluations.
-      shares: the same loss in a form whose gradient each device can take of its share of the batch;
-        None where it has none.
+      spec: how the drawn batch lies on the mesh: mesh.BY_EXAMPLE or mesh.BY_ROWS.
+      shards_params: whether params lie sharded over the mesh's axis fsdp; they are replicated if not.
     """
 
     name: str
     init: Callable[[jax.Array], PyTree]
-    loss: Callable[[PyTree, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+    draw: Callable[[Any, jax.Array], Any]
+    loss: Callable[[PyTree, Any], tuple[jax.Array, dict[str, jax.Array]]]
+    finish: Callable[[dict[str, jax.Array]], dict[str, jax.Array]]
     evaluate: Callable[[PyTree, Any], dict[str, jax.Array]]
     summarize: Callable[[dict[str, np.ndarray]], dict[str, float]]
     score: str
@@ -50,26 +56,8 @@ class Task(NamedTuple):
     train_batches: Callable[[int, int], Iterator[Batch]]
     eval_batches: Callable[[str], Iterator[Batch]]
     illustrate: Callable[[PyTree], "Illustrations"]
-    shares: "Shares | None" = None
-
-
-class Shares(NamedTuple):
-    """A loss that is a mean over examples, each of which depends on itself alone.
-
-    Its gradient is then one all-reduce of as many bytes as the params have. Left to the compiler,
-    each of the places where a parameter is used would send a contribution of its own, and with a
-    shared first inner step its Jacobian too: ten and more times as much.
-
-    Attributes:
-      draw: (batch, key) -> batch. All that is random, drawn for the global batch, so that the number of
-        devices changes nothing.
-      loss: (params, share of the drawn batch) -> (scalar mean, {name: scalar mean to log}).
-      finish: {name: mean over the global batch} -> what is logged.
-    """
-
-    draw: Callable[[Any, jax.Array], Any]
-    loss: Callable[[PyTree, Any], tuple[jax.Array, dict[str, jax.Array]]]
-    finish: Callable[[dict[str, jax.Array]], dict[str, jax.Array]]
+    spec: PartitionSpec
+    shards_params: bool
 
 
 class Illustrations(NamedTuple):

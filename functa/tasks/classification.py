@@ -12,6 +12,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from functa import classifier, optim
+from functa import mesh as mesh_lib
 from functa.config import outside
 from functa.data import functaset as functasets
 from functa.data.functaset_format import float32_latents
@@ -52,14 +53,14 @@ def make(
     return Task(
         name="classify",
         init=make_init(module, latent_shape=tuple(config.field.latent_shape)),
-        loss=make_loss(
-            module,
+        draw=make_draw(
             normalize,
             num_classes=num_classes,
-            label_smoothing=settings.label_smoothing,
             mixup=settings.mixup,
             latent_noise=settings.latent_noise,
         ),
+        loss=make_loss(module, label_smoothing=settings.label_smoothing),
+        finish=lambda logs: logs,
         evaluate=make_evaluate(module, normalize),
         summarize=summarize,
         score="accuracy",
@@ -77,6 +78,8 @@ def make(
         illustrate=make_illustrate(
             module, normalize, source=lambda: functaset.source("validation", cache="none")
         ),
+        spec=mesh_lib.BY_EXAMPLE,
+        shards_params=True,
     )
 
 
@@ -153,22 +156,22 @@ def _logits(module: nn.Module, params: PyTree, inputs: jax.Array, **mode: Any) -
     return cast(jax.Array, module.apply({"params": params}, inputs, **mode))
 
 
-def make_loss(
-    module: nn.Module,
+def make_draw(
     normalize: Callable[[jax.Array], jax.Array],
     *,
     num_classes: int,
-    label_smoothing: float,
     mixup: float,
     latent_noise: float,
-) -> Callable[[PyTree, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]:
-    """The training loss of Task: mean softmax cross-entropy of the global batch, in nats.
+) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
+    """draw of Task: what the model is given and is to say.
 
-    Every random number is a function of the key and of the position in the global batch.
-    "accuracy" is the fraction whose most likely class is the most heavily weighted one.
+    Returns:
+      (batch, key) -> latents [b, i, j, d] float32, normalised, mixed and with noise; targets [b, num_classes]
+      float32, probabilities; keys [b] of dropout. Every random number is a function of the key and of the
+      position in the global batch.
     """
 
-    def loss(params: PyTree, batch: Any, key: jax.Array):
+    def draw(batch: Any, key: jax.Array) -> dict[str, jax.Array]:
         mixup_key, noise_key, model_key = jax.random.split(key, 3)
         latents = normalize(float32_latents(batch))
         targets = jax.nn.one_hot(batch["label"], num_classes, dtype=jnp.float32)
@@ -176,8 +179,27 @@ def make_loss(
             latents, targets = mix(latents, targets, key=mixup_key, alpha=mixup)
         if latent_noise > 0:
             latents = latents + latent_noise * jax.random.normal(noise_key, latents.shape)
-        logits = _logits(module, params, latents, train=True, rngs={"dropout": model_key})
-        smooth = (1 - label_smoothing) * targets + label_smoothing / num_classes
+        keys = jax.random.split(model_key, len(latents))
+        return {"latents": latents, "targets": targets, "keys": keys}
+
+    return draw
+
+
+def make_loss(
+    module: nn.Module, *, label_smoothing: float
+) -> Callable[[PyTree, Any], tuple[jax.Array, dict[str, jax.Array]]]:
+    """loss of Task: mean softmax cross-entropy in nats.
+
+    "accuracy" is the fraction whose most likely class is the most heavily weighted one.
+    """
+
+    def logits_of_one(params: PyTree, latents: jax.Array, key: jax.Array) -> jax.Array:
+        return _logits(module, params, latents[None], train=True, rngs={"dropout": key})[0]
+
+    def loss(params: PyTree, drawn: Any):
+        targets = drawn["targets"]
+        logits = jax.vmap(logits_of_one, (None, 0, 0))(params, drawn["latents"], drawn["keys"])
+        smooth = (1 - label_smoothing) * targets + label_smoothing / targets.shape[-1]
         mean_loss = jnp.mean(optax.softmax_cross_entropy(logits, smooth))
         hits = jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1)
         return mean_loss, {"loss": mean_loss, "accuracy": jnp.mean(hits.astype(jnp.float32))}

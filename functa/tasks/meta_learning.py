@@ -15,11 +15,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from functa import fitting, inner_loop, metrics, optim
+from functa import bands, fitting, inner_loop, metrics, optim
+from functa import mesh as mesh_lib
 from functa.data import pipeline as data_pipeline
 from functa.data.images import ImageSource
 from functa.field import Field, make_field
-from functa.tasks import Illustrations, Shares, Task
+from functa.tasks import Illustrations, Task
 
 LOSSES = ("mse", "log_mse")
 _NEGLIGIBLE_MSE = 1e-6  # 60 dB: what is better than that is left alone
@@ -48,6 +49,7 @@ def make(
         raise ValueError("; ".join(problems))
     field = make_field(config)
     trained = fitting.training_field(config)
+    band = fitting.training_band(config)
     fit = fitting.make_fit(config)
     loop, settings = config.inner_loop, config.meta_learn
     lrs_shape = fitting.make_lrs_shape(config)
@@ -70,11 +72,11 @@ def make(
             images = random_flips(flip_key, images)
         return images
 
-    def mean_loss(params, images):
+    def loss(params, images):
         result = inner_loop.fit(
-            trained,
+            band,
             params["field"],
-            params["log_inner_lrs"],
+            bands.own_rates(band, params["log_inner_lrs"]),
             images,
             steps=loop.steps,
             second_order=loop.second_order,
@@ -87,14 +89,11 @@ def make(
         if settings.loss == "mse":
             return inner[-1], logs
         mse = jnp.mean(result.losses[-1].reshape(-1, settings.cells_per_image or 1), axis=1)
+        mse = bands.mean(band, mse)
         return jnp.mean(jnp.log(mse + _NEGLIGIBLE_MSE)), logs
 
     def finish(logs):
         return logs | {"psnr_of_mean_mse": metrics.psnr(logs[f"inner_loss_{loop.steps}"])}
-
-    def loss(params, batch, key):
-        value, logs = mean_loss(params, draw(batch, key))
-        return value, finish(logs)
 
     def evaluate(params, batch):
         mse = fit(params, fitting.to_float(batch["image"])).losses[-1]
@@ -106,7 +105,9 @@ def make(
     return Task(
         name="meta_learn",
         init=init,
+        draw=draw,
         loss=loss,
+        finish=finish,
         evaluate=evaluate,
         summarize=summarize,
         score="psnr",
@@ -129,7 +130,8 @@ def make(
             sources[split], batch_size=settings.eval_batch_size, **processes
         ),
         illustrate=lambda params: _illustrate(fit, params, sources["validation"]),
-        shares=Shares(draw, mean_loss, finish),
+        spec=mesh_lib.BY_EXAMPLE if band is trained else mesh_lib.BY_ROWS,
+        shards_params=False,
     )
 
 
@@ -141,6 +143,7 @@ def check(config: ConfigDict) -> list[str]:
         fitting.check_inner_loop,
         check_settings,
         fitting.training_field,
+        fitting.training_band,
         fitting.make_lrs_shape,
         make_optimizer,
     ):
