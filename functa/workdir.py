@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import importlib.metadata
+import logging
 import os
 import pathlib
 import platform
@@ -11,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import jax
 from etils import epath
@@ -160,7 +161,7 @@ def logged(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Callable
     with contextlib.nullcontext() if remote else open(path, "a", buffering=1) as file:
 
         def write(line: str) -> None:
-            line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n"
+            line = _timed(line)
             if file is not None:
                 file.write(line)
                 return
@@ -174,6 +175,8 @@ def logged(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Callable
             copied[0] = time.monotonic()
 
         copied = [0.0]
+        handler = _Warnings(file, lines)
+        logging.getLogger("functa").addHandler(handler)
 
         def say_and_write(line: str) -> None:
             say(line)
@@ -185,8 +188,29 @@ def logged(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Callable
             write(f"stopped by {type(error).__name__}: {error}")
             raise
         finally:
+            logging.getLogger("functa").removeHandler(handler)
             if remote:
                 copy()
+
+
+def _timed(line: str) -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n"
+
+
+class _Warnings(logging.Handler):
+    """What modules warn of, in the log of the run; in an object store with its next copy, since who warns may be the
+    one that writes there."""
+
+    def __init__(self, file: IO[str] | None, lines: list[str]):
+        super().__init__(logging.WARNING)
+        self._file, self._lines = file, lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = _timed(f"{record.levelname}: {record.getMessage()}")
+        if self._file is not None:
+            self._file.write(line)
+        else:
+            self._lines.append(line)
 
 
 def environment() -> dict[str, Any]:

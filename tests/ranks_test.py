@@ -18,6 +18,7 @@ RANKS = {
     "functa.data": 0,
     "functa.disk": 0,
     "functa.data.functaset_format": 0,
+    "functa.data.patience": 0,
     "functa.data.records": 0,
     "functa.interruption": 0,
     "functa.memory": 0,
