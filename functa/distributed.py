@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import queue
 import sys
 import threading
 import time
@@ -32,6 +33,8 @@ WAIT_SECONDS = 1800  # that processes may differ in what they do alone
 # How often a process looks whether another has announced its end, and how long that one stays to be heard.
 _LISTEN_SECONDS = 1.0
 _LINGER_SECONDS = 6.0
+# Below HEARTBEAT_SECONDS, after which JAX aborts this process with a message that names nobody.
+_SILENCE_SECONDS = 5.0
 _ENDED = "functa/ended"
 
 _ending = threading.Event()
@@ -196,25 +199,37 @@ def _listen() -> None:
     On accelerators nothing else would: who waits in a collective for a process that has failed may wait
     for ever.
     """
-    while not _ending.wait(_LISTEN_SECONDS):
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_ask, args=(answers,), name="store", daemon=True).start()
+    while not _ending.is_set():
         try:
-            announced = _store().key_value_dir_get(_ENDED)
-        except jax.errors.JaxRuntimeError:
-            # Process 0 is gone, or the network: JAX notices and ends this process.
-            return
+            ended = answers.get(timeout=_SILENCE_SECONDS)
+        except queue.Empty:
+            if _ending.is_set():
+                return
+            _log.warning(
+                "process 0 has not answered for %.0f s: it is gone or busy, or the network to it is cut",
+                _SILENCE_SECONDS,
+            )
+            ended = answers.get()
         # All may have met the same, and each is to tell it itself.
-        if not announced or _ending.wait(_LISTEN_SECONDS):
+        if not ended or _ending.wait(_LISTEN_SECONDS):
             continue
-        key, text = min(announced)
+        key, text = min(ended)
         status, line = json.loads(text)
+        process = key.rpartition("/")[2]
         _log.error(
-            "functa: %s: ends because process %s has ended: %s",
-            this_process(),
-            key.rpartition("/")[2],
-            line,
+            "functa: %s: ends because process %s has ended: %s", this_process(), process, line
         )
         announce(status, "has been told so")
         end(status)
+
+
+def _ask(answers: queue.SimpleQueue) -> None:
+    """Puts what processes have announced; while there is no way to process 0 it hangs."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        while not _ending.wait(_LISTEN_SECONDS):
+            answers.put(_store().key_value_dir_get(_ENDED))
 
 
 def _store() -> Any:
