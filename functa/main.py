@@ -69,6 +69,7 @@ def _run(config: ConfigDict, workdir: str, *, stopped: int) -> int:
     from functa.config import MendableError
     from functa.data.patience import HungInputError
     from functa.data.records import DataError
+    from functa.disk import StoreAwayError
     from functa.interruption import Interrupted
 
     try:
@@ -81,6 +82,8 @@ def _run(config: ConfigDict, workdir: str, *, stopped: int) -> int:
         distributed.finish()
     except (MendableError, DataError) as error:
         return _failed(2, f"cannot run {config.name}:\n{error}")
+    except StoreAwayError as error:
+        return _failed(1, str(error))
     except OSError as error:
         if error.errno not in _MENDABLE:
             raise

@@ -14,12 +14,12 @@ from tests.pipeline_test import TINY
 META = (TINY, "--config.stages=meta_learn")
 
 
-def start(program_env, workdir, faults, *arguments, **settings):
-    """Two processes of functa.main with faults (tests/failing.py)."""
+def start(program_env, workdir, faults, *arguments, folder=None, **settings):
+    """Two processes of functa.main with faults (tests/failing.py); `folder` is that of their logs."""
     return processes.Processes(
         ["-m", "tests.failing", json.dumps(faults), *arguments, f"--workdir={workdir}"],
         count=2,
-        folder=workdir.parent / f"{workdir.name}.logs",
+        folder=folder or workdir.parent / f"{workdir.name}.logs",
         env=program_env,
         **settings,
     )
