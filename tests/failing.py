@@ -3,10 +3,11 @@
 FAULTS is a JSON object {"PROCESS": {fault: value}}; "*" is every process. Faults:
     constant   {"MODULE.NAME": number}: so that a test need not wait for minutes
     toy        number of steps: meta_learn trains a linear regression, which compiles in a second, and ends there
+    alone      seconds that the stage meta_learn works, each process for itself
     fifo       {PATH: K}: the read of the toy's batch K, counted from 1, blocks until somebody writes to PATH
     nan        K: the toy's batch K holds a NaN
     clock      seconds that its clock is ahead
-    file_size  bytes that a file may have, as under `ulimit -f`, from the stage encode on
+    file_size  bytes that a file may have, as under `ulimit -f`
 """
 
 import importlib
@@ -26,6 +27,7 @@ from absl import app
 
 from functa import command, main, report, stages
 from functa.data import pipeline
+from functa.interruption import Interrupted
 from functa.tasks import Illustrations, Task
 
 # Those that can be set up only once the processes know each other.
@@ -95,6 +97,20 @@ def toy(steps):
     report.write_summary = report.results_table = report.write_report = lambda *args: ""
 
 
+def alone(seconds):
+    def stage(run):
+        print("alone", flush=True)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if run.interruption.received():
+                raise Interrupted("meta_learn stopped")
+            time.sleep(0.1)
+        return {"earlier_seconds": 0.0}
+
+    stage.__doc__ = "work that asks nothing of others"
+    stages.STAGES["meta_learn"] = stage
+
+
 def _fifo(numbers):
     for path, number in numbers.items():
 
@@ -116,16 +132,9 @@ def clock(seconds):
 
 
 def file_size(size):
-    real = stages.STAGES["encode"]
-
-    def encode(run):
-        # Without the signal the write fails with EFBIG, as on a disk that has no room.
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-        return real(run)
-
-    encode.__doc__ = real.__doc__
-    stages.STAGES["encode"] = encode
+    # Without the signal the write fails with EFBIG, as on a disk that has no room.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 if __name__ == "__main__":

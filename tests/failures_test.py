@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shutil
+import signal
 import time
 
 import jax
@@ -9,16 +12,16 @@ import pytest
 
 from functa import distributed
 from tests import processes
-from tests.pipeline_test import TINY
+from tests.pipeline_test import TINY, finished  # noqa: F401  (finished: a fixture)
 
 META = (TINY, "--config.stages=meta_learn")
 
 
-def start(program_env, workdir, faults, *arguments, folder=None, **settings):
-    """Two processes of functa.main with faults (tests/failing.py); `folder` is that of their logs."""
+def start(program_env, workdir, faults, *arguments, folder=None, count=2, **settings):
+    """Processes of functa.main with faults (tests/failing.py); `folder` is that of their logs."""
     return processes.Processes(
         ["-m", "tests.failing", json.dumps(faults), *arguments, f"--workdir={workdir}"],
-        count=2,
+        count=count,
         folder=folder or workdir.parent / f"{workdir.name}.logs",
         env=program_env,
         **settings,
@@ -69,6 +72,51 @@ def test_a_nan_of_one_process_ends_all_with_its_step_and_name(program_env, tmp_p
         )
         assert "Traceback" not in log
     assert sorted(path.name for path in saved.glob("step_*")) == ["step_3", "step_6"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_processes_whose_clocks_differ_by_an_hour_stop_together(program_env, tmp_path, ahead):
+    faults = {"*": {"alone": 60}, str(ahead): {"clock": 3600}}
+    with start(program_env, tmp_path / "run", faults, *META) as group:
+        for index in range(2):
+            group.wait_for("alone", index=index)
+        group.processes[0].send_signal(signal.SIGTERM)
+        begin = time.monotonic()
+        assert group.wait(50) == [0, 0], group.told()
+        assert time.monotonic() - begin < 20
+        for log in group.logs:
+            assert "meta_learn stopped" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_disk_that_is_full_for_one_ends_all_with_status_2(
+    program_env,
+    finished,  # noqa: F811
+    tmp_path,
+    full,
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    for folder in ("encode", "functaset", "classify"):
+        shutil.rmtree(workdir / folder)
+    # Everything else that a process writes is smaller than a shard of this many float32 latents.
+    large = ("--config.encode.examples_per_shard=2000", "--config.encode.num_augmentations=50")
+    encode = (TINY, "--config.stages=encode", *large, "--config.encode.dtype=float32")
+    with start(program_env, workdir, {str(full): {"file_size": 200_000}}, *encode) as group:
+        assert group.wait(60) == [2, 2], group.told()
+        own, other = (group.logs[k].read_text() for k in (full, 1 - full))
+    assert re.search(
+        rf"functa: process {full} of 2: .*File too large: up to [\d,]+ bytes are needed; .*functaset-",
+        own,
+    )
+    assert "Traceback" not in own
+    assert f"process {full} has ended: " in other
+    assert "File too large: up to" in other
+    with start(program_env, workdir, {}, *encode) as group:
+        assert group.wait(120) == [0, 0], group.told()
+    assert not list(workdir.rglob("*.partial"))
 
 
 def test_who_does_not_come_is_not_called_dead():
