@@ -124,3 +124,16 @@ def test_who_does_not_come_is_not_called_dead():
     assert "has not come to this point" in distributed.cause(jax.errors.JaxRuntimeError(gloo))
     closed = "Gloo all-reduce failed: [pair.cc:547] Connection closed by peer"
     assert "has died or cannot be reached" in distributed.cause(jax.errors.JaxRuntimeError(closed))
+
+
+@pytest.mark.slow
+def test_one_process_alone_does_not_wait_for_a_read_that_hangs(program_env, tmp_path):
+    os.mkfifo(tmp_path / "hung")
+    faults = {"*": {"toy": 12, "constant": PATIENCE, "fifo": {str(tmp_path / "hung"): 8}}}
+    with start(program_env, tmp_path / "run", faults, *META, count=1) as group:
+        group.wait_for("blocks")
+        assert group.wait(20) == [1], group.told()
+        told = group.logs[0].read_text()
+    assert "functa: process 0 of 1" not in told
+    assert "functa: no input of step 8 for 4 s" in told
+    assert "stopped by HungInputError" in (tmp_path / "run" / "log.txt").read_text()
