@@ -207,6 +207,9 @@ def _listen() -> None:
         except queue.Empty:
             if _ending.is_set():
                 return
+            if jax.process_index() == 0:
+                # Its own answer: it is busy.
+                continue
             _log.warning(
                 "process 0 has not answered for %.0f s: it is gone or busy, or the network to it is cut",
                 _SILENCE_SECONDS,
