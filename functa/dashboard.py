@@ -3,7 +3,6 @@
 import math
 import re
 import tempfile
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,11 +76,10 @@ class Dashboard:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._stage = stage
         earlier = [path.name for path in self._directory.glob("events.out.tfevents.*")]
-        _wait_for_a_later_name(earlier)
         # Remote file systems cannot append: write beside, and copy at every flush.
         self._remote = disk.is_remote(directory)
         self._local = epath.Path(tempfile.mkdtemp()) if self._remote else self._directory
-        self._file = SummaryWriter(str(self._local))
+        self._file = SummaryWriter(str(self._local), not_before=_later_than(earlier))
         self._writer = metric_writers.AsyncWriter(self._file)
         if not earlier:
             self._file.restart(0)  # readers take the first one for a start, only later ones as cuts
@@ -173,8 +171,8 @@ class NullDashboard:
         pass
 
 
-def _wait_for_a_later_name(names: list[str]):
-    """Readers sort event files by name, which begins with the second they were opened in."""
+def _later_than(names: list[str]) -> int:
+    """Readers sort event files by name, which begins with the second they were opened in: by whatever clock, the
+    next one must come later."""
     seconds = [int(found[1]) for name in names if (found := re.search(r"tfevents\.(\d+)\.", name))]
-    while seconds and int(time.time()) == max(seconds):
-        time.sleep(0.02)
+    return max(seconds, default=-1) + 1

@@ -5,13 +5,21 @@ import errno
 import os
 from collections.abc import Iterator
 
-import fsspec.config
+import fsspec
 from etils import epath
 
 # gcsfs remembers what folders hold, but other processes write there too.
 fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
 
+# By name: what writes to disks only need not import gcsfs.
+for _name in ("gs", "gcs"):
+    fsspec.register_implementation(_name, "functa.store.StoreFileSystem", clobber=True)
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class StoreAwayError(OSError):
+    """An object store has not answered for so long that the run ends; nothing in it need be mended."""
 
 
 def is_remote(path: epath.PathLike) -> bool:

@@ -4,12 +4,17 @@ JAX's own runtime is the engine. Slurm steps, TPU pods and Open MPI are found by
 says it by three environment variables, as launch/local.sh does.
 """
 
+import contextlib
 import glob
 import importlib.util
 import json
+import logging
 import os
 import pathlib
+import queue
 import sys
+import threading
+import time
 from typing import Any, NoReturn
 
 import jax
@@ -25,6 +30,15 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 HEARTBEAT_SECONDS = 10
 START_SECONDS = 300
 WAIT_SECONDS = 1800  # that processes may differ in what they do alone
+# How often a process looks whether another has announced its end, and how long that one stays to be heard.
+_LISTEN_SECONDS = 1.0
+_LINGER_SECONDS = 6.0
+# Below HEARTBEAT_SECONDS, after which JAX aborts this process with a message that names nobody.
+_SILENCE_SECONDS = 5.0
+_ENDED = "functa/ended"
+
+_ending = threading.Event()
+_log = logging.getLogger("functa")
 
 
 def start() -> None:
@@ -51,6 +65,7 @@ def start() -> None:
         raise MendableError(
             f"the processes of this run do not find each other: {str(error).splitlines()[0]}"
         ) from error
+    threading.Thread(target=_listen, name="other processes", daemon=True).start()
 
 
 def _explicit(given: dict[str, str]) -> dict:
@@ -107,6 +122,9 @@ def cause(error: Exception) -> str:
     """One line for an error that ends a run of several processes."""
     line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     if isinstance(error, jax.errors.JaxRuntimeError):
+        # Gloo, of a process that is there and does not come.
+        if "Timed out waiting" in line:
+            return f"another process has not come to this point; its own log tells why ({line})"
         return f"another process has died or cannot be reached, or the device failed ({line})"
     return line
 
@@ -160,11 +178,83 @@ def agree(told: dict[str, Any], problems: list[str]) -> list[str]:
     return found
 
 
+def finish() -> None:
+    """Returns when all processes have come to the end of the run."""
+    wait("end")
+    _ending.set()
+
+
+def announce(status: int, line: str) -> None:
+    """Tells the other processes that this one is about to `end`, and why; they end with the same status."""
+    if several():
+        _ending.set()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            key = f"{_ENDED}/{jax.process_index()}"
+            _store().key_value_set(key, json.dumps([status, line]))
+
+
+def _listen() -> None:
+    """Ends this process once another has announced its end.
+
+    On accelerators nothing else would: who waits in a collective for a process that has failed may wait
+    for ever.
+    """
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_ask, args=(answers,), name="store", daemon=True).start()
+    while not _ending.is_set():
+        try:
+            ended = answers.get(timeout=_SILENCE_SECONDS)
+        except queue.Empty:
+            if _ending.is_set():
+                return
+            if jax.process_index() == 0:
+                # Its own answer: it is busy.
+                continue
+            _log.warning(
+                "process 0 has not answered for %.0f s: it is gone or busy, or the network to it is cut",
+                _SILENCE_SECONDS,
+            )
+            ended = answers.get()
+        # All may have met the same, and each is to tell it itself.
+        if not ended or _ending.wait(_LISTEN_SECONDS):
+            continue
+        key, text = min(ended)
+        status, line = json.loads(text)
+        process = key.rpartition("/")[2]
+        _log.error(
+            "functa: %s: ends because process %s has ended: %s", this_process(), process, line
+        )
+        announce(status, "has been told so")
+        end(status)
+
+
+def _ask(answers: queue.SimpleQueue) -> None:
+    """Puts what processes have announced; while there is no way to process 0 it hangs."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        while not _ending.wait(_LISTEN_SECONDS):
+            answers.put(_store().key_value_dir_get(_ENDED))
+
+
+def _store() -> Any:
+    """What all processes read and write: JAX's own, kept by process 0."""
+    return multihost.get_jax_distributed_client()
+
+
 def end(status: int) -> NoReturn:
-    """Ends this process at once.
+    """Ends this process, as soon as the others know of what it has announced.
 
     The usual way out waits for all processes at a barrier, which a dead or a failed one never reaches.
     """
+    if _ending.is_set():
+        until = time.monotonic() + _LINGER_SECONDS
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            while time.monotonic() < until:
+                if len(_store().key_value_dir_get(_ENDED)) == jax.process_count():
+                    break
+                time.sleep(0.1)
+            if jax.process_index() == 0:
+                # What they read goes with it, and JAX would abort those that still do.
+                time.sleep(_LISTEN_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

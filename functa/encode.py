@@ -1,7 +1,7 @@
 """The encode stage: images -> latents -> the shards of a functaset.
 
-Three things go on at once: the device fits a batch, the main thread reads and augments the next
-ones, and a writer thread fetches, rounds and writes the ones before. Shards are independent of
+Three things go on at once: the device fits a batch, a reader thread reads and augments the next
+one, and a writer thread fetches, rounds and writes the ones before. Shards are independent of
 each other: a batch never spans two, has a fixed size (the last one of a shard is padded) and a
 fixed share of every device. So any process can make any shard, and a shard that is made again
 holds the same bytes.
@@ -32,6 +32,7 @@ from functa.data.functaset_format import RecordLayout
 from functa.data.functaset_manifest import complete_set, summary, wait_until, write_manifest
 from functa.data.functaset_writer import Recipe, Shard, ShardWriter, finished_part, plan_shards
 from functa.data.images import ImageSource
+from functa.data.patience import patient
 
 Fit = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -111,6 +112,7 @@ def encode(
       FloatingPointError: latents that are not finite or too large for the dtype; names the example.
       OSError: ENOSPC: no room; names the bytes needed.
       TimeoutError: other processes have stopped writing.
+      HungInputError: a read does not come back.
     """
     check(config)
     directory = epath.Path(directory)
@@ -223,14 +225,24 @@ def _make_shards(
         contextlib.closing(_Output(directory, recipe)) as output,
         futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="functaset") as thread,
     ):
-        for shard in todo:
-            for start in range(shard.start, shard.stop, batch_size):
-                rows = np.arange(start, min(start + batch_size, shard.stop))
-                batch = _read(splits[shard.split], shard.split, rows, config)
-                fitted = fit(on_devices(_pad(batch.pop("image"), batch_size)))
-                waiting.append((thread.submit(output.append, shard, batch, *fitted), len(rows)))
-                settle(_AHEAD)
+        blocks = [
+            (shard, np.arange(start, min(start + batch_size, shard.stop)))
+            for shard in todo
+            for start in range(shard.start, shard.stop, batch_size)
+        ]
+        batches = patient(
+            (_read(splits[shard.split], shard.split, rows, config) for shard, rows in blocks),
+            lambda number: _name(*blocks[min(number, len(blocks) - 1)]),
+        )
+        for (shard, rows), batch in zip(blocks, batches, strict=True):
+            fitted = fit(on_devices(_pad(batch.pop("image"), batch_size)))
+            waiting.append((thread.submit(output.append, shard, batch, *fitted), len(rows)))
+            settle(_AHEAD)
         settle(0)
+
+
+def _name(shard: Shard, rows: np.ndarray) -> str:
+    return f"records {rows[0]} to {rows[-1]} of the {shard.split} split"
 
 
 class _Output:

@@ -53,7 +53,9 @@ def main(argv: list[str]) -> int:
         if not distributed.several():
             raise
         traceback.print_exc()
-        print(f"functa: {distributed.this_process()}: {distributed.cause(error)}", file=sys.stderr)
+        line = f"{distributed.this_process()}: {distributed.cause(error)}"
+        print(f"functa: {line}", file=sys.stderr)
+        distributed.announce(1, line)
         status = 1
     if status in (1, 2) and distributed.several():
         distributed.end(status)
@@ -65,7 +67,9 @@ def _run(config: ConfigDict, workdir: str, *, stopped: int) -> int:
 
     from functa import distributed, pipeline, report
     from functa.config import MendableError
+    from functa.data.patience import HungInputError
     from functa.data.records import DataError
+    from functa.disk import StoreAwayError
     from functa.interruption import Interrupted
 
     try:
@@ -75,21 +79,34 @@ def _run(config: ConfigDict, workdir: str, *, stopped: int) -> int:
             report.write_summary(workdir)
             print(report.results_table(summary))
             print(f"report: {report.write_report(workdir)}")
-        distributed.wait("end")
+        distributed.finish()
     except (MendableError, DataError) as error:
-        return command.refuse("functa", f"cannot run {config.name}:\n{error}")
+        return _failed(2, f"cannot run {config.name}:\n{error}")
+    except StoreAwayError as error:
+        return _failed(1, str(error))
     except OSError as error:
         if error.errno not in _MENDABLE:
             raise
-        return command.refuse("functa", f"{error} (at work in {workdir})")
+        return _failed(2, f"{error} (at work in {workdir})")
     except FloatingPointError as error:
-        print(f"functa: {error}", file=sys.stderr)
-        return 1
+        return _failed(1, str(error))
+    except HungInputError as error:
+        # The usual way out would wait for the thread that reads.
+        distributed.end(_failed(1, str(error)))
     except Interrupted as stop:
         print(f"functa: {stop}; the same command goes on from there", flush=True)
-        distributed.wait("end")
+        distributed.finish()
         return stopped
     return 0
+
+
+def _failed(status: int, line: str) -> int:
+    from functa import distributed
+
+    process = f"{distributed.this_process()}: " if distributed.several() else ""
+    print(f"functa: {process}{line}", file=sys.stderr)
+    distributed.announce(status, line)
+    return status
 
 
 def _use_compilation_cache(jax) -> None:

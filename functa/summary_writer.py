@@ -11,6 +11,7 @@ import time
 import types
 from collections.abc import Mapping
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -29,8 +30,12 @@ BUCKETS = 30  # of a histogram, as TensorBoard's own writers
 class SummaryWriter:
     """Event files as a `clu.metric_writers.MetricWriter`, whose interface describes the methods."""
 
-    def __init__(self, logdir: str):
-        self._events = event_file_writer.EventFileWriter(logdir)
+    def __init__(self, logdir: str, *, not_before: int = 0):
+        """not_before: the least second, since 1970, that the file may be named by."""
+        clock = types.SimpleNamespace(time=lambda: max(time.time(), not_before))
+        # TensorBoard takes no name.
+        with mock.patch.object(event_file_writer, "time", clock):
+            self._events = event_file_writer.EventFileWriter(logdir)
 
     def _write(self, step: int, summary: summary_pb2.Summary):
         self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import importlib.metadata
+import logging
 import os
 import pathlib
 import platform
@@ -10,15 +11,17 @@ import socket
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from functa import config as config_lib
-from functa import disk
+from functa import disk, distributed
+from functa.disk import StoreAwayError
 from functa.progress import device_name
 
 _RENEWAL_SECONDS = 10.0
@@ -37,6 +40,10 @@ _PACKAGES = (
     "clu",
     "ml_collections",
 )
+
+
+class LostLockError(Exception):
+    """Another program is at work where this one was."""
 
 
 def check(workdir: epath.Path) -> list[str]:
@@ -59,6 +66,8 @@ def _check_remote(workdir: epath.Path) -> list[str]:
     try:
         if "/" in rest and bucket.exists():
             return []
+    except StoreAwayError:
+        raise  # nothing that a person can mend
     except Exception as error:  # gcsfs: no credentials, no network, a dozen types
         return [
             f"--workdir={workdir}: {bucket} cannot be reached ({type(error).__name__}: {error})"
@@ -124,28 +133,66 @@ def _renewed(path: epath.Path, say: Callable[[str], None]) -> Iterator[None]:
 
     if before := content():
         say(f"{path} is there: looking whether its owner is at work, {3 * _RENEWAL_SECONDS:.0f} s")
-        time.sleep(3 * _RENEWAL_SECONDS)
-        if content() not in ("", before):
+        if _changed(content, before) not in ("", before):
             raise ValueError(
                 f"another program is at work in {path.parent} ({before}); wait for it or stop it"
             )
-    me = f"process {os.getpid()} on {socket.gethostname()}"
+    # No clock in it, and no two alike: process numbers and host names of containers often are.
+    me = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex[:8]}"
+    path.write_text(f"{me}, 0")
     ended = threading.Event()
-
-    def renew() -> None:
-        while not ended.wait(_RENEWAL_SECONDS):
-            with contextlib.suppress(Exception):  # the store may be away for a while
-                path.write_text(f"{me}, {time.time():.3f}")
-
-    path.write_text(f"{me}, {time.time():.3f}")
-    thread = threading.Thread(target=renew, name="lock", daemon=True)
+    thread = threading.Thread(
+        target=_renew, args=(path, me, content, ended), name="lock", daemon=True
+    )
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        path.unlink(missing_ok=True)
+        # Another's, who took this program for dead, is not this one's to remove.
+        if content().startswith(me):
+            path.unlink(missing_ok=True)
+
+
+def _changed(content: Callable[[], str], before: str) -> str:
+    """What a lock holds instead of `before`, or `before` after _RENEWAL_SECONDS * 3 with the store there."""
+    since = time.monotonic()
+    now = before
+    while now == before and time.monotonic() - since < 3 * _RENEWAL_SECONDS:
+        time.sleep(_RENEWAL_SECONDS / 3)
+        begin = time.monotonic()
+        now = content()
+        if time.monotonic() - begin > _RENEWAL_SECONDS / 3:
+            # The store was away, for the owner too.
+            since = time.monotonic()
+    return now
+
+
+def _renew(path: epath.Path, me: str, content: Callable[[], str], ended: threading.Event) -> None:
+    """Changes a lock of its own until `ended`; ends the program where it has lost it."""
+    renewals = 0
+    while not ended.wait(_RENEWAL_SECONDS):
+        renewals += 1
+        try:
+            there = content()
+            if there and not there.startswith(me):
+                raise LostLockError(
+                    f"another program has taken over {path.parent} ({there}): this one could not be told from a dead "
+                    "one for a while"
+                )
+            path.write_text(f"{me}, {renewals}")
+        except (LostLockError, StoreAwayError) as error:
+            if ended.is_set():
+                return
+            # What the main thread does may take long to fail, or never do; nothing more may be written.
+            line = f"{distributed.this_process()}: {error}"
+            logging.getLogger("functa").error("functa: %s", line)
+            distributed.announce(1, line)
+            distributed.end(1)
+        # The store has many other ways to fail once.
+        except Exception as error:
+            logging.getLogger("functa").warning("%s could not be renewed: %s", path, error)
 
 
 @contextlib.contextmanager
@@ -160,7 +207,7 @@ def logged(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Callable
     with contextlib.nullcontext() if remote else open(path, "a", buffering=1) as file:
 
         def write(line: str) -> None:
-            line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n"
+            line = _timed(line)
             if file is not None:
                 file.write(line)
                 return
@@ -174,6 +221,8 @@ def logged(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Callable
             copied[0] = time.monotonic()
 
         copied = [0.0]
+        handler = _Warnings(file, lines)
+        logging.getLogger("functa").addHandler(handler)
 
         def say_and_write(line: str) -> None:
             say(line)
@@ -185,8 +234,29 @@ def logged(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Callable
             write(f"stopped by {type(error).__name__}: {error}")
             raise
         finally:
+            logging.getLogger("functa").removeHandler(handler)
             if remote:
                 copy()
+
+
+def _timed(line: str) -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n"
+
+
+class _Warnings(logging.Handler):
+    """What modules warn of, in the log of the run; in an object store with its next copy, since who warns may be the
+    one that writes there."""
+
+    def __init__(self, file: IO[str] | None, lines: list[str]):
+        super().__init__(logging.WARNING)
+        self._file, self._lines = file, lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = _timed(f"{record.levelname}: {record.getMessage()}")
+        if self._file is not None:
+            self._file.write(line)
+        else:
+            self._lines.append(line)
 
 
 def environment() -> dict[str, Any]:

@@ -12,6 +12,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+# gcsfs would ask Google what kind of bucket the emulator's is.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 # Tests and the programs they start compile the same things: one cache for the whole run, or a
 # lasting one where the person has named it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -430,3 +430,15 @@ def test_tensorboard_serves_the_runs(tmp_path, runs):
         process.wait(30)
     with pytest.raises(OSError, match="refused"):
         fetch("runs")
+
+
+def test_a_later_file_has_a_later_name_whatever_the_clock_says(tmp_path, monkeypatch):
+    real = time.time
+    for ahead in (3600, 0, -3600, 0):
+        monkeypatch.setattr(time, "time", lambda ahead=ahead: real() + ahead)
+        writer = dashboard.Dashboard(tmp_path, stage="meta_learn")
+        writer.scalars(1, {"ahead": ahead})
+        writer.close()
+    files = sorted(tmp_path.glob("events.out.tfevents.*"))
+    seconds = [int(path.name.split(".")[3]) for path in files]
+    assert seconds == [seconds[0] + k for k in range(4)]

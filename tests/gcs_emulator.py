@@ -1,12 +1,16 @@
 """An object store on 127.0.0.1 for tests: PyPI's gcp-storage-emulator, in memory, with what it lacks.
 
 python -m tests.gcs_emulator BUCKET      prints its address and serves until it is killed
+
+It goes away for a while when it is sent a POST to /away/SECONDS: half of the requests are then
+answered with 503, half by closing the connection.
 """
 
 import functools
 import http.server
 import re
 import sys
+import time
 
 from gcp_storage_emulator import server
 from gcp_storage_emulator.exceptions import NotFound
@@ -78,6 +82,23 @@ def main(bucket: str) -> None:
     class Handler(server.RequestHandler):
         def log_message(self, format, *args):
             pass
+
+        def parse_request(self):
+            if not super().parse_request():
+                return False
+            if found := re.fullmatch(r"/away/([\d.]+)", self.path):
+                away[:] = [time.monotonic() + float(found[1]), 0]
+                self.send_error(http.HTTPStatus.OK)
+                return False
+            if time.monotonic() > away[0]:
+                return True
+            away[1] += 1
+            self.close_connection = True
+            if away[1] % 2:
+                self.send_error(http.HTTPStatus.SERVICE_UNAVAILABLE)
+            return False
+
+    away = [0.0, 0]
 
     class Server(http.server.HTTPServer):
         request_queue_size = 128

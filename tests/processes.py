@@ -20,6 +20,8 @@ class Processes:
     Args:
       arguments: of Python; a list for every process, or one for all.
       devices: simulated CPU devices of each.
+      coordinator: HOST:PORT of process 0; a free port of this machine where it is not given.
+      inside: command of every process in which Python is to be started; none where not given.
     """
 
     def __init__(
@@ -30,10 +32,13 @@ class Processes:
         folder: pathlib.Path,
         env: dict[str, str],
         devices: int = 1,
+        coordinator: str = "",
+        inside: Sequence[Sequence[str]] = (),
     ):
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
+        if not coordinator:
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", 0))
+                coordinator = f"127.0.0.1:{listener.getsockname()[1]}"
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(arguments[0], str):
             arguments = [arguments] * count
@@ -41,7 +46,7 @@ class Processes:
         self.processes = []
         for index, (log, own) in enumerate(zip(self.logs, arguments, strict=True)):
             told = {
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_COORDINATOR_ADDRESS": coordinator,
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(index),
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -49,7 +54,7 @@ class Processes:
             with log.open("w") as file:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, *own],
+                        [*(inside[index] if inside else ()), sys.executable, *own],
                         cwd=ROOT,
                         env=env | told,
                         stdout=file,

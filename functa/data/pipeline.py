@@ -8,13 +8,14 @@ change it.
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import grain
 import numpy as np
 
 from functa import rng
+from functa.data.patience import patient
 
 Batch = dict[str, np.ndarray]
 
@@ -57,6 +58,7 @@ def train_batches(
     Raises:
       ValueError: an empty source, a batch that does not divide by the processes, or steps out of
         order.
+      HungInputError, while batches are taken: a read does not come back.
     """
     share = _share(batch_size, process_index, process_count)
     if source.num_examples < 1:
@@ -69,7 +71,11 @@ def train_batches(
         positions = np.arange(start, start + share, dtype=np.int64)
         return source.read(shuffled(positions, num_examples=source.num_examples, seed=seed))
 
-    return _ahead(grain.MapDataset.range(first_step, last_step).map(read))
+    # Steps count from one wherever a person reads of them.
+    return _ahead(
+        grain.MapDataset.range(first_step, last_step).map(read),
+        lambda number: f"step {first_step + number + 1}",
+    )
 
 
 def eval_batches(
@@ -93,7 +99,10 @@ def eval_batches(
         rows = source.read(np.minimum(positions, source.num_examples - 1))
         return rows | {"mask": (positions < source.num_examples).astype(np.float32)}
 
-    return _ahead(grain.MapDataset.range(-(-source.num_examples // batch_size)).map(read))
+    return _ahead(
+        grain.MapDataset.range(-(-source.num_examples // batch_size)).map(read),
+        lambda number: f"batch {number + 1} of an evaluation",
+    )
 
 
 def shuffled(positions: np.ndarray, *, num_examples: int, seed: int) -> np.ndarray:
@@ -132,6 +141,6 @@ def _share(batch_size: int, process_index: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _ahead(batches: grain.MapDataset) -> Iterator[Batch]:
+def _ahead(batches: grain.MapDataset, name: Callable[[int], str]) -> Iterator[Batch]:
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS + 1)
-    return iter(batches.to_iter_dataset(options))
+    return patient(iter(batches.to_iter_dataset(options)), name)
