@@ -13,7 +13,7 @@ elimination of the noise, and with equal errors of the mixture those of the late
 as large. Written so, nothing cancels at any sigma.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import jax
@@ -100,12 +100,15 @@ def make_frame(*, name: str, prediction: str, distribution: str, mean: float, st
       ValueError: unknown names or impossible values; the message lists all of them.
     Source: Karras et al. 2022, table 1; Liu et al. 2022, equation 1; Lipman et al. 2022, section 4.1.
     """
-    known = {"name": FRAMES, "prediction": PREDICTIONS, "distribution": DISTRIBUTIONS}
-    given = {"name": name, "prediction": prediction, "distribution": distribution}
+    choices: list[tuple[str, str, Collection[str]]] = [
+        ("name", name, FRAMES),
+        ("prediction", prediction, PREDICTIONS),
+        ("distribution", distribution, DISTRIBUTIONS),
+    ]
     problems = [
-        f"{key}={given[key]!r}: known are {', '.join(values)}"
-        for key, values in known.items()
-        if given[key] not in values
+        f"{key}={value!r}: known are {', '.join(known)}"
+        for key, value, known in choices
+        if value not in known
     ]
     problems += outside({"mean": (mean, -10.0, 10.0), "std": (std, 1e-3, 10.0)})
     if problems:
