@@ -118,21 +118,21 @@ def slow_nearest(queries, points, count):
     return np.array(found), np.array(order)
 
 
-@pytest.mark.parametrize("block", [1, 40, 10**6])
+@pytest.mark.parametrize("block", [1, 1400, 10**6])
 def test_nearest_neighbours_are_those_of_a_loop(monkeypatch, block):
     monkeypatch.setattr(distances, "_BLOCK", block)
-    queries, points = samples((11, 3)), samples((17, 3), 1)
-    got = distances.nearest(queries, points, count=4)
-    expected, order = slow_nearest(queries, points, 4)
+    queries, points = samples((3, 3)), samples((700, 3), 1)
+    got = distances.nearest(queries, points, count=300)
+    expected, order = slow_nearest(queries, points, 300)
     np.testing.assert_allclose(got.distances, expected)
     np.testing.assert_array_equal(got.indices, order)
 
 
-def test_a_copy_is_found_at_distance_zero():
+def test_a_copy_is_found_at_distance_zero_and_a_near_one_at_its_own():
     points = samples((100, 64), shift=1e3)
-    got = distances.nearest(points[[7, 42]], points, count=1)
+    got = distances.nearest(points[[7, 42]] + [[0], [2.0**-20]], points, count=1)
     np.testing.assert_array_equal(got.indices, [[7], [42]])
-    np.testing.assert_array_equal(got.distances, np.zeros((2, 1)))
+    np.testing.assert_allclose(got.distances, [[0], [8 * 2.0**-20]], rtol=1e-6)
 
 
 def slow_overlap(real, generated, k):
