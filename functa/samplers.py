@@ -137,7 +137,7 @@ class _Step(NamedTuple):
 
 
 def _plan(solver: Solver, sigmas: np.ndarray) -> _Step:
-    """All steps, [steps] each, from float64: differences of squares of close numbers."""
+    """All steps, [steps] each, computed in float64: the loop has no precision to lose."""
     sigmas = np.asarray(sigmas, np.float64)
     gammas = solver.churn(sigmas)
     added = solver.churn_noise * sigmas[:-1] * np.sqrt(gammas * (2 + gammas))
