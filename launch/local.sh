@@ -8,16 +8,19 @@ set -euo pipefail
 
 help() {
   cat <<END
-usage: launch/local.sh NAME[:OPTIONS] [--processes=N] [--restart=K] [--workdir=DIR] [--config.KEY=VALUE ...]
+usage: launch/local.sh NAME[:OPTIONS] [--processes=N] [--devices=M] [--restart=K] [--workdir=DIR]
+                       [--config.KEY=VALUE ...]
 
 Runs all stages of configs/NAME.py and writes everything below DIR. The same command again resumes
 what was interrupted, or returns at once when all is complete.
 
   OPTIONS             words joined by commas: a latent shape (8x8x16), a lookup (nearest, bilinear),
                       a preset (tiny, two_core, one_gpu); the config's docstring tells which
-  --processes=N       N processes that work together as those of a cluster do: cores and CPU devices are
-                      divided among them, with FUNCTA_EXTRA=cuda each has one GPU. Each writes
-                      DIR.logs/process-K.log, process 0 here too. If one dies, all end, with its exit status
+  --processes=N       N processes that work together as those of a cluster do: the cores are divided among
+                      them, with FUNCTA_EXTRA=cuda each has one GPU. Each writes DIR.logs/process-K.log,
+                      process 0 here too. If one dies, all end, with its exit status
+  --devices=M         M CPU devices in all, a multiple of N, for a machine without accelerators; default: N.
+                      With the same M numbers are the same to the last bit, whatever N is
   --restart=K         after a failure (not of the command or the config) starts again, up to K times
   --workdir=DIR       default: runs/ and the experiment's name, in the current directory
   --config.KEY=VALUE  changes a value of the config, such as --config.field.width=128
@@ -29,8 +32,6 @@ what was interrupted, or returns at once when all is complete.
 environment variables
   FUNCTA_PYTHON       the Python to make .venv with; default: python3.12, python3.11 or python3
   FUNCTA_EXTRA        cuda or tpu: installs JAX for that accelerator too
-  JAX_NUM_CPU_DEVICES CPU devices of a process; default: of the machine one a core, to a power of two up to 8.
-                      They share every batch, whose size they must divide
 
 configs
 $(configs)
@@ -40,6 +41,7 @@ END
 read_experiment "$@"
 shift
 processes=1
+devices=
 restart=0
 workdir="$local_workdir"
 passed=()
@@ -47,7 +49,7 @@ while [ $# -gt 0 ]; do
   argument="$1"
   shift
   case "$argument" in
-    --processes | --restart)
+    --processes | --devices | --restart)
       [ $# -gt 0 ] || refuse "$argument needs a number"
       argument="$argument=$1"
       shift
@@ -55,16 +57,19 @@ while [ $# -gt 0 ]; do
   esac
   case "$argument" in
     --processes=*) processes="${argument#*=}" ;;
+    --devices=*) devices="${argument#*=}" ;;
     --restart=*) restart="${argument#*=}" ;;
     --workdir=?*) workdir="${argument#*=}" && passed+=("$argument") ;;
     --config.?*=*) passed+=("$argument") ;;
     *)
-      refuse "unknown argument '$argument'; known are --processes=N, --restart=K, --workdir=DIR and \
+      refuse "unknown argument '$argument'; known are --processes=N, --devices=M, --restart=K, --workdir=DIR and \
 --config.KEY=VALUE"
       ;;
   esac
 done
 [[ "$processes" =~ ^[1-9][0-9]{0,3}$ ]] || refuse "--processes=$processes: want a number from 1"
+[[ "${devices:-$processes}" =~ ^[1-9][0-9]{0,3}$ ]] && [ $((${devices:-$processes} % processes)) = 0 ] ||
+  refuse "--devices=$devices: want a multiple of the $processes processes"
 [[ "$restart" =~ ^[0-9]{1,6}$ ]] || refuse "--restart=$restart: want a number from 0"
 
 "$root/launch/environment.sh" "${FUNCTA_EXTRA:-}"
@@ -75,7 +80,7 @@ export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" # XLA's own log: errors
 python="$root/.venv/bin/python"
 program=("$python" -P -m functa.main "--config=$root/configs/$name.py$options" ${passed[@]+"${passed[@]}"})
 
-# A free port, the number of cores, the CPU devices of a process, and the cores of each.
+# A free port, and the cores of each process.
 divide() {
   "$python" -c '
 import os, socket, sys
@@ -84,25 +89,19 @@ with socket.socket() as listener:
     listener.bind(("127.0.0.1", 0))
     print(listener.getsockname()[1])
 cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-number = len(cores) or os.cpu_count() or 1
-print(number)
-print(max(1, 2 ** (min(number, 8).bit_length() - 1) // count))
 share = len(cores) // count
 for k in range(count):
     print(",".join(map(str, cores[k * share : (k + 1) * share])) or "all")
 ' "$processes"
 }
 
-# The same number of CPU devices, and of threads that they compute with, whatever the number of processes: then
-# numbers are the same to the last bit. NPROC is what XLA takes for the number of cores.
-set_devices() { # CORES DEVICES
-  export NPROC="$1" JAX_NUM_CPU_DEVICES="${JAX_NUM_CPU_DEVICES:-$2}"
-}
+# Matrix products are cut by the number of threads, which XLA reads from NPROC: the same for every number of
+# processes. Twice as many as devices, since a thread of each may wait for the others while one computes.
+if [ -n "$devices" ]; then
+  export JAX_NUM_CPU_DEVICES="$((devices / processes))" NPROC="$((2 * devices))"
+fi
 
 if [ "$processes$restart" = 10 ]; then
-  shares="$(divide)"
-  { read -r _ && read -r cores && read -r devices; } <<<"$shares"
-  set_devices "$cores" "$devices"
   exec "${program[@]}"
 fi
 
@@ -121,9 +120,8 @@ start() { # INDEX PORT CORES
 
 # Starts all, waits for all; the status of the first that failed, 0 if none did.
 attempt() {
-  local port number devices index pid code status=0 failed='' cores=()
-  { read -r port && read -r number && read -r devices && mapfile -t cores; } < <(divide) || return 1
-  set_devices "$number" "$devices"
+  local port index pid code status=0 failed='' cores=()
+  { read -r port && mapfile -t cores; } < <(divide) || return 1
   pids=()
   for index in $(seq 0 $((processes - 1))); do
     : >"$logs/process-$index.log"

@@ -19,7 +19,7 @@ from tests.pipeline_test import TINY, finished, functaset_bytes, numbers  # noqa
 ENOUGH = 20  # seconds within which the others must have ended
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def program_env(program_env):
     """What launch/local.sh sees to: a process has as many threads as all together, whatever its share of devices."""
     return program_env | {"NPROC": "4"}

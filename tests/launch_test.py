@@ -1,6 +1,5 @@
 """The launchers and the environment they make, with stand-ins for Python, apt-get and the package."""
 
-import math
 import os
 import pathlib
 import re
@@ -372,12 +371,21 @@ def test_local_refuses_what_it_does_not_know(project, argument):
 
 
 @pytest.mark.parametrize(
-    "argument", ["--processes=0", "--processes=two", "--restart=-1", "--restart="]
+    ("argument", "want"),
+    [
+        *((argument, "a number") for argument in ("--processes=0", "--processes=two")),
+        *((argument, "a number") for argument in ("--restart=-1", "--restart=")),
+        ("--devices=0", "a multiple of the 1 processes"),
+        ("--devices=2.5", "a multiple of the 1 processes"),
+    ],
 )
-def test_local_refuses_numbers_that_mean_nothing(project, argument):
+def test_local_refuses_numbers_that_mean_nothing(project, argument, want):
     result = project.run("local.sh", "example", argument)
     assert result.returncode == 2
-    assert f"{argument}: want a number" in result.stderr
+    assert f"{argument}: want {want}" in result.stderr
+    result = project.run("local.sh", "example", "--processes=2", "--devices=3")
+    assert result.returncode == 2
+    assert "--devices=3: want a multiple of the 2 processes" in result.stderr
     result = project.run("local.sh", "example", "--processes")
     assert result.returncode == 2
     assert "--processes needs a number" in result.stderr
@@ -403,14 +411,10 @@ def test_local_starts_processes_that_find_each_other(project):
 def test_local_divides_devices_but_not_threads(project, processes):
     """What makes the numbers of any number of processes the same."""
     project.main.write_text('echo "$JAX_NUM_CPU_DEVICES of $NPROC"')
-    cores = len(os.sched_getaffinity(0))
-    devices = max(1, 2 ** int(math.log2(min(cores, 8))) // processes)
+    result = project.run("local.sh", "example:tiny", f"--processes={processes}", "--devices", "4")
+    assert result.stdout.splitlines() == [f"{4 // processes} of 8"]
     result = project.run("local.sh", "example:tiny", f"--processes={processes}")
-    assert result.stdout.splitlines() == [f"{devices} of {cores}"]
-    result = project.run(
-        "local.sh", "example:tiny", f"--processes={processes}", JAX_NUM_CPU_DEVICES="3"
-    )
-    assert result.stdout.splitlines() == [f"3 of {cores}"]
+    assert result.stdout.splitlines() == [" of "]
 
 
 def test_local_ends_with_the_status_of_the_process_that_failed(project):
