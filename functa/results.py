@@ -29,6 +29,39 @@ MEASURES = {
     "accuracy_standard_error": Measure("%", "of the accuracy, by the size of the test split"),
     "loss": Measure("nats", "mean cross-entropy of the test split; lower is better"),
     "validation_accuracy": Measure("%", "accuracy on the validation split"),
+    "label_agreement": Measure("%", "samples that a network sees as the class asked for"),
+    "label_agreement_real": Measure("%", "the same of the test images: that network's accuracy"),
+    "label_agreement_reconstruction": Measure("%", "the same of the test images' reconstructions"),
+    "fid": Measure("", "Fréchet distance of Inception features: all samples, all test images"),
+    "frechet_distance": Measure(
+        "", "Fréchet distance of samples from half of the test images; lower is better"
+    ),
+    "frechet_floor": Measure("", "the same of the other half: what real images get"),
+    "frechet_reconstruction": Measure(
+        "", "the same of reconstructions: what the latents can reach"
+    ),
+    "frechet_gaussian": Measure("", "the same of a Gaussian fitted to the latents: to be beaten"),
+    "frechet_features": Measure("", "what images are described by; cnn: trained on the labels"),
+    "frechet_images": Measure("images", "in each of two sets whose Fréchet distance is taken"),
+    "kernel_distance": Measure(
+        "", "squared maximum mean discrepancy of samples from test images; lower is better"
+    ),
+    "kernel_distance_standard_error": Measure("", "of the kernel distance"),
+    "kernel_distance_floor": Measure("", "the same of two halves of the test images: about 0"),
+    "kernel_distance_floor_standard_error": Measure("", "of that floor"),
+    "precision": Measure("%", "samples that lie among test images; higher is better"),
+    "precision_real": Measure("%", "the same of other test images"),
+    "recall": Measure("%", "test images that lie among samples; higher is better"),
+    "recall_real": Measure("%", "the same with other test images as samples"),
+    "density": Measure("", "how deep samples lie among test images; about 1 for real ones"),
+    "density_real": Measure("", "the same of other test images"),
+    "coverage": Measure("%", "test images that have a sample near them; higher is better"),
+    "coverage_real": Measure("%", "the same with other test images as samples"),
+    "memory_ratio": Measure(
+        "", "distance of samples to the nearest training image over that of test images; 0: copies"
+    ),
+    "memory_ratio_latents": Measure("", "the same between latents"),
+    "cnn_accuracy": Measure("%", "of the network whose features describe images, on test images"),
     "examples": Measure("", "encoded examples: all splits, all augmented copies"),
     "test_images": Measure("images", "images in the test split, every one of them scored"),
     "test_examples": Measure("", "examples in the test split, every one of them scored"),
