@@ -115,6 +115,68 @@ def base() -> ConfigDict:
     config.classify.log_every = 50
     config.classify.eval_every = 250
     config.classify.checkpoint_every = 250
+
+    config.generate = ConfigDict()
+    config.generate.model = dit()
+    config.generate.frame = edm()
+    config.generate.normalization = "channel"  # scalar, channel, whitened
+    config.generate.copies = "first"  # first: no augmented copies; all
+    config.generate.label_dropout = 0.1  # part of the labels that are hidden; 0: no guidance
+    config.generate.batch_size = 128
+    config.generate.steps = 1000
+    config.generate.optimizer = optimizer("adamw", 1e-3)
+    config.generate.ema_decay = 0.999
+    config.generate.cache = "host"  # host, none, device: the whole split on every device
+    config.generate.eval_batch_size = 500
+    config.generate.log_every = 50
+    config.generate.eval_every = 250
+    config.generate.checkpoint_every = 250
+    config.generate.schedule = karras()
+    config.generate.solver = ConfigDict(dict(name="heun"))  # euler, heun, dpmpp_2m, stochastic
+    config.generate.guidance = ConfigDict()
+    config.generate.guidance.scale = 1.0  # 1: none; 0: of any class
+    config.generate.guidance.interval = (0.0, 1e6)  # of sigma, where it acts
+    config.generate.samples = 1000  # that are judged; no more than test images
+    config.generate.sample_batch_size = 100  # samples a device at a time
+    # What images are described by where sets of them are compared: a network trained on the labels, or pca.
+    config.generate.features = ConfigDict(dict(name="cnn", steps=1000, flip=False))
+    return config
+
+
+def dit(**changes) -> ConfigDict:
+    """Diffusion transformer over patches of patch x patch cells."""
+    config = ConfigDict(dict(name="dit", patch=1, width=128, depth=4, heads=4, mlp_width=512))
+    config.update(changes)
+    return config
+
+
+def unet(**changes) -> ConfigDict:
+    """Small convolutional denoiser; one entry of widths and depths a resolution."""
+    config = ConfigDict(dict(name="unet", widths=(64, 128), depths=(2, 2), heads=4))
+    config.update(changes)
+    return config
+
+
+def denoising_mlp(**changes) -> ConfigDict:
+    """Residual MLP on the flattened latents, for grids of one cell or of few."""
+    config = ConfigDict(dict(name="mlp", width=512, depth=4, mlp_width=1024))
+    config.update(changes)
+    return config
+
+
+def edm(**changes) -> ConfigDict:
+    """Noise levels and prediction of Karras et al. 2022."""
+    config = ConfigDict(
+        dict(name="edm", prediction="edm", distribution="normal", mean=-1.2, std=1.2)
+    )
+    config.update(changes)
+    return config
+
+
+def karras(**changes) -> ConfigDict:
+    """Sampling steps of Karras et al. 2022."""
+    config = ConfigDict(dict(name="karras", steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0))
+    config.update(changes)
     return config
 
 
@@ -173,6 +235,19 @@ def use_tiny(config: ConfigDict) -> None:
         batch_size=16, steps=12, eval_batch_size=16, log_every=4, eval_every=6, checkpoint_every=3
     )
     config.classify.optimizer.warmup_steps = 2
+    if config.generate.model.name == "dit":
+        config.generate.model.update(width=16, depth=1, heads=2, mlp_width=32)
+    elif config.generate.model.name == "unet":
+        config.generate.model.update(widths=(8, 16), depths=(1, 1), heads=2)
+    else:
+        config.generate.model.update(width=32, depth=1, mlp_width=32)
+    config.generate.update(
+        batch_size=16, steps=12, eval_batch_size=16, log_every=4, eval_every=6, checkpoint_every=3,
+        samples=64, sample_batch_size=16,
+    )  # fmt: skip
+    config.generate.schedule.steps = 4
+    config.generate.features.steps = 5
+    config.generate.optimizer.warmup_steps = 2
 
 
 def run_name(name: str, options: str | None) -> str:

@@ -29,10 +29,11 @@ _FREE = (
     "data.data_dir",
     "data.cache",
     "classify.cache",
+    "generate.cache",
 )
 _FREE_BUT_COMMON = ("stages", "mesh.data", "mesh.fsdp", "mesh.cell")
 # Of a stage whose folder is not there yet, all of its own keys too.
-_STAGES = ("encode", "classify")
+_STAGES = ("encode", "classify", "generate")
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:

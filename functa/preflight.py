@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 
 from functa import encode as encode_lib
 from functa import fitting
+from functa import generate as generate_lib
 from functa import mesh as mesh_lib
 from functa.config import outside
 from functa.data import images as images_lib
 from functa.data.images import ImageSource
-from functa.tasks import classification, meta_learning
+from functa.tasks import classification, generation, meta_learning
 
 
 def check(
@@ -45,6 +46,8 @@ def check(
     problems += meta_learning.check(config)
     attempt(encode_lib.check, config)
     problems += classification.check(config)
+    problems += generation.check(config)
+    problems += generate_lib.check(config)
     problems += outside({"seed": (config.seed, 0, 2**32 - 1)})
     problems += _numbers(config, stages)
     sources: dict[str, ImageSource] = {}
@@ -104,4 +107,4 @@ def batches(config: ConfigDict, mesh: Mesh, stages: Sequence[str]) -> list[str]:
 
 
 def _trained(stages: Sequence[str]) -> list[str]:
-    return [stage for stage in ("meta_learn", "classify") if stage in stages]
+    return [stage for stage in ("meta_learn", "classify", "generate") if stage in stages]

@@ -7,7 +7,7 @@ in the global batch, so the number of processes and devices never changes a resu
 import jax
 
 # The number of a stream is for ever: another one is another data order and other augmentations.
-STREAMS = {"init": 0, "noise": 2, "augment": 4, "order": 5}
+STREAMS = {"init": 0, "noise": 2, "augment": 4, "order": 5, "sample": 6}
 
 
 def stream_key(seed: int, stream: str) -> jax.Array:

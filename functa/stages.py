@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from functa import baseline as baseline_lib
 from functa import config as config_lib
-from functa import disk, fitting, illustration, metrics
+from functa import disk, distributed, fitting, illustration, metrics, sampling
 from functa import encode as encode_lib
+from functa import generate as generate_lib
 from functa import mesh as mesh_lib
 from functa.checkpoint import Checkpoints, digest
 from functa.dashboard import Dashboard, NullDashboard
@@ -23,8 +24,9 @@ from functa.data import images as images_lib
 from functa.data.functaset_format import float32_latents
 from functa.field import Field, make_field
 from functa.interruption import Interrupted, Interruption
+from functa.normalization import make_normalization
 from functa.progress import Bar
-from functa.tasks import Task, classification, meta_learning
+from functa.tasks import Task, classification, generation, meta_learning
 from functa.train import Result, train
 
 
@@ -93,6 +95,7 @@ class Run:
         source, key = {
             "encode": ("meta_learn", "field_digest"),
             "classify": ("encode", "functaset_digest"),
+            "generate": ("encode", "functaset_digest"),
         }.get(stage, (None, ""))
         if source is None or not self.metrics_path(source).exists():
             return []
@@ -235,42 +238,67 @@ def classify(run: Run) -> dict[str, Any]:
     }
 
 
-def load_field(workdir: epath.PathLike) -> tuple[Field, Any]:
-    """(field, params of the task meta_learn) of a run whose stage meta_learn is complete.
+def generate(run: Run) -> dict[str, Any]:
+    """functaset -> new latents"""
+    settings = run.config.generate
+    with refusing():
+        field, params = load_field(run.workdir)
+        params = jax.device_get(params)
+        functaset = functaset_lib.open_functaset(
+            run.workdir / "functaset", field_digest=digest(params)
+        )
+        classes = load_classifier(run.config, functaset, run.workdir)
+        decode = sampling.make_decoder(field, params, batch_size=settings.sample_batch_size)
+        task = generation.make(run.config, functaset, decode=decode, **run.processes)
+    result = run.train(task)
+    generator = mesh_lib.to_host(result.params)
 
-    Raises:
-      ValueError: there is none, its file is damaged, or another version of functa wrote the config.
-    """
-    config = config_lib.load(workdir)
-    directory = epath.Path(workdir) / "meta_learn" / "field"
-    metrics = epath.Path(workdir) / "meta_learn" / "metrics.json"
-    for needed in (metrics, directory):  # the metrics are written last
-        if not needed.exists():
-            raise ValueError(
-                f"{needed} does not exist: the stage meta_learn of {workdir} is not complete"
-            )
-    try:
-        task = meta_learning.make(config, {}, process_index=0, process_count=1)
-    except AttributeError as error:
-        raise ValueError(
-            f"{epath.Path(workdir) / 'config.json'} has not the keys of this version of functa "
-            f"({error}); use the version that wrote it, or train again"
-        ) from error
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
-    sharding = mesh_lib.replicated(mesh_lib.make_mesh())
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    def stop() -> None:
+        if run.interruption.received():
+            raise Interrupted("generate stopped; finished samples are kept")
+
+    normalization = make_normalization(functaset, kind=settings.normalization)
+    sampler = generation.make_sampler(run.config, normalization)
+    count = generate_lib.sample_count(run.config, functaset)
+    labels = functaset.source("test", cache="none").read(np.arange(count))["label"]
+    rate = sampling.draw(
+        run.workdir / "generate" / "samples",
+        sampler=lambda *inputs: sampler(*inputs).latents,
+        params=generator,
+        labels=labels,
+        block=settings.sample_batch_size,
+        progress=Bar(run.say, "generate"),
+        stop=stop,
+        **run.processes,
     )
-    checkpoints = Checkpoints(directory, keep=1, read_only=True)
-    restored = checkpoints.restore(template)
-    checkpoints.close()
-    if restored is None:
-        raise ValueError(f"{directory} holds no complete checkpoint")
-    return make_field(config), restored[1]
+    metrics = result.metrics | {
+        "functaset_digest": functaset.manifest.digest,
+        "generator_parameters": sum(leaf.size for leaf in jax.tree.leaves(generator)),
+        "samples": count,
+        "samples_per_second": rate * jax.process_count(),
+    }
+    distributed.wait("samples")
+    if jax.process_index():
+        return metrics  # process 0 alone judges
+    latents = sampling.collect(
+        run.workdir / "generate" / "samples", count=count, block=settings.sample_batch_size
+    )
+    judged, arrays = generate_lib.judge(
+        run.config,
+        functaset,
+        sources=run.sources,
+        latents=latents,
+        labels=labels,
+        decode=decode,
+        classes=classes,
+    )
+    run.write_arrays("generate", arrays)
+    return metrics | judged
 
 
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "meta_learn": meta_learn,
     "encode": encode,
     "classify": classify,
+    "generate": generate,
 }

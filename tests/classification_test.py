@@ -135,19 +135,6 @@ def test_loss_is_the_slow_one(kind, smoothing):
     np.testing.assert_allclose(logs["accuracy"], np.mean(logits.argmax(1) == batch["label"]))
 
 
-@pytest.mark.parametrize(
-    ("scalar_std", "std", "kind", "message"),
-    [
-        (1.0, [1.0, 0.0, 2.0, float("nan")], "channel", r"channels \[1, 3\] are \[0.0, nan\]"),
-        (0.0, [1.0] * 4, "scalar", r"channels \[0\] are \[0.0\]"),
-    ],
-)
-def test_a_channel_without_spread_cannot_be_normalized(scalar_std, std, kind, message):
-    manifest = SimpleNamespace(mean=[0.0] * 4, std=std, scalar_std=scalar_std)
-    with pytest.raises(ValueError, match=message):
-        classification.make_normalization(manifest, kind=kind)
-
-
 def test_mix_is_mixup_with_a_partner():
     batch = batch_of(size=200)
     targets = np.eye(CLASSES, dtype=np.float32)[batch["label"]]

@@ -16,7 +16,7 @@ import numpy as np
 
 from functa import mesh as mesh_lib
 from functa.data import functaset_format, pipeline
-from functa.data.functaset import Functaset
+from functa.data.functaset import FileSource, Functaset, HostSource
 
 CACHES = ("none", "host", "device")
 _NAMES = ("latents", "scale", "label", "mask")  # what models read, of all that a record holds
@@ -28,15 +28,24 @@ class LatentBatches:
 
     Args:
       cache: see the module.
+      copies: of each training image, "all" augmented ones or the "first", which is the image itself.
       process_index, process_count: which share of every global batch is yielded.
     Raises:
       ValueError: an unknown cache, or a train split too large for a device.
     """
 
-    def __init__(self, functaset: Functaset, *, cache: str, process_index: int, process_count: int):
+    def __init__(
+        self,
+        functaset: Functaset,
+        *,
+        cache: str,
+        copies: str,
+        process_index: int,
+        process_count: int,
+    ):
         if cache not in CACHES:
             raise ValueError(f"cache must be {', '.join(CACHES)}, not {cache!r}")
-        self._functaset, self._cache = functaset, cache
+        self._functaset, self._cache, self._copies = functaset, cache, copies
         self._processes = {"process_index": process_index, "process_count": process_count}
         if cache == "device":
             _require_room(functaset)
@@ -63,11 +72,27 @@ class LatentBatches:
         return map(finish, pipeline.eval_batches(source, batch_size=batch_size, **self._processes))
 
     def _opened(self, split: str):
-        if self._cache != "device":
-            return self._functaset.source(split, self._cache), _chosen
+        rows: Any = self._functaset.source(split, "none")
+        if split == "train" and self._copies == "first":
+            rows = _EveryNth(rows, self._functaset.manifest.config["encode"]["num_augmentations"])
+        if self._cache == "none":
+            return rows, _chosen
+        rows = HostSource(rows)
+        if self._cache == "host":
+            return rows, _chosen
         # Read in blocks, and dropped once it is on the devices.
-        rows = self._functaset.source(split, "host")
         return _Numbers(rows.num_examples), _gather(rows, mesh_lib.make_mesh())
+
+
+class _EveryNth:
+    """Examples 0, n, 2 n, ... of a source."""
+
+    def __init__(self, source: FileSource, n: int):
+        self._source, self._n = source, n
+        self.num_examples = source.num_examples // n
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return self._source.read(np.asarray(indices) * self._n)
 
 
 class _Numbers:

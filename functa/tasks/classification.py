@@ -17,6 +17,7 @@ from functa.config import outside
 from functa.data import functaset as functasets
 from functa.data.functaset_format import float32_latents
 from functa.data.latent_batches import CACHES, LatentBatches
+from functa.normalization import KINDS, make_normalization
 from functa.tasks import Illustrations, PyTree, Task
 
 ILLUSTRATED_EXAMPLES = 256
@@ -42,11 +43,12 @@ def make(
     settings = config.classify
     num_classes = config.data.num_classes
     module = classifier.make_model(num_classes=num_classes, **settings.model)
-    normalize = make_normalization(functaset.manifest, kind=settings.normalization)
+    normalize = make_normalization(functaset, kind=settings.normalization).normalize
     optimizer = make_optimizer(config)
     batches = LatentBatches(
         functaset,
         cache=settings.cache,
+        copies="all",
         process_index=process_index,
         process_count=process_count,
     )
@@ -98,8 +100,8 @@ def check(config: ConfigDict) -> list[str]:
     except (TypeError, ValueError) as error:
         told = str(error).replace("optimizer.", "classify.optimizer.")
         problems += told.splitlines()
-    if settings.normalization not in ("scalar", "channel"):
-        problems.append(f"classify.normalization={settings.normalization!r}: scalar or channel")
+    if settings.normalization not in KINDS:
+        problems.append(f"classify.normalization={settings.normalization!r}: {', '.join(KINDS)}")
     if settings.cache not in CACHES:
         problems.append(f"classify.cache={settings.cache!r}: {', '.join(CACHES)}")
     return problems + outside(
@@ -114,32 +116,6 @@ def check(config: ConfigDict) -> list[str]:
 def make_optimizer(config: ConfigDict) -> optim.Optimizer:
     settings = config.classify
     return optim.make(**settings.optimizer, steps=settings.steps, decay_mask=classifier.decay_mask)
-
-
-def make_normalization(
-    manifest: functasets.Manifest, *, kind: str
-) -> Callable[[jax.Array], jax.Array]:
-    """latents [b, i, j, d] -> latents of unit scale, by the statistics of the training split.
-
-    Args:
-      manifest: of the functaset, with mean [d], std [d] and scalar_std.
-      kind: "channel": (z - mean) / std; "scalar": z / scalar_std.
-    Raises:
-      ValueError: a standard deviation that is not a positive number.
-    Source: "scalar" is Bauer et al. 2023 (latents divided by one number), "channel" is LH-NeF.
-    """
-    if kind == "scalar":
-        mean, std = np.zeros(1, np.float32), np.asarray([manifest.scalar_std], np.float32)
-    else:
-        mean, std = np.asarray(manifest.mean, np.float32), np.asarray(manifest.std, np.float32)
-    bad = np.flatnonzero(~(np.isfinite(std) & (std > 0)))
-    if bad.size:
-        raise ValueError(
-            f"normalization={kind} divides by the functaset's standard deviations, and those of "
-            f"channels {bad.tolist()} are {std[bad].tolist()}; use normalization=scalar if the "
-            "other channels carry the images, or encode with another field"
-        )
-    return lambda latents: (latents - mean[None, None, None]) / std[None, None, None]
 
 
 def make_init(module: nn.Module, *, latent_shape: tuple[int, ...]) -> Callable[[jax.Array], PyTree]:
