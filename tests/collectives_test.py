@@ -90,7 +90,7 @@ def test_compile_for_a_tpu_slice(program_env):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("cpu:3", CONFIG), "batch_size=16 must be a multiple of the 3 devices"),
+        (("cpu:3", CONFIG), "batch_size=16 must be a positive multiple of the 3 devices"),
         (("gpu:8", CONFIG), "TOPOLOGY=gpu:8: want cpu:N, or a TPU slice"),
         (("cpu:8",), "--config=configs/NAME.py is needed"),
         (("cpu:8", CONFIG, "--config.field.width=0"), "width"),

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from absl import app
 
-from functa import command, main, report, stages
+from functa import command, main, mesh, report, stages
 from functa.data import pipeline
 from functa.interruption import Interrupted
 from functa.tasks import Illustrations, Task
@@ -72,7 +72,9 @@ def toy(steps):
         task = Task(
             name="meta_learn",
             init=lambda key: {"w": jax.random.normal(key, (3,))},
-            loss=lambda params, batch, key: (jnp.mean(errors(params, batch)), {}),
+            draw=lambda batch, key: batch,
+            loss=lambda params, drawn: (jnp.mean(errors(params, drawn)), {}),
+            finish=lambda logs: logs,
             evaluate=lambda params, batch: {"error": errors(params, batch)},
             summarize=lambda rows: {"score": -float(rows["error"].mean())},
             score="score",
@@ -87,6 +89,8 @@ def toy(steps):
                 Rows(), batch_size=16, **run.processes
             ),
             illustrate=lambda params: Illustrations({}, {}),
+            spec=mesh.BY_EXAMPLE,
+            shards_params=False,
         )
         run.config.meta_learn.steps = steps
         return run.train(task).metrics
