@@ -22,12 +22,13 @@ from functa.dashboard import Dashboard, NullDashboard
 from functa.data import functaset as functaset_lib
 from functa.data import images as images_lib
 from functa.data.functaset_format import float32_latents
-from functa.field import Field, make_field
+from functa.field import make_field
 from functa.interruption import Interrupted, Interruption
 from functa.normalization import make_normalization
 from functa.progress import Bar
 from functa.tasks import Task, classification, generation, meta_learning
 from functa.train import Result, train
+from functa.trained import load_classifier, load_field
 
 
 class Refused(config_lib.MendableError):

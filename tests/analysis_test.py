@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from functa import baseline, checkpoint, config, inner_loop, metrics, siren, stages
+from functa import baseline, checkpoint, config, inner_loop, metrics, siren, trained
 from functa.analysis import chart, fitting, measures, quantisation, space, storage
 from functa.analysis.subject import Subject, image_mse, to_float
 from functa.analysis.table import Column, Table
@@ -572,11 +572,11 @@ def test_a_run_under_way_is_neither_read_nor_touched(run, tmp_path):
     copy = shutil.copytree(run[0], tmp_path / "run")
     under_way = copy / "meta_learn" / "field" / "step_1.orbax-checkpoint-tmp"
     under_way.mkdir()
-    stages.load_field(copy)
+    trained.load_field(copy)
     assert under_way.exists()
     (copy / "meta_learn" / "metrics.json").unlink()
     with pytest.raises(ValueError, match="metrics.json does not exist: the stage meta_learn of"):
-        stages.load_field(copy)
+        trained.load_field(copy)
 
 
 def test_the_config_of_another_version_is_told(run, tmp_path):
@@ -585,7 +585,7 @@ def test_the_config_of_another_version_is_told(run, tmp_path):
     del settings["meta_learn"]["loss"]
     config.write_json(copy / "config.json", settings)
     with pytest.raises(ValueError, match=r"has not the keys of this version of functa.*loss"):
-        stages.load_field(copy)
+        trained.load_field(copy)
 
 
 def test_a_split_of_one_image_is_too_small(run, tmp_path):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from functa import distributed, stages
+from functa import distributed, trained
 from functa.data import functaset as functaset_lib
 from tests import processes
 from tests.pipeline_test import TINY, finished, functaset_bytes, numbers  # noqa: F401  (finished: a fixture)
@@ -43,7 +43,7 @@ def test_two_processes_of_two_devices_give_the_numbers_of_one(pair, finished):  
             assert two[name] == pytest.approx(value, rel=1e-5), name
         elif not name.endswith(("device", "digest")):
             assert two[name] == value, name
-    fields = (stages.load_field(workdir)[1] for workdir in (finished[0], pair))
+    fields = (trained.load_field(workdir)[1] for workdir in (finished[0], pair))
     jax.tree.map(lambda *leaves: np.testing.assert_allclose(*leaves, rtol=1e-4, atol=1e-5), *fields)
     for split in ("train", "validation", "test"):
         ours, theirs = (

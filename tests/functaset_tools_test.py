@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from functa import checkpoint, stages
+from functa import checkpoint, trained
 from functa.data import functaset
 from tests import functaset_sets as sets
 
@@ -61,7 +61,7 @@ def run(tmp_path, monkeypatch):
             raise ValueError(f"{workdir} has no field")
         return InventedField(), PARAMS
 
-    monkeypatch.setattr(stages, "load_field", load_field)
+    monkeypatch.setattr(trained, "load_field", load_field)
     directory = tmp_path / "run"
     splits = sets.write(
         directory / "functaset", dtype="float32", field_digest=checkpoint.digest(PARAMS)
@@ -107,7 +107,7 @@ def test_verify_names_a_damaged_file_and_returns_1(run, program_env):
 def test_verify_finds_a_wrong_field(run, capsys, monkeypatch):
     directory, _ = run
     other = {"field": {"weight": np.float32([1, 2, 3])}, "inner_lrs": np.float32([1, 2, 3])}
-    monkeypatch.setattr(stages, "load_field", lambda workdir: (InventedField(), other))
+    monkeypatch.setattr(trained, "load_field", lambda workdir: (InventedField(), other))
     assert verify_functaset.main([str(directory), "--field", "elsewhere"]) == 1
     output = capsys.readouterr().out
     assert checkpoint.digest(other) in output
@@ -202,7 +202,7 @@ def test_decode_refuses_bad_arguments(run, tmp_path, capsys, changes, message):
 def test_decode_refuses_a_functaset_of_another_field(run, tmp_path, capsys, monkeypatch):
     directory, _ = run
     other = {"field": PARAMS["field"]}
-    monkeypatch.setattr(stages, "load_field", lambda workdir: (InventedField(), other))
+    monkeypatch.setattr(trained, "load_field", lambda workdir: (InventedField(), other))
     options = ["--split", "test", "--ids", "200", "--out", tmp_path / "o"]
     message = refusal(decode.main, [directory, *options], capsys)
     assert checkpoint.digest(other) in message
@@ -262,5 +262,5 @@ def test_inspect_refuses_bad_arguments(run, tmp_path, capsys, monkeypatch):
     assert "--images must be at least 1, not 0" in message
     message = refusal(inspect_functaset.main, [directory, "--field", "elsewhere"], capsys)
     assert "elsewhere has no field" in message
-    monkeypatch.setattr(stages, "load_field", lambda workdir: (InventedField(), {"field": 1}))
+    monkeypatch.setattr(trained, "load_field", lambda workdir: (InventedField(), {"field": 1}))
     assert "encoded with the field" in refusal(inspect_functaset.main, [directory], capsys)

@@ -17,10 +17,10 @@ def make_config(**changes):
     config = common.base()
     config.data.num_classes = CLASSES
     config.field.latent_shape = SHAPE
-    config.generate.model = common.denoising_mlp(width=32, depth=1, mlp_width=32)
+    config.generate.model = common.denoising_mlp(width=64, depth=1, mlp_width=64)
     config.generate.batch_size = 32
     config.generate.eval_batch_size = 20
-    config.generate.steps = 300
+    config.generate.steps = 600
     config.generate.optimizer.warmup_steps = 5
     config.generate.optimizer.learning_rate = 5e-3
     config.generate.copies = "all"
@@ -41,7 +41,7 @@ def make_task(functaset=None, **changes):
 
 @pytest.fixture(scope="module")
 def trained():
-    """(functaset, task, params after 300 steps)."""
+    """(functaset, task, params after 600 steps)."""
     functaset = FakeFunctaset(train=256, validation=20, test=20)
     task = make_task(functaset)
     loss = losses.whole(task)
@@ -54,7 +54,7 @@ def trained():
 
     params = jax.jit(task.init)(jax.random.key(0))
     state = task.optimizer.init(params)
-    for number, batch in enumerate(task.train_batches(0, 300)):
+    for number, batch in enumerate(task.train_batches(0, 600)):
         params, state = step(params, state, batch, jax.random.key(number))
     return functaset, task, params
 

@@ -25,7 +25,13 @@ BASES: dict[str, dict[str, Any]] = {
     "resize": {"encode.crop": "resize"},
     "mlp": {"classify.model": common.mlp(width=16, depth=1)},
     "convnext": {"classify.model": common.convnext(widths=(8, 16), depths=(1, 1))},
+    "unet": {"generate.model": common.unet(widths=(8, 16), depths=(1, 1), heads=2)},
+    "denoising mlp": {"generate.model": common.denoising_mlp(width=16, depth=1, mlp_width=32)},
 }
+
+
+FLOW = dict(name="flow", steps=4, sigma_max=80.0)
+PCA = dict(name="pca", components=4)
 
 
 class Knob(NamedTuple):
@@ -120,15 +126,49 @@ KNOBS: dict[str, Knob] = {
     "classify.log_every": Knob(5, "classify.loop"),
     "classify.eval_every": Knob(4, "classify.loop"),
     "classify.checkpoint_every": Knob(5, "classify.loop"),
+    "generate.model.name": Knob(
+        "mlp", "generate.init generate.gradient", also=BASES["denoising mlp"]
+    ),
+    "generate.frame.name": Knob("flow", "generate.gradient generate.sample"),
+    "generate.frame.prediction": Knob("x", "generate.gradient generate.sample"),
+    "generate.frame.distribution": Knob("logistic", "generate.gradient"),
+    "generate.frame.mean": Knob(0.0, "generate.gradient"),
+    "generate.frame.std": Knob(1.0, "generate.gradient"),
+    "generate.normalization": Knob("whitened", "generate.gradient generate.sample"),
+    "generate.copies": Knob("all", "generate.batches"),
+    "generate.label_dropout": Knob(0.2, "generate.gradient"),
+    "generate.batch_size": Knob(8, "generate.batches"),
+    "generate.steps": Knob(16, "generate.loop generate.optimizer"),
+    **optimizer("generate", name="lamb", learning_rate=1e-2, schedule="constant", warmup_steps=3),
+    **optimizer("generate", end_fraction=0.1, weight_decay=0.1, clip_norm=1.0),
+    "generate.ema_decay": Knob(0.5, "generate.loop"),
+    "generate.cache": Knob("none", "generate.batches"),
+    "generate.eval_batch_size": Knob(32, "generate.evaluate"),
+    "generate.log_every": Knob(5, "generate.loop"),
+    "generate.eval_every": Knob(4, "generate.loop"),
+    "generate.checkpoint_every": Knob(5, "generate.loop"),
+    "generate.schedule.name": Knob("flow", "generate.sample", also={"generate.schedule": FLOW}),
+    "generate.schedule.steps": Knob(5, "generate.sample"),
+    "generate.schedule.sigma_min": Knob(0.01, "generate.sample"),
+    "generate.schedule.sigma_max": Knob(40.0, "generate.sample"),
+    "generate.schedule.rho": Knob(3.0, "generate.sample"),
+    "generate.solver.name": Knob("euler", "generate.sample"),
+    "generate.guidance.scale": Knob(3.0, "generate.sample"),
+    "generate.guidance.interval": Knob((0.1, 2.0), "generate.sample"),
+    "generate.samples": Knob(32, "generate.judged"),
+    "generate.sample_batch_size": Knob(8, "generate.judged"),
+    "generate.features.name": Knob("pca", "generate.judged", also={"generate.features": PCA}),
+    "generate.features.steps": Knob(3, "generate.judged"),
+    "generate.features.flip": Knob(NEGATED, "generate.judged"),
 }
 
 
-def model_knobs(base: str, **values: Any) -> dict[str, Knob]:
-    """Of config.classify.model; dropout and drop_path are of training only."""
+def model_knobs(base: str, *, stage: str = "classify", **values: Any) -> dict[str, Knob]:
+    """Of the model of a stage; dropout and drop_path are of training only."""
     return {
-        f"classify.model.{key}": Knob(
+        f"{stage}.model.{key}": Knob(
             value,
-            "classify.gradient" + ("" if key.startswith("drop") else " classify.evaluate"),
+            f"{stage}.gradient" + ("" if key.startswith("drop") else f" {stage}.evaluate"),
             base,
         )
         for key, value in values.items()
@@ -140,9 +180,16 @@ MODELS = {
     "mlp": model_knobs("mlp", width=8, depth=2, dropout=0.3),
     "convnext": model_knobs("convnext", widths=(8, 8), depths=(1, 2), drop_path=0.2, dropout=0.1),
 }
+GENERATORS = {
+    "dit": model_knobs(
+        "digits", stage="generate", patch=2, width=8, depth=2, heads=4, mlp_width=16
+    ),
+    "unet": model_knobs("unet", stage="generate", widths=(16, 16), depths=(1, 2), heads=4),
+    "mlp": model_knobs("denoising mlp", stage="generate", width=8, depth=2, mlp_width=16),
+}
 ROWS = [
     *KNOBS.items(),
-    *((leaf, knob) for model in MODELS.values() for leaf, knob in model.items()),
+    *(row for model in (*MODELS.values(), *GENERATORS.values()) for row in model.items()),
 ]
 
 
@@ -174,7 +221,8 @@ def bench(tmp_path_factory):
 def test_the_tables_name_exactly_the_leaves_of_every_experiment(experiment):
     config = experiment.get_config("tiny")
     leaves = config_lib.flatten(config_lib.to_dict(config)).keys()
-    assert leaves == KNOBS.keys() | MODELS[config.classify.model.name].keys()
+    models = MODELS[config.classify.model.name], GENERATORS[config.generate.model.name]
+    assert leaves == KNOBS.keys() | models[0].keys() | models[1].keys()
 
 
 @pytest.mark.parametrize(("leaf", "knob"), ROWS, ids=[f"{leaf}-{k.base}" for leaf, k in ROWS])

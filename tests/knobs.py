@@ -28,12 +28,22 @@ from PIL import Image
 
 from functa import config as config_lib
 from functa import encode as encode_lib
+from functa import (
+    features,
+    generate,
+    normalization,
+    pipeline,
+    report,
+    sampling,
+    stages,
+    step,
+    train,
+)
 from functa import mesh as mesh_lib
-from functa import pipeline, report, stages, step, train
 from functa.checkpoint import digest
 from functa.dashboard import NullDashboard
 from functa.data import archives, functaset, images, records
-from functa.tasks import Illustrations, Task, classification, meta_learning
+from functa.tasks import Illustrations, Task, classification, generation, meta_learning
 from tests import losses
 from tools import prepare_data
 
@@ -141,8 +151,10 @@ class Probes:
     @staticmethod
     def names() -> list[str]:
         of_tasks = ("init", "gradient", "optimizer", "evaluate", "batches", "loop")
-        tasks = [f"{stage}.{name}" for stage in ("meta_learn", "classify") for name in of_tasks]
-        return [*tasks, "meta_learn.step", "data", "encode", "stages", "report"]
+        stages = ("meta_learn", "classify", "generate")
+        tasks = [f"{stage}.{name}" for stage in stages for name in of_tasks]
+        others = ("meta_learn.step", "generate.sample", "generate.judged")
+        return [*tasks, *others, "data", "encode", "stages", "report"]
 
     def __call__(self, name: str, config: ConfigDict) -> Any:
         stage, _, probe = name.rpartition(".")
@@ -158,7 +170,45 @@ class Probes:
         if stage == "meta_learn":
             return meta_learning.make(config, images.open_splits(**config.data), **ONE_PROCESS)
         opened = functaset.open_functaset(self._functaset, field_digest=None)
-        return classification.make(config, opened, **ONE_PROCESS)
+        if stage == "classify":
+            return classification.make(config, opened, **ONE_PROCESS)
+        return generation.make(config, opened, decode=lambda latents: latents, **ONE_PROCESS)
+
+    def _sample(self, task, config):
+        opened = functaset.open_functaset(self._functaset, field_digest=None)
+        made = normalization.make_normalization(opened, kind=config.generate.normalization)
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        four = jax.ShapeDtypeStruct((4,), np.int32)
+        return program(generation.make_sampler(config, made), params, four, four)
+
+    def _judged(self, task, config):
+        """How many samples are drawn at a time, and what they are described by."""
+        opened = functaset.open_functaset(self._functaset, field_digest=None)
+        labels = np.zeros(generate.sample_count(config, opened), np.int32)
+        folder, seen = self._folder(), []
+        shape = tuple(config.field.latent_shape)
+        sampling.draw(
+            folder,
+            sampler=lambda params, numbers, labels: jnp.zeros((len(numbers), *shape)),
+            params={},
+            labels=labels,
+            block=config.generate.sample_batch_size,
+            progress=lambda done, total: None,
+            stop=lambda: None,
+            **ONE_PROCESS,
+        )
+
+        def made(*arrays, **settings):
+            seen.append({key: settings[key] for key in ("steps", "flip") if key in settings})
+            return types.SimpleNamespace(extractor=None, name="pca")
+
+        rows = {"image": np.zeros((4, 8, 8, 1), np.uint8), "label": np.zeros(4, np.int32)}
+        with (
+            mock.patch.object(features, "train_cnn", made),
+            mock.patch.object(features, "fit_pca", made),
+        ):
+            generate.extractor(config, train=rows, test=rows)
+        return sorted((path.name, path.stat().st_size) for path in folder.iterdir()), seen
 
     def _init(self, task, config):
         return program(task.init, jax.random.key(0))

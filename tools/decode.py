@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from functa import checkpoint, pictures, stages
+from functa import checkpoint, pictures, trained
 from functa.data import functaset, functaset_format
 
 _BLOCK = 1024  # records looked through at once
@@ -100,7 +100,7 @@ def decode(args: argparse.Namespace) -> list[epath.Path]:
     run = epath.Path(args.run)
     if run.name == "functaset" and not (run / "config.json").exists():
         run = run.parent
-    field, params = stages.load_field(run)
+    field, params = trained.load_field(run)
     functa_set = functaset.open_functaset(run / "functaset", field_digest=checkpoint.digest(params))
     latents = find(functa_set, split=args.split, ids=args.ids, copy=args.copy)
     h, w, _ = field.image_shape

@@ -11,7 +11,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from functa import config as config_lib
-from functa import coords, illustration, pictures, stages
+from functa import coords, illustration, pictures, trained
 from functa.data import images as images_lib
 
 _PIXELS, _CELLS = 32, 4
@@ -69,7 +69,7 @@ def beside(images: list[np.ndarray], columns: int) -> np.ndarray:
 def run_pictures(run: pathlib.Path) -> dict[str, np.ndarray]:
     """The image growing over the inner steps, and the latents of one image, from a finished run."""
     config = config_lib.load(run)
-    _, params = stages.load_field(run)
+    _, params = trained.load_field(run)
     test = images_lib.open_splits(**config.data)["test"]
     images = test.read(np.arange(4))["image"] / np.float32(255)
     frames = np.clip(illustration.inner_steps(config, params, images), 0, 1)

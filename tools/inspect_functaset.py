@@ -58,9 +58,9 @@ def write_sheet(
     """
     import jax
 
-    from functa import checkpoint, pictures, stages
+    from functa import checkpoint, pictures, trained
 
-    field, params = stages.load_field(run)
+    field, params = trained.load_field(run)
     digest = checkpoint.digest(params)
     functaset.open_functaset(functa_set.path, field_digest=digest)  # refuses another field
     source = functa_set.source(split, cache="none")

@@ -33,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = path / "functaset"
     digest = None
     if args.field is not None:
-        from functa import checkpoint, stages  # JAX is needed only here
+        from functa import checkpoint, trained  # JAX is needed only here
 
         try:
-            digest = checkpoint.digest(stages.load_field(args.field)[1])
+            digest = checkpoint.digest(trained.load_field(args.field)[1])
         except ValueError as error:
             parser.error(str(error))
     problems = functaset.verify(path, field_digest=digest)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from etils import epath
 
 from functa import config as config_lib
-from functa import stages
+from functa import trained
 from functa.analysis import fitting, space, storage
 from functa.analysis.subject import Subject
 from functa.analysis.table import Table
@@ -59,7 +59,7 @@ def open_subject(request: Request, problems: Sequence[str]) -> tuple[Subject, st
     problems = [*problems, *check(request)]
     params, sources, count = None, None, request.images
     try:
-        field, params = stages.load_field(epath.Path(request.run))
+        field, params = trained.load_field(epath.Path(request.run))
     except (ValueError, OSError) as error:
         problems += str(error).splitlines()
     else:
