@@ -104,9 +104,7 @@ def extractor(config: ConfigDict, *, train: dict[str, Any], test: dict[str, Any]
     """Of config.generate.features, made from images [n, h, w, c] uint8 and labels [n]."""
     settings = config.generate.features
     if settings.name == "pca":
-        return features_lib.fit_pca(
-            train["image"] / np.float32(255), components=settings.components
-        )
+        return features_lib.fit_pca(train["image"], components=settings.components)
     return features_lib.train_cnn(
         train["image"],
         train["label"],

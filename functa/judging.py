@@ -7,7 +7,6 @@ pictures would get is the distance of A from B, what samples get is the mean ove
 originals they would be near for another reason than that they look real.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -74,40 +73,6 @@ def judge(
         **_overlap(halves["test"], halves["samples"]),
         **_fid(extractor.name, described["test"], described["samples"]),
     }
-
-
-def label_agreement(
-    labels_of: Callable[[np.ndarray], np.ndarray],
-    *,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    reconstructions: np.ndarray,
-    samples: np.ndarray,
-    asked_labels: np.ndarray,
-) -> dict[str, float]:
-    """How often a classifier of images sees the class that was asked for.
-
-    Args:
-      labels_of: images [n, h, w, c] float32 in [0, 1] -> [n] integers.
-      test, reconstructions: [n, h, w, c]; test_labels: [n] integers, of both.
-      samples: [m, h, w, c]; asked_labels: [m] integers.
-    Returns:
-      label_agreement; label_agreement_real, of the real images: the classifier's own accuracy; and
-      label_agreement_reconstruction. Fractions in [0, 1].
-    Raises:
-      ValueError: no images, shapes that differ, or numbers that are no picture.
-    """
-    agreement = {}
-    for key, name, images, labels in (
-        ("label_agreement", "samples", samples, asked_labels),
-        ("label_agreement_real", "test", test, test_labels),
-        ("label_agreement_reconstruction", "reconstructions", reconstructions, test_labels),
-    ):
-        _check(name, images, like=test, fewest=1)
-        if np.shape(labels) != (len(images),):
-            raise ValueError(f"{len(images)} {name}, but labels {list(np.shape(labels))}")
-        agreement[key] = float(np.mean(labels_of(images) == labels))
-    return agreement
 
 
 class Memory(NamedTuple):

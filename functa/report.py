@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from functa import charts, disk, gallery, page, pictures, progress
+from functa import charts, disk, gallery, page, pictures, progress, showcase
 from functa.config import DamagedError, read_json
 from functa.page import Section, Tile, escape
 from functa.results import (
+    STAGES,
     in_order,
     measure,
     read_metrics,
@@ -35,6 +36,7 @@ TITLES = {  # the first charts of a stage, in this order; others follow under th
     "psnr": "PSNR, dB",
     "psnr_of_mean_mse": "PSNR of the mean error, dB",
     "accuracy": "accuracy",
+    "explained": "explained part of what the denoiser is to say",
     "loss": "loss",
     "inner_loss": "loss after 0, 1, ... inner steps",
     "inner_lr": "inner rates",
@@ -56,6 +58,8 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
       [m, h, w, c], decoded_4x [m, 4h, 4w, c], decoded_16x; and inner_steps
       [m, steps + 1, h, w, c], the image before the first inner step and after each.
     - classify/report.npz: confusion [k, k] int, rows the true classes; class_names [k], text.
+    - generate/report.npz, all float in [0, 1]: samples [classes, n, h, w, c]; gaussian [m, h, w, c], of a
+      Gaussian fitted to the latents; compared and nearest [m, h, w, c], samples and their nearest training images.
 
     Raises:
       ValueError: a file is damaged, or arrays do not fit together; the message has its path.
@@ -69,6 +73,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
         *gallery.sections(_field_arrays(workdir / "meta_learn" / "report.npz")),
         _curves(workdir, measured),
         _confusion(_label_arrays(workdir / "classify" / "report.npz")),
+        *showcase.sections(_arrays(workdir / "generate" / "report.npz")),
         _tree("configuration", "Configuration", "Every setting of the run.", config),
         _tree("environment", "Environment", "What the run had under it.", environment),
     ]
@@ -144,9 +149,7 @@ def _lead(config: dict[str, Any]) -> str:
 
 def _tiles(measured: Metrics) -> list[Tile]:
     tiles = []
-    learned, encoded, classified = (
-        measured.get(stage, {}) for stage in ("meta_learn", "encode", "classify")
-    )
+    learned, encoded, classified, generated = (measured.get(stage, {}) for stage in STAGES)
     if "psnr" in learned:
         label = "PSNR of test images"
         if "pca_psnr" in learned:
@@ -157,6 +160,9 @@ def _tiles(measured: Metrics) -> list[Tile]:
         if "accuracy_standard_error" in classified:
             label += f", ± {shown('accuracy', classified['accuracy_standard_error'])}"
         tiles.append(Tile(shown("accuracy", classified["accuracy"]), "%", label))
+    if "label_agreement" in generated:
+        value = shown("label_agreement", generated["label_agreement"])
+        tiles.append(Tile(value, "%", "of generated samples are seen as the class asked for"))
     if "latent_bytes" in encoded:
         size = shown("latent_bytes", encoded["latent_bytes"])
         tiles.append(Tile(size, "bytes", "of latents for each image"))

@@ -29,9 +29,9 @@ MEASURES = {
     "accuracy_standard_error": Measure("%", "of the accuracy, by the size of the test split"),
     "loss": Measure("nats", "mean cross-entropy of the test split; lower is better"),
     "validation_accuracy": Measure("%", "accuracy on the validation split"),
-    "label_agreement": Measure("%", "samples that a network sees as the class asked for"),
-    "label_agreement_real": Measure("%", "the same of the test images: that network's accuracy"),
-    "label_agreement_reconstruction": Measure("%", "the same of the test images' reconstructions"),
+    "label_agreement": Measure(
+        "%", "samples that the run's classifier sees as the class asked for"
+    ),
     "fid": Measure("", "Fréchet distance of Inception features: all samples, all test images"),
     "frechet_distance": Measure(
         "", "Fréchet distance of samples from half of the test images; lower is better"
@@ -49,6 +49,18 @@ MEASURES = {
     "kernel_distance_standard_error": Measure("", "of the kernel distance"),
     "kernel_distance_floor": Measure("", "the same of two halves of the test images: about 0"),
     "kernel_distance_floor_standard_error": Measure("", "of that floor"),
+    "explained": Measure("%", "part of what the denoiser is to say that it says, test split"),
+    "validation_explained": Measure("%", "the same of the validation split"),
+    "denoising_loss": Measure(
+        "", "weighted mean squared error of what the denoiser says, test split"
+    ),
+    "nearest_pixels": Measure(
+        "", "distance of samples to their nearest training image, test images' being 1; 0: copies"
+    ),
+    "nearest_latents": Measure("", "the same between latents"),
+    "samples": Measure("", "samples that were drawn and judged"),
+    "samples_per_second": Measure("samples/s", "speed of drawing, compilation left out"),
+    "generator_parameters": Measure("", "weights of the generator"),
     "precision": Measure("%", "samples that lie among test images; higher is better"),
     "precision_real": Measure("%", "the same of other test images"),
     "recall": Measure("%", "test images that lie among samples; higher is better"),

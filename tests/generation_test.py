@@ -70,7 +70,9 @@ def test_training_explains_more_of_what_is_to_be_said(trained):
     assert before["explained"] == pytest.approx(0, abs=1e-6)  # all denoisers begin by saying zero
     after = scores(task, params)
     assert after["explained"] > 0.1
-    assert after["loss"] == pytest.approx((1 - after["explained"]) * before["loss"])
+    assert after["denoising_loss"] == pytest.approx(
+        (1 - after["explained"]) * before["denoising_loss"]
+    )
 
 
 def test_samples_are_of_the_class_that_was_asked_for(trained):

@@ -195,50 +195,6 @@ def test_numbers_that_are_no_picture_are_told(name, value):
         judged(**{name: images})
 
 
-def bright(images):
-    return (images.mean(axis=(1, 2, 3)) > 0.5).astype(np.int32)
-
-
-def test_agreement_is_of_each_set_with_its_labels():
-    test, samples = pictures(80), pictures(50, 1)
-    labels, asked = bright(test), bright(samples)
-    labels[:8] = 1 - labels[:8]
-    asked[:10] = 1 - asked[:10]
-    got = judging.label_agreement(
-        bright,
-        test=test,
-        test_labels=labels,
-        reconstructions=1 - test,
-        samples=samples,
-        asked_labels=asked,
-    )
-    assert got == {
-        "label_agreement": pytest.approx(0.8),
-        "label_agreement_real": pytest.approx(0.9),
-        "label_agreement_reconstruction": pytest.approx(0.1),
-    }
-
-
-@pytest.mark.parametrize(
-    ("changed", "told"),
-    [
-        ({"asked_labels": np.zeros(5, int)}, r"4 samples, but labels \[5\]"),
-        ({"test_labels": np.zeros((6, 1), int)}, r"6 test, but labels \[6, 1\]"),
-        ({"samples": pictures(0)}, "samples: 0 images; at least 1"),
-    ],
-)
-def test_labels_that_do_not_fit_are_told(changed, told):
-    given = {
-        "test": pictures(6),
-        "test_labels": np.zeros(6, int),
-        "reconstructions": pictures(6),
-        "samples": pictures(4),
-        "asked_labels": np.zeros(4, int),
-    }
-    with pytest.raises(ValueError, match=told):
-        judging.label_agreement(bright, **{**given, **changed})
-
-
 def test_copies_are_found_and_new_ones_are_not_suspected():
     train, test, fresh = pictures(500), pictures(100, 1), pictures(90, 2)
     copied = judging.memory(train=train, test=test, samples=train[[5, 17, 3]] + np.float32(1e-4))

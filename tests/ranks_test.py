@@ -59,6 +59,7 @@ RANKS = {
     "functa.bands": 3,
     "functa.page": 2,
     "functa.gallery": 3,
+    "functa.showcase": 3,
     "functa.baseline": 3,
     "functa.inner_loop": 3,
     "functa.judging": 4,

@@ -220,9 +220,9 @@ def make_evaluate(
 
 
 def summarize(rows: dict[str, np.ndarray]) -> dict[str, float]:
-    """loss, and explained: the part of what is to be said that the network says, at most 1."""
+    """denoising_loss, and explained: the part of what is to be said that the network says, at most 1."""
     loss, blind = (float(np.mean(rows[name], dtype=np.float64)) for name in ("loss", "blind"))
-    return {"explained": 1 - loss / blind, "loss": loss}
+    return {"explained": 1 - loss / blind, "denoising_loss": loss}
 
 
 def guided(config: ConfigDict, denoise: Denoise) -> Denoise:

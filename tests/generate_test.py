@@ -1,0 +1,130 @@
+"""What is said of generated samples: on pictures whose answer is known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from configs import digits
+from functa import generate, showcase
+
+COUNT = 80
+
+
+def latents_of(count, seed, label):
+    random = np.random.default_rng(seed)
+    values = random.normal(size=(count, 1, 1, 2)).astype(np.float32) * 0.1
+    values[..., 0] += label[:, None, None]
+    return values
+
+
+class Latents:
+    """A functaset of two copies a training image; the class is in the first channel."""
+
+    def __init__(self):
+        self.manifest = SimpleNamespace(config={"encode": {"num_augmentations": 2}})
+        self.labels = {"train": np.arange(200) % 4, "test": np.arange(COUNT) % 4}
+
+    def num_examples(self, split):
+        return len(self.labels[split]) * (2 if split == "train" else 1)
+
+    def source(self, split, cache):
+        del cache
+        labels = self.labels[split]
+        latents = latents_of(len(labels), split == "test", labels / 4)
+        if split == "train":
+            # What an augmented copy would show.
+            latents = np.stack([latents, 100 + latents], axis=1).reshape(-1, 1, 1, 2)
+        return SimpleNamespace(
+            num_examples=len(latents), read=lambda rows: {"latents": latents[rows]}
+        )
+
+
+def decode(latents):
+    """2x2 pictures: brightness is the class, contrast the second channel."""
+    first, second = latents[..., 0, 0, 0], latents[..., 0, 0, 1]
+    image = np.stack([first, first + 0.1 * second, first, first - 0.1 * second], -1)
+    return np.clip(image.reshape(-1, 2, 2, 1), 0, 1).astype(np.float32)
+
+
+def source(split):
+    functaset = Latents()
+    made = functaset.source(split, "none")
+    step = 2 if split == "train" else 1
+    images = np.round(255 * decode(made.read(np.arange(0, made.num_examples, step))["latents"]))
+    return SimpleNamespace(
+        num_examples=len(images),
+        read=lambda rows: {
+            "image": images[rows].astype(np.uint8),
+            "label": functaset.labels[split][rows].astype(np.int32),
+        },
+    )
+
+
+def judge(latents, labels):
+    config = digits.get_config("tiny")
+    config.data.num_classes = 4
+    config.generate.features = {"name": "pca", "components": 2}
+    return generate.judge(
+        config,
+        Latents(),
+        sources={split: source(split) for split in ("train", "test")},
+        latents=latents,
+        labels=labels,
+        decode=decode,
+        classes=lambda latents: np.round(4 * latents[:, 0, 0, 0]).astype(np.int32) % 4,
+    )
+
+
+LABELS = (np.arange(COUNT) % 4).astype(np.int32)
+
+
+def test_good_samples_are_near_the_floor_and_below_the_gaussian():
+    told, arrays = judge(latents_of(COUNT, 5, LABELS / 4), LABELS)
+    assert told["frechet_features"].startswith("pca")
+    assert told["frechet_distance"] < 5 * told["frechet_floor"]
+    assert told["label_agreement"] > 0.6
+    assert told["nearest_latents"] == pytest.approx(
+        1, abs=0.5
+    )  # of the images, not of their copies
+    assert arrays["samples"].shape == (4, 10, 2, 2, 1)
+    sections = showcase.sections(arrays)
+    assert [section.title for section in sections] == ["Generated", "Nearest training images"]
+
+
+def test_bad_samples_are_seen():
+    good, _ = judge(latents_of(COUNT, 5, LABELS / 4), LABELS)
+    shifted, _ = judge(latents_of(COUNT, 5, LABELS / 4) + np.float32(0.3), LABELS)
+    assert shifted["frechet_distance"] > 3 * good["frechet_distance"]
+    swapped, _ = judge(latents_of(COUNT, 5, LABELS / 4), (LABELS + 1) % 4)
+    assert swapped["label_agreement"] < 0.3
+    copies, arrays = judge(
+        Latents().source("train", "none").read(2 * np.arange(COUNT))["latents"], LABELS
+    )
+    assert copies["nearest_latents"] == 0
+    np.testing.assert_allclose(arrays["compared"], arrays["nearest"], atol=0.003)
+
+
+def test_a_gaussian_has_the_latents_mean_and_covariance():
+    latents = np.random.default_rng(0).normal(size=(5000, 1, 2, 2)).astype(np.float32)
+    latents[..., 1] += 2 * latents[..., 0] + 3
+    drawn = generate.gaussian_samples(latents, 5000, seed=1)
+    assert drawn.shape == latents.shape
+    flat, again = latents.reshape(5000, -1), drawn.reshape(5000, -1)
+    np.testing.assert_allclose(flat.mean(0), again.mean(0), atol=0.15)
+    np.testing.assert_allclose(np.cov(flat.T), np.cov(again.T), atol=0.4)
+
+
+@pytest.mark.parametrize(
+    ("features", "told"),
+    [
+        ({"name": "vgg"}, "generate.features.name='vgg': known are cnn, pca"),
+        ({"name": "cnn", "steps": 5}, "generate.features: cnn has the keys"),
+        ({"name": "pca", "components": 0}, "generate.features.components=0"),
+    ],
+)
+def test_descriptions_that_are_none_are_told(features, told):
+    config = digits.get_config("tiny")
+    config.generate.features = features
+    (problem,) = generate.check(config)
+    assert told in problem
