@@ -9,7 +9,7 @@ from functa.data import functaset, functaset_format, latent_batches
 from functa.data.latent_batches import CACHES, LatentBatches
 from tests import functaset_sets as sets
 
-ONE = {"process_index": 0, "process_count": 1}
+ONE = {"copies": "all", "process_index": 0, "process_count": 1}
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,24 @@ def test_every_cache_yields_the_same_batches(opened, dtype):
                 np.testing.assert_array_equal(batch[name], values)
     whole = np.concatenate([batch["label"] for batch in seen["device"][6:]])
     np.testing.assert_array_equal(whole[:30], splits["test"]["label"])
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_the_first_copies_are_the_images_themselves(opened, cache, monkeypatch):
+    opened_set, splits = opened["float32"]
+    count = opened_set.num_examples("train")
+    copies = 3
+    monkeypatch.setitem(opened_set.manifest.config, "encode", {"num_augmentations": copies})
+    batches = LatentBatches(opened_set, cache=cache, **ONE | {"copies": "first"})
+    steps = count // copies // 4
+    seen = collect(batches.train(batch_size=4, first_step=0, last_step=steps, seed=1))
+    found = {row.tobytes() for batch in seen for row in batch["latents"]}
+    firsts = np.asarray(splits["train"]["latents"], np.float32)[: count // copies * copies : copies]
+    assert found <= {row.tobytes() for row in firsts}
+    assert len(found) == 4 * steps
+    # Of the other splits there is one copy.
+    (rest,) = batches.whole("test", batch_size=opened_set.num_examples("test"))
+    assert len(rest["label"]) == opened_set.num_examples("test")
 
 
 def test_device_batches_are_sharded_and_the_split_is_replicated(opened):
