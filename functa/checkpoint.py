@@ -14,6 +14,7 @@ from absl import logging
 from etils import epath
 
 from functa import disk, distributed
+from functa import mesh as mesh_lib
 from functa.config import DamagedError, MendableError
 
 # Of the machine and not of the file: reading again may go well, so nothing is taken for damaged.
@@ -26,10 +27,12 @@ _RECORD_BYTES = 1 << 16  # of digests and Orbax's own files
 
 
 def array_digests(tree: Any) -> dict[str, str]:
-    """{path of a leaf: "dtype[shape]:sha256 of its bytes"}, of arrays on the host or fully on this process."""
+    """{path of a leaf: "dtype[shape]:sha256 of its bytes"}; all processes must call it where arrays lie
+    spread over them."""
     digests = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        value = np.ascontiguousarray(leaf)
+        # One at a time: a host need not hold all of a state that many share.
+        value = np.ascontiguousarray(mesh_lib.to_host(leaf))
         content = hashlib.sha256(value.tobytes()).hexdigest()
         digests[jax.tree_util.keystr(path)] = f"{value.dtype}{list(value.shape)}:{content}"
     return digests

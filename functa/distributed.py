@@ -4,6 +4,7 @@ JAX's own runtime is the engine. Slurm steps, TPU pods and Open MPI are found by
 says it by three environment variables, as launch/local.sh does.
 """
 
+import collections
 import contextlib
 import glob
 import importlib.util
@@ -35,6 +36,7 @@ _LISTEN_SECONDS = 1.0
 _LINGER_SECONDS = 6.0
 # Below HEARTBEAT_SECONDS, after which JAX aborts this process with a message that names nobody.
 _SILENCE_SECONDS = 5.0
+_TELL_SECONDS = 10.0  # before it is told that others are waited for
 _ENDED = "functa/ended"
 
 _ending = threading.Event()
@@ -54,6 +56,17 @@ def start() -> None:
         arguments = _explicit(given)
     elif not _cluster():
         return
+    waiting = threading.Timer(
+        _TELL_SECONDS,
+        _log.warning,
+        (
+            "waiting for the other processes, for %d s at most: %s",
+            START_SECONDS,
+            given or "as JAX finds them",
+        ),
+    )
+    waiting.daemon = True
+    waiting.start()
     try:
         jax.distributed.initialize(
             **arguments,
@@ -65,6 +78,14 @@ def start() -> None:
         raise MendableError(
             f"the processes of this run do not find each other: {str(error).splitlines()[0]}"
         ) from error
+    finally:
+        waiting.cancel()
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        raise MendableError(
+            "all processes must have as many devices; there are "
+            + ", ".join(f"{count} in process {index}" for index, count in sorted(counts.items()))
+        )
     threading.Thread(target=_listen, name="other processes", daemon=True).start()
 
 
@@ -77,7 +98,7 @@ def _explicit(given: dict[str, str]) -> dict:
         )
     address, count, index = (given[name] for name in VARIABLES)
     host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal()):
+    if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
         raise MendableError(f"{VARIABLES[0]}={address}: want HOST:PORT")
     if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
         raise MendableError(

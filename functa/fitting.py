@@ -67,8 +67,8 @@ def training_field(config: ConfigDict) -> Field:
 def training_band(config: ConfigDict) -> Field:
     """What a device sees of `training_field`: a band of it where config.mesh.cell devices share an image."""
     field, count = training_field(config), config.mesh.cell
-    if count == -1:
-        raise ValueError("mesh.cell=-1: the number of devices that share an image must be given")
+    if count < 1:
+        raise ValueError(f"mesh.cell={count}: how many devices share an image must be given")
     if count == 1:
         return field
     if config.meta_learn.cells_per_image:

@@ -7,9 +7,7 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-_LONGEST = 3600  # seconds between two questions
-# Above every number of a step, and with the seconds of a run still below 2**31, which JAX takes.
-_ALONE = 10**9
+from functa import distributed
 
 
 class Interrupted(Exception):
@@ -20,16 +18,17 @@ class Interruption:
     """Asks, at points where stopping is safe, whether to stop.
 
     In one process a handler of SIGTERM and SIGINT sets a flag; a second signal ends the program.
-    With jax.distributed the runtime's own notice is used: whichever process gets SIGTERM, it becomes
-    true on every one at the same number. Numbers are steps where processes step together, and
-    seconds since this was made where each works alone; all make it when they have just found each
-    other, and what their clocks show may differ.
+
+    With jax.distributed the runtime's own notice is used. Every process asks it with rising numbers; once any of
+    them gets SIGTERM, they agree on a number above all that were asked so far, and the answer is yes to that
+    number alone. So each process asks every number once, in order, over the whole run: after `align` one a step,
+    in which all are together, and one a second of its own clock where each works alone.
     """
 
     def __init__(self):
         self._received = False
         self._asked = 0  # the last number
-        self._begin = time.monotonic()
+        self._alone_from = 0, time.monotonic()  # number and time from which seconds are counted
         if jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._handle)
@@ -39,19 +38,31 @@ class Interruption:
         self._received = True
         signal.signal(number, signal.SIG_DFL)  # a second one ends the program at once
 
-    def received(self) -> bool:
-        """Whether any process was asked, a second or two ago; for work that processes do alone."""
-        if jax.process_count() > 1:
-            now = _ALONE + int(time.monotonic() - self._begin)
-            # A notice at the end of a training counts from its last step.
-            first = self._asked + 1
-            for number in (first, *range(max(first + 1, now - _LONGEST), now + 1)):
-                self._received |= self.requested(number)
+    def _ask_to(self, last: int) -> bool:
+        """Asks every number up to `last`; whether the answer to one of them, or before, was yes."""
+        for number in range(self._asked + 1, last + 1):
+            self._received |= multihost_utils.reached_preemption_sync_point(number)
+            self._asked = number
         return self._received
 
+    def align(self) -> None:
+        """Before work in which all processes take each step together; every process must call it."""
+        if jax.process_count() > 1:
+            asked = distributed.gather(str(self._asked), "align")
+            self._ask_to(max(map(int, asked)) + 1)
+
     def requested(self, step: int) -> bool:
-        """Whether to save and stop; every process must ask at the same steps."""
+        """Whether to save and stop; after `align` every process must ask at the same steps."""
+        del step  # only that there is one more
         if jax.process_count() == 1:
             return self._received
-        self._asked = step
-        return multihost_utils.reached_preemption_sync_point(step)
+        stop = self._ask_to(self._asked + 1)
+        self._alone_from = self._asked, time.monotonic()
+        return stop
+
+    def received(self) -> bool:
+        """Whether any process was asked, a second or two ago; for work that processes do alone."""
+        if jax.process_count() == 1:
+            return self._received
+        number, since = self._alone_from
+        return self._ask_to(number + int(time.monotonic() - since))

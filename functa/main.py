@@ -37,6 +37,9 @@ def main(argv: list[str]) -> int:
         return command.refuse(
             "functa", f"FUNCTA_STOPPED_STATUS={stopped}: want an exit status, 0 to 255"
         )
+    devices = os.environ.get("JAX_NUM_CPU_DEVICES") or "1"
+    if not (devices.lstrip("-").isdecimal() and (int(devices) >= 1 or int(devices) == -1)):
+        return command.refuse("functa", f"JAX_NUM_CPU_DEVICES={devices}: want a number from 1")
     config = _CONFIG.value
     workdir = _WORKDIR.value or str(Path("runs") / config.name)
 

@@ -33,7 +33,7 @@ def check(
       first_step: whether the first inner step will be taken, so that it must be stable. It is measured
         where the config is in order, while images are decoded, and told where all else is.
     """
-    problems = _shapes(config)
+    problems = shapes(config)
     if problems:
         return problems  # everything else is measured by them
 
@@ -63,14 +63,15 @@ def check(
         return problems
 
 
-def _shapes(config: ConfigDict) -> list[str]:
-    shapes = {
+def shapes(config: ConfigDict) -> list[str]:
+    """Of images and latents, by which everything else is measured; [] if they are three whole numbers each."""
+    found = {
         "data.image_shape": config.data.image_shape,
         "field.latent_shape": config.field.latent_shape,
     }
     return [
         f"{name}={shape}: want three whole numbers from 1 to 65535, as in --config.{name}='(8, 8, 3)'"
-        for name, shape in shapes.items()
+        for name, shape in found.items()
         if len(shape) != 3 or not all(isinstance(n, int) and 0 < n < 1 << 16 for n in shape)
     ]
 

@@ -114,6 +114,7 @@ class Run:
         directory = self.workdir / task.name
         writes = jax.process_index() == 0
         make = Dashboard(directory, stage=task.name) if writes else NullDashboard()
+        self.interruption.align()
         with contextlib.closing(make) as dashboard:
             dashboard.hparams(config_lib.flatten(config_lib.to_dict(self.config)))
             return train(

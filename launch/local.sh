@@ -57,7 +57,7 @@ while [ $# -gt 0 ]; do
   esac
   case "$argument" in
     --processes=*) processes="${argument#*=}" ;;
-    --devices=*) devices="${argument#*=}" ;;
+    --devices=?*) devices="${argument#*=}" ;;
     --restart=*) restart="${argument#*=}" ;;
     --workdir=?*) workdir="${argument#*=}" && passed+=("$argument") ;;
     --config.?*=*) passed+=("$argument") ;;
@@ -70,7 +70,7 @@ done
 [[ "$processes" =~ ^[1-9][0-9]{0,3}$ ]] || refuse "--processes=$processes: want a number from 1"
 [[ "${devices:-$processes}" =~ ^[1-9][0-9]{0,3}$ ]] && [ $((${devices:-$processes} % processes)) = 0 ] ||
   refuse "--devices=$devices: want a multiple of the $processes processes"
-[[ "$restart" =~ ^[0-9]{1,6}$ ]] || refuse "--restart=$restart: want a number from 0"
+[[ "$restart" =~ ^(0|[1-9][0-9]{0,5})$ ]] || refuse "--restart=$restart: want a number from 0"
 
 "$root/launch/environment.sh" "${FUNCTA_EXTRA:-}"
 
@@ -128,6 +128,8 @@ attempt() {
     start "$index" "$port" "${cores[index]}" >>"$logs/process-$index.log" 2>&1 &
     pids+=("$!")
   done
+  # A signal that came while there was nobody yet to hand it on to.
+  [ -z "$stopped" ] || forward
   tail -n +1 -f --pid="${pids[0]}" "$logs/process-0.log" &
   local shown="$!" left=$((10 * 5)) # turns that the others have to end by themselves
   while [ "${#pids[@]}" -gt 0 ]; do
@@ -160,8 +162,9 @@ forward() {
 }
 trap forward INT TERM
 
-mkdir -p "$logs"
+mkdir -p "$logs" || refuse "--workdir=$workdir: its logs cannot be written to $logs"
 while true; do
+  [ -z "$stopped" ] || exit 0
   status=0
   attempt || status=$?
   if [ "$status" = 0 ] || [ "$status" = 2 ] || [ -n "$stopped" ] || [ "$restart" = 0 ]; then

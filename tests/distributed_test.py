@@ -114,6 +114,48 @@ def test_sigterm_on_one_stops_all_at_one_step(pair, program_env, tmp_path):
     assert_same(workdir, pair, "meta_learn")
 
 
+def test_sigterm_while_a_stage_begins_is_not_lost(program_env, tmp_path):
+    """The first step compiles for seconds; who asks whether to stop asked in another way before."""
+    long = (TINY, "--config.stages=meta_learn", "--config.meta_learn.steps=100000")
+    with processes.start(program_env, tmp_path / "run", *long, count=2) as group:
+        group.wait_for("meta_learn  images", index=1)
+        time.sleep(0.5)
+        group.processes[1].send_signal(signal.SIGTERM)
+        assert group.wait(60) == [0, 0], group.told()
+        stops = [log.read_text().splitlines()[-1] for log in group.logs]
+    assert "the same command goes on from there" in stops[0]
+    assert stops[0] == stops[1]
+
+
+def test_a_model_that_lies_over_processes_is_saved_and_read(pair, program_env, tmp_path):
+    workdir, arguments = begun(pair, "classify", tmp_path)
+    wide = ("fsdp=2", "width=128", "mlp_width=256")
+    settings = (f"--config.mesh.{wide[0]}", *(f"--config.classify.model.{one}" for one in wide[1:]))
+    settings += ("--config.classify.steps=600", "--config.classify.eval_every=300")
+    with processes.start(program_env, workdir, *arguments, *settings, count=2) as group:
+        group.wait_for("classify  step 4/")
+        group.processes[0].send_signal(signal.SIGTERM)
+        assert group.wait(120) == [0, 0], group.told()
+    # On another mesh it goes on.
+    with processes.start(program_env, workdir, *arguments, *settings[1:], count=1) as group:
+        assert group.wait() == [0], group.told()
+        assert "classify  resumes at step" in group.told()
+    assert numbers(workdir)["classify.loss"] < 1.5  # it starts at log 10
+
+
+def test_unequal_processes_are_told(program_env, tmp_path):
+    group = processes.Processes(
+        processes.main(TINY, f"--workdir={tmp_path / 'run'}"),
+        count=2,
+        folder=tmp_path,
+        env=program_env,
+        devices=[1, 2],
+    )
+    with group:
+        assert group.wait() == [2, 2], group.told()
+        assert "as many devices; there are 1 in process 0, 2 in process 1" in group.told()
+
+
 def test_sigterm_on_one_stops_encoding_everywhere(pair, program_env, tmp_path):
     workdir, arguments = begun(pair, "encode", tmp_path)
     # One record a shard, and thousands of them: a minute of work.
@@ -227,6 +269,9 @@ def test_a_work_directory_of_its_own_is_told(program_env, tmp_path):
         ({"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID is not"),
         (("127.0.0.1", "2", "0"), "want HOST:PORT"),
         (("127.0.0.1:1234", "2", "2"), "the second below the first"),
+        (("127.0.0.1:70000", "2", "0"), "want HOST:PORT"),
+        ({"JAX_NUM_CPU_DEVICES": "two"}, "JAX_NUM_CPU_DEVICES=two: want a number from 1"),
+        ({"JAX_NUM_CPU_DEVICES": "0"}, "JAX_NUM_CPU_DEVICES=0: want a number from 1"),
         (("127.0.0.1:1234", "two", "0"), "want whole numbers"),
     ],
 )

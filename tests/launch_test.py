@@ -374,7 +374,7 @@ def test_local_refuses_what_it_does_not_know(project, argument):
     ("argument", "want"),
     [
         *((argument, "a number") for argument in ("--processes=0", "--processes=two")),
-        *((argument, "a number") for argument in ("--restart=-1", "--restart=")),
+        *((argument, "a number") for argument in ("--restart=-1", "--restart=", "--restart=08")),
         ("--devices=0", "a multiple of the 1 processes"),
         ("--devices=2.5", "a multiple of the 1 processes"),
     ],

@@ -135,6 +135,7 @@ def with_neighbours(task):
         ({"mesh.cell": 2, "field.coords": "global"}, "wants lookup=nearest and coords=local"),
         ({"mesh.cell": 2, "meta_learn.cells_per_image": 2}, "mesh.cell=2 shares out whole images"),
         ({"mesh.cell": -1}, "must be given"),
+        ({"mesh.cell": 0}, "mesh.cell=0: how many"),
         ({"mesh.cell": 4, "inner_loop.chunks": 4}, "chunks=4 must divide the 1 rows"),
     ],
 )

@@ -19,7 +19,7 @@ class Processes:
 
     Args:
       arguments: of Python; a list for every process, or one for all.
-      devices: simulated CPU devices of each.
+      devices: simulated CPU devices of each; a list for every process, or one number for all.
       coordinator: HOST:PORT of process 0; a free port of this machine where it is not given.
       inside: command of every process in which Python is to be started; none where not given.
     """
@@ -31,7 +31,7 @@ class Processes:
         count: int,
         folder: pathlib.Path,
         env: dict[str, str],
-        devices: int = 1,
+        devices: int | Sequence[int] = 1,
         coordinator: str = "",
         inside: Sequence[Sequence[str]] = (),
     ):
@@ -42,6 +42,7 @@ class Processes:
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(arguments[0], str):
             arguments = [arguments] * count
+        devices = [devices] * count if isinstance(devices, int) else devices
         self.logs = [folder / f"process-{k}.log" for k in range(count)]
         self.processes = []
         for index, (log, own) in enumerate(zip(self.logs, arguments, strict=True)):
@@ -49,7 +50,7 @@ class Processes:
                 "JAX_COORDINATOR_ADDRESS": coordinator,
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(index),
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices[index]}",
             }
             with log.open("w") as file:
                 self.processes.append(

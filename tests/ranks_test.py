@@ -21,7 +21,7 @@ RANKS = {
     "functa.data.functaset_format": 0,
     "functa.data.patience": 0,
     "functa.data.records": 0,
-    "functa.interruption": 0,
+    "functa.interruption": 3,
     "functa.memory": 0,
     "functa.metrics": 0,
     "functa.pictures": 0,

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
         devices = devices_of(_TOPOLOGY)
     except ValueError as error:
         return command.refuse("compile_for", str(error))
-    problems = meta_learning.check(config)
+    problems = preflight.shapes(config) or meta_learning.check(config)
     try:
         mesh = mesh_lib.make_mesh(devices, **config.mesh)
         problems += preflight.batches(config, mesh, ["meta_learn"])

@@ -25,7 +25,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from functa import command, operations
+from functa import command, operations, preflight
 from functa.field import make_field
 from functa.tasks import meta_learning
 
@@ -93,8 +93,8 @@ def rows(config: ConfigDict, images: list[int]) -> list[dict[str, Any]]:
 def main(argv: list[str]) -> int:
     del argv
     config = _CONFIG.value
-    problems = meta_learning.check(config)
-    if not all(word.isdecimal() and int(word) > 0 for word in _IMAGES.value):
+    problems = preflight.shapes(config) or meta_learning.check(config)
+    if not _IMAGES.value or not all(word.isdecimal() and int(word) > 0 for word in _IMAGES.value):
         problems.append(f"--images={','.join(_IMAGES.value)}: want numbers from 1")
     if problems:
         return command.refuse("project_scaling", "\n".join(problems))
