@@ -121,6 +121,28 @@ def test_the_same_seed_gives_the_same_network_and_others_do_not():
         assert np.abs(first - changed).max() > 1e-6
 
 
+def test_the_beginning_is_by_seed():
+    """Black pictures are the same in every order, moved and mirrored."""
+    black = {"images": np.zeros((20, 8, 8, 1), np.uint8), "labels": np.zeros(20, int)}
+    images = noise((5, 8, 8, 1), 1) / np.float32(255)
+    first, second = (tiny((8, 8, 1), seed=seed, **black).logits(images) for seed in (0, 1))
+    assert np.abs(first - second).max() > 1e-3
+
+
+def test_every_step_moves_pictures_differently(monkeypatch):
+    keys = []
+
+    def record(images, *, key, flip):
+        jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), jax.random.key_data(key))
+        return images
+
+    monkeypatch.setattr(features, "_augment", record)
+    for seed in (0, 1):
+        tiny((8, 8, 1), seed=seed, steps=3)
+    jax.effects_barrier()
+    assert len(keys) == len(set(keys)) == 6
+
+
 def test_shifts_and_flips():
     images = noise((300, 32, 8, 1))
     moved = np.asarray(features._augment(images, key=jax.random.key(0), flip=True))
