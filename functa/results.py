@@ -57,10 +57,10 @@ MEASURES = {
     "density_real": Measure("", "the same of other test images"),
     "coverage": Measure("%", "test images that have a sample near them; higher is better"),
     "coverage_real": Measure("%", "the same with other test images as samples"),
-    "memory_ratio": Measure(
+    "memorisation_ratio": Measure(
         "", "distance of samples to the nearest training image over that of test images; 0: copies"
     ),
-    "memory_ratio_latents": Measure("", "the same between latents"),
+    "memorisation_ratio_latents": Measure("", "the same between latents"),
     "cnn_accuracy": Measure("%", "of the network whose features describe images, on test images"),
     "examples": Measure("", "encoded examples: all splits, all augmented copies"),
     "test_images": Measure("images", "images in the test split, every one of them scored"),

@@ -199,6 +199,17 @@ def test_the_network_has_the_published_size():
     assert sum(trained) == 21_785_568 == 27_161_264 - 3_326_696 - 2_049_000
 
 
+def test_widths_that_the_count_does_not_tell_apart():
+    """Of torchvision's table: channels of the pools in 5, of the 7x7 in 6, and what the last blocks are given."""
+    shapes = inception.shapes()
+    widths = {letter: shapes[f"Mixed_6{letter}/branch7x7_1/kernel"][2:] for letter in "bcde"}
+    assert widths == {"b": (768, 128), "c": (768, 160), "d": (768, 160), "e": (768, 192)}
+    pools = {letter: shapes[f"Mixed_5{letter}/branch_pool/kernel"][2:] for letter in "bcd"}
+    assert pools == {"b": (192, 32), "c": (256, 64), "d": (288, 64)}
+    assert shapes["Mixed_7b/branch1x1/kernel"] == (1, 1, 1280, 320)
+    assert shapes["Mixed_7c/branch3x3dbl_2/kernel"] == (3, 3, 448, 384)
+
+
 def slow_resize(image, side):
     """Bilinear between pixel centres, and constant beyond the outermost."""
 
@@ -262,7 +273,7 @@ class FakeTensor:
         return utils._rebuild_tensor_v2, (*view, False, collections.OrderedDict())
 
 
-def pickled(state, torch, *, older):
+def pickled(state, torch, *, older, view):
     storages = {}
 
     class Pickler(pickle.Pickler):
@@ -271,18 +282,18 @@ def pickled(state, torch, *, older):
                 return None
             storages[obj.key] = obj.array
             kind = torch.LongStorage if obj.array.dtype == np.int64 else torch.FloatStorage
-            return ("storage", kind, obj.key, "cpu", obj.array.size, *[None] * older)
+            return ("storage", kind, obj.key, "cpu", obj.array.size, *[view] * older)
 
     file = io.BytesIO()
     Pickler(file, protocol=2).dump(state)
     return file.getvalue(), storages
 
 
-def saved(state, torch, *, older, order="little"):
+def saved(state, torch, *, older, order="little", view=None):
     """As torch.save writes it: before 1.6, and since."""
     held = collections.OrderedDict(state)
     held._metadata = collections.OrderedDict({"": {"version": 1}})
-    data, storages = pickled(held, torch, older=older)
+    data, storages = pickled(held, torch, older=older, view=view)
     file = io.BytesIO()
     if older:
         system = {"protocol_version": 1001, "little_endian": order == "little", "type_sizes": {}}
@@ -346,6 +357,12 @@ def test_views_that_are_not_there_are_told(torch, older, view, told):
     tensor = FakeTensor("0", np.zeros(20, np.float32), **view)
     with pytest.raises(ValueError, match=told):
         convert_inception.read_checkpoint(saved({"a": tensor}, torch, older=older))
+
+
+def test_a_storage_that_is_part_of_another_is_told(torch):
+    state = {"a": FakeTensor("0", np.zeros(20, np.float32))}
+    with pytest.raises(ValueError, match="a storage of an unknown form"):
+        convert_inception.read_checkpoint(saved(state, torch, older=True, view=("1", 0, 20)))
 
 
 @pytest.mark.parametrize("older", [True, False])
