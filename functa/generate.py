@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from functa import distances, judging
+from functa import distances, inception, judging
 from functa import features as features_lib
 from functa.config import outside
 from functa.data.functaset import Functaset
@@ -25,18 +26,33 @@ SHOWN_NEIGHBOURS = 10
 def check(config: ConfigDict) -> list[str]:
     """Every impossible value in config.generate.features; [] if there is none."""
     settings = config.generate.features
-    keys = {"cnn": {"steps", "flip"}, "pca": {"components"}}
+    keys = {"cnn": {"steps", "flip"}, "pca": {"components"}, "inception": {"path"}}
     if settings.get("name") not in keys:
         return [f"generate.features.name={settings.get('name')!r}: known are {', '.join(keys)}"]
     if set(settings) - {"name"} != keys[settings.name]:
         return [f"generate.features: {settings.name} has the keys {sorted(keys[settings.name])}"]
+    if settings.name == "inception":
+        if epath.Path(settings.path).exists():
+            return []
+        return [
+            f"generate.features.path={settings.path}: there is no such file; tools/convert_inception.py makes it"
+        ]
     number = "steps" if settings.name == "cnn" else "components"
     return outside({f"generate.features.{number}": (settings[number], 1, 10**7)})
 
 
 def sample_count(config: ConfigDict, functaset: Functaset) -> int:
-    """As many as asked for, but no more than there are test images."""
-    return min(config.generate.samples, functaset.num_examples("test"))
+    """As many as asked for, but no more than there are test images.
+
+    Raises:
+      ValueError: too few to judge them by.
+    """
+    count = min(config.generate.samples, functaset.num_examples("test"))
+    if count < judging.FEWEST:
+        raise ValueError(
+            f"samples are judged by test images, {judging.FEWEST} at least, and there are {count}"
+        )
+    return count
 
 
 def judge(
@@ -75,12 +91,12 @@ def judge(
     }
     judged = judging.judge(extractor(config, train=train, test=test), **images, seed=config.seed)
     few = slice(MOST_NEIGHBOURS_OF)
-    pixels = judging.memory(
+    pixels = judging.memorisation(
         train=train["image"] / np.float32(255),
         test=images["test"][few],
         samples=images["samples"][few],
     )
-    space = judging.memory(train=train_latents, test=test_latents[few], samples=latents[few])
+    space = judging.memorisation(train=train_latents, test=test_latents[few], samples=latents[few])
     nearest = pixels.samples.indices[:SHOWN_NEIGHBOURS, 0]
     arrays = {
         "samples": by_class(images["samples"], labels, config.data.num_classes),
@@ -90,8 +106,8 @@ def judge(
     }
     return {
         "label_agreement": float(np.mean(classes(latents) == labels)),
-        "nearest_pixels": pixels.ratio,
-        "nearest_latents": space.ratio,
+        "memorisation_ratio": pixels.ratio,
+        "memorisation_ratio_latents": space.ratio,
         **judged,
     }, arrays
 
@@ -103,6 +119,8 @@ def _first(count: int) -> np.ndarray:
 def extractor(config: ConfigDict, *, train: dict[str, Any], test: dict[str, Any]) -> Extractor:
     """Of config.generate.features, made from images [n, h, w, c] uint8 and labels [n]."""
     settings = config.generate.features
+    if settings.name == "inception":
+        return inception.extractor(settings.path)
     if settings.name == "pca":
         return features_lib.fit_pca(train["image"], components=settings.components)
     return features_lib.train_cnn(

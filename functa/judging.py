@@ -75,7 +75,7 @@ def judge(
     }
 
 
-class Memory(NamedTuple):
+class Memorisation(NamedTuple):
     """Where samples are in the training set.
 
     Attributes:
@@ -89,7 +89,7 @@ class Memory(NamedTuple):
     test: Neighbours
 
 
-def memory(*, train: np.ndarray, test: np.ndarray, samples: np.ndarray) -> Memory:
+def memorisation(*, train: np.ndarray, test: np.ndarray, samples: np.ndarray) -> Memorisation:
     """Nearest training examples of samples and of test examples: is the training set remembered?
 
     A ratio of 1 is no proof of quality: noise is far from everything.
@@ -115,7 +115,7 @@ def memory(*, train: np.ndarray, test: np.ndarray, samples: np.ndarray) -> Memor
     usual = float(np.median(of_test.distances))
     if usual == 0:
         raise ValueError("half of the test examples are in the training set: nothing to compare to")
-    return Memory(float(np.median(of_samples.distances)) / usual, of_samples, of_test)
+    return Memorisation(float(np.median(of_samples.distances)) / usual, of_samples, of_test)
 
 
 Halves = tuple[np.ndarray, np.ndarray]

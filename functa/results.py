@@ -54,10 +54,6 @@ MEASURES = {
     "denoising_loss": Measure(
         "", "weighted mean squared error of what the denoiser says, test split"
     ),
-    "nearest_pixels": Measure(
-        "", "distance of samples to their nearest training image, test images' being 1; 0: copies"
-    ),
-    "nearest_latents": Measure("", "the same between latents"),
     "samples": Measure("", "samples that were drawn and judged"),
     "samples_per_second": Measure("samples/s", "speed of drawing, compilation left out"),
     "generator_parameters": Measure("", "weights of the generator"),
@@ -69,11 +65,10 @@ MEASURES = {
     "density_real": Measure("", "the same of other test images"),
     "coverage": Measure("%", "test images that have a sample near them; higher is better"),
     "coverage_real": Measure("%", "the same with other test images as samples"),
-    "memory_ratio": Measure(
+    "memorisation_ratio": Measure(
         "", "distance of samples to the nearest training image over that of test images; 0: copies"
     ),
-    "memory_ratio_latents": Measure("", "the same between latents"),
-    "cnn_accuracy": Measure("%", "of the network whose features describe images, on test images"),
+    "memorisation_ratio_latents": Measure("", "the same between latents"),
     "examples": Measure("", "encoded examples: all splits, all augmented copies"),
     "test_images": Measure("images", "images in the test split, every one of them scored"),
     "test_examples": Measure("", "examples in the test split, every one of them scored"),

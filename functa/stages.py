@@ -250,6 +250,7 @@ def generate(run: Run) -> dict[str, Any]:
             run.workdir / "functaset", field_digest=digest(params)
         )
         classes = load_classifier(run.config, functaset, run.workdir)
+        count = generate_lib.sample_count(run.config, functaset)
         decode = sampling.make_decoder(field, params, batch_size=settings.sample_batch_size)
         task = generation.make(run.config, functaset, decode=decode, **run.processes)
     result = run.train(task)
@@ -261,7 +262,6 @@ def generate(run: Run) -> dict[str, Any]:
 
     normalization = make_normalization(functaset, kind=settings.normalization)
     sampler = generation.make_sampler(run.config, normalization)
-    count = generate_lib.sample_count(run.config, functaset)
     labels = functaset.source("test", cache="none").read(np.arange(count))["label"]
     rate = sampling.draw(
         run.workdir / "generate" / "samples",

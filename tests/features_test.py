@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from functa import features
 from functa.data import images as images_lib
@@ -119,6 +120,37 @@ def test_the_same_seed_gives_the_same_network_and_others_do_not():
     np.testing.assert_array_equal(first, again)
     for changed in (other, straight, longer):
         assert np.abs(first - changed).max() > 1e-6
+
+
+def test_the_beginning_is_by_seed():
+    """Black pictures are the same in every order, moved and mirrored."""
+    black = {"images": np.zeros((20, 8, 8, 1), np.uint8), "labels": np.zeros(20, int)}
+    images = noise((5, 8, 8, 1), 1) / np.float32(255)
+    first, second = (tiny((8, 8, 1), seed=seed, **black).logits(images) for seed in (0, 1))
+    assert np.abs(first - second).max() > 1e-3
+
+
+def test_every_step_moves_pictures_differently(monkeypatch):
+    keys = []
+
+    def record(images, *, key, flip):
+        jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), jax.random.key_data(key))
+        return images
+
+    class Linear(nn.Module):  # quickly compiled
+        num_classes: int
+
+        @nn.compact
+        def __call__(self, images):
+            rows = images.reshape(len(images), -1)
+            return rows, nn.Dense(self.num_classes)(rows)
+
+    monkeypatch.setattr(features, "Network", Linear)
+    monkeypatch.setattr(features, "_augment", record)
+    for seed in (0, 1):
+        tiny((8, 8, 1), seed=seed, steps=3)
+    jax.effects_barrier()
+    assert len(keys) == len(set(keys)) == 6
 
 
 def test_shifts_and_flips():

@@ -84,7 +84,7 @@ def test_good_samples_are_near_the_floor_and_below_the_gaussian():
     assert told["frechet_features"].startswith("pca")
     assert told["frechet_distance"] < 5 * told["frechet_floor"]
     assert told["label_agreement"] > 0.6
-    assert told["nearest_latents"] == pytest.approx(
+    assert told["memorisation_ratio_latents"] == pytest.approx(
         1, abs=0.5
     )  # of the images, not of their copies
     assert arrays["samples"].shape == (4, 10, 2, 2, 1)
@@ -101,8 +101,15 @@ def test_bad_samples_are_seen():
     copies, arrays = judge(
         Latents().source("train", "none").read(2 * np.arange(COUNT))["latents"], LABELS
     )
-    assert copies["nearest_latents"] == 0
+    assert copies["memorisation_ratio_latents"] == 0
     np.testing.assert_allclose(arrays["compared"], arrays["nearest"], atol=0.003)
+
+
+def test_too_few_test_images_are_told():
+    config, few = digits.get_config("tiny"), Latents()
+    few.labels["test"] = few.labels["test"][:39]
+    with pytest.raises(ValueError, match="40 at least, and there are 39"):
+        generate.sample_count(config, few)
 
 
 def test_a_gaussian_has_the_latents_mean_and_covariance():
@@ -121,6 +128,10 @@ def test_a_gaussian_has_the_latents_mean_and_covariance():
         ({"name": "vgg"}, "generate.features.name='vgg': known are cnn, pca"),
         ({"name": "cnn", "steps": 5}, "generate.features: cnn has the keys"),
         ({"name": "pca", "components": 0}, "generate.features.components=0"),
+        (
+            {"name": "inception", "path": "none.npz"},
+            "none.npz: there is no such file; tools/convert",
+        ),
     ],
 )
 def test_descriptions_that_are_none_are_told(features, told):

@@ -154,7 +154,7 @@ def test_pictures_for_the_dashboard(trained):
         ({"generate.cache": "gpu"}, "generate.cache='gpu'"),
         ({"generate.copies": "one"}, "generate.copies='one': first or all"),
         ({"generate.label_dropout": 1.5}, "generate.label_dropout=1.5"),
-        ({"generate.samples": 1}, "generate.samples=1"),
+        ({"generate.samples": 39}, "generate.samples=39"),
         ({"generate.optimizer.name": "x"}, "generate.optimizer"),
         ({"generate.model": common.dit(patch=3)}, "patch=3 must divide the latent grid"),
     ],

@@ -197,16 +197,18 @@ def test_numbers_that_are_no_picture_are_told(name, value):
 
 def test_copies_are_found_and_new_ones_are_not_suspected():
     train, test, fresh = pictures(500), pictures(100, 1), pictures(90, 2)
-    copied = judging.memory(train=train, test=test, samples=train[[5, 17, 3]] + np.float32(1e-4))
+    copied = judging.memorisation(
+        train=train, test=test, samples=train[[5, 17, 3]] + np.float32(1e-4)
+    )
     np.testing.assert_array_equal(copied.samples.indices[:, 0], [5, 17, 3])
     assert copied.ratio < 0.01
     assert copied.samples.distances.shape == (3, 1)
-    new = judging.memory(train=train, test=test, samples=fresh)
+    new = judging.memorisation(train=train, test=test, samples=fresh)
     assert new.ratio == pytest.approx(1, abs=0.15)
     apart = np.linalg.norm((test[:, None] - train[None]).reshape(100, 500, -1), axis=-1)
     np.testing.assert_array_equal(new.test.indices[:, 0], apart.argmin(axis=1))
     np.testing.assert_allclose(new.test.distances[:, 0], apart.min(axis=1), rtol=1e-5)
-    far = judging.memory(train=train, test=test, samples=fresh + np.float32(1))
+    far = judging.memorisation(train=train, test=test, samples=fresh + np.float32(1))
     apart = np.linalg.norm((1 + fresh[:, None] - train[None]).reshape(90, 500, -1), axis=-1)
     expected = np.median(apart.min(axis=1)) / np.median(new.test.distances)
     assert far.ratio == pytest.approx(expected, rel=1e-5)
@@ -225,4 +227,4 @@ def test_copies_are_found_and_new_ones_are_not_suspected():
 def test_what_has_no_nearest_neighbour_is_told(changed, told):
     given = {"train": pictures(20), "test": pictures(9, 1), "samples": pictures(9, 2)}
     with pytest.raises(ValueError, match=told):
-        judging.memory(**{**given, **changed})
+        judging.memorisation(**{**given, **changed})

@@ -155,7 +155,7 @@ KNOBS: dict[str, Knob] = {
     "generate.solver.name": Knob("euler", "generate.sample"),
     "generate.guidance.scale": Knob(3.0, "generate.sample"),
     "generate.guidance.interval": Knob((0.1, 2.0), "generate.sample"),
-    "generate.samples": Knob(32, "generate.judged"),
+    "generate.samples": Knob(48, "generate.judged"),
     "generate.sample_batch_size": Knob(8, "generate.judged"),
     "generate.features.name": Knob("pca", "generate.judged", also={"generate.features": PCA}),
     "generate.features.steps": Knob(3, "generate.judged"),

@@ -61,6 +61,7 @@ RANKS = {
     "functa.gallery": 3,
     "functa.showcase": 3,
     "functa.baseline": 3,
+    "functa.inception": 4,
     "functa.inner_loop": 3,
     "functa.judging": 4,
     "functa.operations": 3,

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from functa import classifier, denoiser, diffusion, optim, rng, samplers
+from functa import classifier, denoiser, diffusion, judging, optim, rng, samplers
 from functa import mesh as mesh_lib
 from functa.config import outside
 from functa.data import functaset as functasets
@@ -127,7 +127,7 @@ def check(config: ConfigDict) -> list[str]:
     return problems + outside(
         {
             "generate.label_dropout": (settings.label_dropout, 0.0, 1.0),
-            "generate.samples": (settings.samples, 2, 10**9),
+            "generate.samples": (settings.samples, judging.FEWEST, 10**9),
             "generate.sample_batch_size": (settings.sample_batch_size, 1, 10**6),
         }
     )
