@@ -255,7 +255,9 @@ class Probes:
         """What the real loop does at which step, with a task of three numbers on the same batches."""
         saved: list[tuple[str, int, str]] = []
         run = stages.Run(config, self._folder(), say=lambda line: None)
-        run.__dict__["interruption"] = types.SimpleNamespace(requested=lambda step: False)
+        run.__dict__["interruption"] = types.SimpleNamespace(
+            requested=lambda step: False, align=lambda: None
+        )
         with (
             mock.patch.object(stages, "Dashboard", return_value=NullDashboard()),
             mock.patch.object(train, "Checkpoints", functools.partial(InMemory, saved)),
