@@ -65,6 +65,7 @@ RANKS = {
     "functa.judging": 4,
     "functa.operations": 3,
     "functa.results": 3,
+    "functa.imputation": 4,
     "functa.interpolation": 4,
     "functa.samplers": 3,
     "functa.tasks": 3,
