@@ -179,16 +179,19 @@ def test_the_tool_writes_table_and_strips(run, tmp_path, capsys):
     for name, row in told["methods"].items():
         assert f"{impute.METHODS[name]:26}{row['psnr']:7.2f}" in printed
     with Image.open(out / "imputation.png") as page:
-        assert page.size == (5 * 34 - 2, 5 * 34 - 2)
+        assert page.size == (6 * 34 - 2, 5 * 34 - 2)
         pixels = np.asarray(page)
     generator = trained.load_generator(run)
     test = images_lib.open_splits(**generator.config.data)["test"]
     first = test.read(np.array([0]))["image"][0, :, :, 0].repeat(4, axis=0).repeat(4, axis=1)
     np.testing.assert_array_equal(pixels[:32, :32], first)
-    for column in range(2, 5):
+    for column in range(2, 6):
         right = pixels[:32, 34 * column + 16 : 34 * column + 32]
         np.testing.assert_array_equal(right, first[:, 16:])
-    # What one says of an image does not depend on the others.
+    train = images_lib.open_splits(**generator.config.data)["train"]
+    average = train.read(np.arange(train.num_examples))["image"].mean(axis=0)[:, :4, 0]
+    left = pixels[:32, 34 * 3 : 34 * 3 + 16 : 4][::4].astype(float)
+    np.testing.assert_allclose(left, average, atol=0.51)
     result = {"mse_" + name: np.array([0.1, 0.001]) for name in impute.METHODS}
     result["mse_mean"] = np.array([0.01, 0.001])
     row = impute.table(result)["mean"]

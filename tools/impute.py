@@ -7,12 +7,13 @@
 Tasks: half (the left half is hidden), random10 (all but a tenth of the pixels is), lowres4 (means of blocks of 4x4
 pixels are seen), noisy (all pixels, with noise of standard deviation 0.2).
 
-Without prior, latents are fitted by the inner loop of the run to what is seen. With prior, several draws are taken
-from the latents that could have been seen so; their mean is what is best in PSNR, one of them what looks like an
-image. Pixels that were seen as they are stay as they are, and PSNR (dB, data range 1, mean and standard error over
-images) is of the others: for lowres4 and noisy of all.
+Without prior, latents are fitted by the inner loop of the run to what is seen. What no seen pixel depends on stays as
+zero latents show it, so the mean training image stands beside it, which knows nothing of the image. With prior,
+several draws are taken from the latents that could have been seen so; their mean is what is best in PSNR, one of them
+what looks like an image. Pixels that were seen as they are stay as they are, and PSNR (dB, data range 1, mean and
+standard error over images) is of the others: for lowres4 and noisy of all.
 
-    imputation.png      rows: the image, what is seen, without prior, one draw, the mean of all draws
+    imputation.png      rows: the image, what is seen, without prior, the mean image, a draw, the mean of draws
     imputation.json     the table, and the settings
 
 Exit status: 0; 2 for bad arguments, a run without a generator, or data that are not there.
@@ -37,22 +38,34 @@ from functa.tasks import generation
 _SHOWN = 16  # images
 _SIDE = 32  # pixels; smaller images are enlarged to about this side
 _CHAINS = 256  # draws at a time, about
+_AVERAGED = 10_000  # training images
 _MEASURED = 512  # examples that the denoiser's error is measured on
 _SCHEDULE: dict[str, Any] = {"name": "karras", "sigma_min": 0.02, "sigma_max": 20.0, "rho": 7.0}
 METHODS = {
     "without": "without prior",
+    "average": "mean training image",
     "draw": "one draw with prior",
     "mean": "mean of draws with prior",
 }
 
 
 class Imputer:
-    """What does not depend on the images: one program for all batches of a size."""
+    """What does not depend on the images: one program for all batches of a size.
+
+    average: the mean training image [h, w, c].
+    """
 
     def __init__(
-        self, generator: trained.Generator, kind: imputation.Kind, *, steps: int, seed: int
+        self,
+        generator: trained.Generator,
+        kind: imputation.Kind,
+        *,
+        average: np.ndarray,
+        steps: int,
+        seed: int,
     ):
         self._generator, self._kind, self._seed = generator, kind, seed
+        self._average = average
         self._key = rng.stream_key(seed, "sample")
         self._sigmas = samplers.make_schedule(**_SCHEDULE, steps=steps)
         config = generator.config
@@ -119,8 +132,12 @@ class Imputer:
         chains = jax.tree.map(lambda leaf: jnp.repeat(leaf, draws, axis=0), observation)
         drawn = np.clip(np.asarray(self._with(chains, numbers)), 0, 1)
         drawn = drawn.reshape(len(rows), draws, *images.shape[1:])
-        made = {"without": np.asarray(self._without(observation)), "draw": drawn[:, 0]}
-        made["mean"] = drawn.mean(axis=1)
+        made = {
+            "without": np.asarray(self._without(observation)),
+            "average": np.broadcast_to(self._average, images.shape),
+            "draw": drawn[:, 0],
+            "mean": drawn.mean(axis=1),
+        }
         filled = {name: imputation.fill_in(self._kind, observation, made[name]) for name in METHODS}
         mse = {
             f"mse_{name}": imputation.hidden_mse(self._kind, observation, filled[name], images)
@@ -201,12 +218,20 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     data: dict[str, Any] = dict(config.data)
     if args.data_dir is not None:
         data["data_dir"] = args.data_dir
-    test = images_lib.open_splits(**data)["test"]
+    splits = images_lib.open_splits(**data)
+    test, train = splits["test"], splits["train"]
     if args.images > test.num_examples:
         raise ValueError(f"--images={args.images}: there are {test.num_examples} test images")
     rows = np.linspace(0, test.num_examples - 1, args.images).astype(np.int64)
     images = test.read(rows)["image"].astype(np.float32) / np.float32(255)
-    imputer = Imputer(generator, imputation.KINDS[args.task], steps=args.steps, seed=args.seed)
+    some = train.read(np.arange(min(train.num_examples, _AVERAGED)))["image"]
+    imputer = Imputer(
+        generator,
+        imputation.KINDS[args.task],
+        average=(some.mean(axis=0) / 255).astype(np.float32),
+        steps=args.steps,
+        seed=args.seed,
+    )
     result = impute_all(imputer, images, rows, args.draws)
     rows_of_table = table(result)
     out.mkdir(parents=True, exist_ok=True)
