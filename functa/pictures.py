@@ -1,4 +1,4 @@
-"""Arrays as PNG pictures: single images, sheets of many, and signed numbers as colours."""
+"""Arrays as pictures: single images, sheets of many, films, and signed numbers as colours."""
 
 import base64
 import io
@@ -44,6 +44,32 @@ def png(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+def gif(frames: np.ndarray, *, seconds: list[float]) -> bytes:
+    """Frames [n, h, w, c], each of `png` with c 1 or 3, -> a GIF that begins again at its end.
+
+    Args:
+      seconds: [n], how long each frame is shown.
+    Raises:
+      ValueError: what `to_bytes` refuses, or not a number of seconds a frame.
+    """
+    array = to_bytes(frames)
+    if len(array) != len(seconds) or not len(array):
+        raise ValueError(f"{len(array)} frames with {len(seconds)} durations make no film")
+    if array.shape[-1] == 1:
+        array = array[..., 0]
+    first, *rest = (Image.fromarray(frame) for frame in array)
+    stream = io.BytesIO()
+    first.save(
+        stream,
+        format="GIF",
+        save_all=True,
+        append_images=rest,
+        duration=[round(1000 * each) for each in seconds],
+        loop=0,
+    )
+    return stream.getvalue()
+
+
 def data_uri(image: np.ndarray) -> str:
     """An image of `png` as the text that stands for it inside a page."""
     return "data:image/png;base64," + base64.b64encode(png(image)).decode("ascii")
@@ -54,11 +80,12 @@ def enlarge(images: np.ndarray, factor: int) -> np.ndarray:
     return np.repeat(np.repeat(images, factor, axis=1), factor, axis=2)
 
 
-def sheet(images: np.ndarray, *, gap: int) -> np.ndarray:
-    """Images row by row, about as many across as down, with `gap` grey pixels between them.
+def sheet(images: np.ndarray, *, gap: int, columns: int | None = None) -> np.ndarray:
+    """Images row by row, with `gap` grey pixels between them.
 
     Args:
       images: [n, h, w, c] float in [0, 1].
+      columns: images in a row; None: about as many across as down.
     Returns:
       [rows h + gaps, columns w + gaps, c] float32.
     Raises:
@@ -69,7 +96,7 @@ def sheet(images: np.ndarray, *, gap: int) -> np.ndarray:
             f"a sheet is made of images [n, h, w, c], n >= 1, not {list(images.shape)}"
         )
     n, h, w, c = images.shape
-    columns = math.ceil(math.sqrt(n))
+    columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     page = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, c), 0.5, np.float32)
     for index, image in enumerate(images):

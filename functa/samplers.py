@@ -156,6 +156,19 @@ def _plan(solver: Solver, sigmas: np.ndarray) -> _Step:
     )
 
 
+def noise(
+    key: jax.Array, *, numbers: jax.Array, step: Any, latent_shape: tuple[int, ...]
+) -> jax.Array:
+    """Standard normal [b, *latent_shape], independent in every sample of `numbers` [b] and in every step; step 0
+    is where sampling starts."""
+
+    def one(number):
+        own = jax.random.fold_in(jax.random.fold_in(key, number), step)
+        return jax.random.normal(own, latent_shape, jnp.float32)
+
+    return jax.vmap(one)(numbers)
+
+
 def sample(
     denoise: Denoise,
     solver: Solver,
@@ -164,8 +177,9 @@ def sample(
     *,
     numbers: jax.Array,
     labels: jax.Array,
-    latent_shape: tuple[int, int, int],
+    latent_shape: tuple[int, ...],
     keep_trajectory: bool,
+    start: jax.Array | None = None,
 ) -> Samples:
     """Draws samples; pure, to be compiled by the caller.
 
@@ -175,18 +189,10 @@ def sample(
       numbers: [b] int32, which samples: number n is the same sample in every batch and on every device.
       labels: [b] int32, the class of each.
       keep_trajectory: whether the result holds all steps.
+      start: [b, i, j, d] noisy latents at sigmas[0]; None: sigmas[0] * noise(..., step=0).
     """
-    keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
     plan = _plan(solver, sigmas)
     churns = bool(np.any(plan.added > 0))
-
-    def noise(number):
-        """Independent in every sample and every step; number 0 is where sampling starts."""
-        return jax.vmap(
-            lambda one: jax.random.normal(
-                jax.random.fold_in(one, number), latent_shape, jnp.float32
-            )
-        )(keys)
 
     def expected(x, sigma):
         return denoise(x, jnp.broadcast_to(sigma, labels.shape), labels)
@@ -194,7 +200,9 @@ def sample(
     def advance(carry, step: _Step):
         x, last = carry
         if churns:
-            x = x + step.added * noise(step.number)
+            x = x + step.added * noise(
+                key, numbers=numbers, step=step.number, latent_shape=latent_shape
+            )
         denoised = expected(x, step.upper)
         slope = velocity(x, denoised + step.extrapolation * (denoised - last), step.upper)
         change = step.lower - step.upper
@@ -208,7 +216,8 @@ def sample(
             ahead = jax.lax.cond(step.lower > 0, corrected, lambda ahead: ahead, ahead)
         return (ahead, denoised), denoised if keep_trajectory else None
 
-    start = sigmas[0] * noise(0)
+    if start is None:
+        start = sigmas[0] * noise(key, numbers=numbers, step=0, latent_shape=latent_shape)
     (latents, _), trajectory = jax.lax.scan(advance, (start, start), plan)
     return Samples(latents, jnp.zeros((0, *start.shape)) if trajectory is None else trajectory)
 

@@ -103,13 +103,20 @@ def collect(directory: epath.PathLike, *, count: int, block: int) -> np.ndarray:
     return latents
 
 
-def make_decoder(field: Any, params: Any, *, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """latents [n, i, j, d] -> images [n, h, w, c] float32 in [0, 1], so many at a time.
+def make_decoder(
+    field: Any, params: Any, *, batch_size: int, scale: int = 1
+) -> Callable[[np.ndarray], np.ndarray]:
+    """latents [n, i, j, d] -> images [n, scale h, scale w, c] float32 in [0, 1], so many at a time.
 
     Args:
       field, params: a Field and the parameters of the task meta_learn, on the host.
+      scale: of the resolution, over that of training.
     """
-    decode = jax.jit(lambda latents: jax.numpy.clip(field(params["field"], latents), 0, 1))
+    h, w, _ = field.image_shape
+    shape = (scale * h, scale * w)
+    decode = jax.jit(
+        lambda latents: jax.numpy.clip(field(params["field"], latents, shape=shape), 0, 1)
+    )
 
     def images(latents: np.ndarray) -> np.ndarray:
         parts = []

@@ -1,7 +1,7 @@
-"""What the stages of a run have left to use: its field and its classifier."""
+"""What the stages of a run have left to use: its field, its classifier and its generator."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,10 +10,13 @@ from ml_collections import ConfigDict
 
 from functa import config as config_lib
 from functa import mesh as mesh_lib
-from functa.checkpoint import Checkpoints
-from functa.data.functaset import Functaset
+from functa.checkpoint import Checkpoints, digest
+from functa.data.functaset import Functaset, open_functaset
 from functa.field import Field, make_field
-from functa.tasks import classification, meta_learning
+from functa.normalization import Normalization, make_normalization
+from functa.tasks import classification, generation, meta_learning
+
+_KEPT = 3  # best checkpoints of a stage
 
 
 def load_field(workdir: epath.PathLike) -> tuple[Field, Any]:
@@ -37,17 +40,26 @@ def load_field(workdir: epath.PathLike) -> tuple[Field, Any]:
             f"{epath.Path(workdir) / 'config.json'} has not the keys of this version of functa "
             f"({error}); use the version that wrote it, or train again"
         ) from error
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
-    sharding = mesh_lib.replicated(mesh_lib.make_mesh())
+    return make_field(config), _restore(directory, task.init, keep=1)
+
+
+def _restore(directory: epath.Path, init: Callable[[jax.Array], Any], *, keep: int) -> Any:
+    """The newest checkpoint of what `init` makes, on every device.
+
+    Raises:
+      ValueError: there is none, or its file is damaged.
+    """
+    place = mesh_lib.replicated(mesh_lib.make_mesh())
     template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(init, jax.random.key(0)),
     )
-    checkpoints = Checkpoints(directory, keep=1, read_only=True)
+    checkpoints = Checkpoints(directory, keep=keep, read_only=True)
     restored = checkpoints.restore(template)
     checkpoints.close()
     if restored is None:
         raise ValueError(f"{directory} holds no complete checkpoint")
-    return make_field(config), restored[1]
+    return restored[1]
 
 
 def load_classifier(
@@ -59,20 +71,60 @@ def load_classifier(
       ValueError: there is none, or its file is damaged.
     """
     task = classification.make(config, functaset, process_index=0, process_count=1)
-    checkpoints = Checkpoints(epath.Path(workdir) / "classify" / "best", keep=3, read_only=True)
-    place = mesh_lib.replicated(mesh_lib.make_mesh())
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(task.init, jax.random.key(0)),
-    )
-    restored = checkpoints.restore(template)
-    checkpoints.close()
-    if restored is None:
-        raise ValueError(f"{checkpoints.directory} holds no complete checkpoint")
-    params, evaluate = mesh_lib.to_host(restored[1]), jax.jit(task.evaluate)
+    params = _restore(epath.Path(workdir) / "classify" / "best", task.init, keep=_KEPT)
+    params, evaluate = mesh_lib.to_host(params), jax.jit(task.evaluate)
 
     def classes(latents: np.ndarray) -> np.ndarray:
         batch = {"latents": latents, "label": np.zeros(len(latents), np.int32)}
         return np.asarray(evaluate(params, batch)["prediction"])
 
     return classes
+
+
+class Generator(NamedTuple):
+    """A generator and what its latents are latents of.
+
+    Attributes:
+      config: of the run.
+      field, field_params: as of `load_field`, on the host.
+      functaset: that it was trained on.
+      normalization: of its latents.
+      params: of the model config.generate.model, on the host.
+    """
+
+    config: ConfigDict
+    field: Field
+    field_params: Any
+    functaset: Functaset
+    normalization: Normalization
+    params: Any
+
+
+def load_generator(workdir: epath.PathLike) -> Generator:
+    """The best generator of a run whose stage generate is complete.
+
+    Raises:
+      ValueError: there is none, its file is damaged, or field, functaset and generator were not made from one
+        another (names both sides).
+    """
+    run = epath.Path(workdir)
+    config = config_lib.load(run)
+    metrics = run / "generate" / "metrics.json"
+    if not metrics.exists():
+        raise ValueError(f"{metrics} does not exist: the stage generate of {run} is not complete")
+    field, field_params = load_field(run)
+    field_params = mesh_lib.to_host(field_params)
+    functaset = open_functaset(run / "functaset", field_digest=digest(field_params))
+    made_from = config_lib.read_json(metrics).get("functaset_digest", "(not recorded)")
+    if made_from != functaset.manifest.digest:
+        raise ValueError(
+            f"the generator of {run} was trained on the functaset {made_from}, {functaset.path} is "
+            f"{functaset.manifest.digest}: train the generator again, or bring its functaset back"
+        )
+    module = generation.make_model(config)
+    init = generation.make_init(module, latent_shape=tuple(config.field.latent_shape))
+    params = _restore(run / "generate" / "best", init, keep=_KEPT)
+    normalization = make_normalization(functaset, kind=config.generate.normalization)
+    return Generator(
+        config, field, field_params, functaset, normalization, mesh_lib.to_host(params)
+    )

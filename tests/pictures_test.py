@@ -110,3 +110,25 @@ def test_shrink_averages_and_keeps_what_is_small():
     assert not small[1:].any()
     np.testing.assert_array_equal(pictures.shrink(image, 8), image)
     assert pictures.shrink(np.zeros((3, 9, 1)), 4).shape == (1, 4, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_film_shows_its_frames_in_turn_for_ever(channels):
+    frames = np.zeros((3, 4, 6, channels), np.float32)
+    frames[1], frames[2, :2] = 1, 1
+    with Image.open(io.BytesIO(pictures.gif(frames, seconds=[0.1, 0.2, 1.5]))) as film:
+        assert film.info["loop"] == 0
+        for number, seconds in enumerate((0.1, 0.2, 1.5)):
+            film.seek(number)
+            assert film.info["duration"] == round(1000 * seconds)
+            there = np.asarray(film.convert("L")) / 255
+            np.testing.assert_allclose(there, frames[number, ..., 0], atol=0.01)
+    with pytest.raises(ValueError, match="3 frames with 2 durations make no film"):
+        pictures.gif(frames, seconds=[0.1, 0.1])
+
+
+def test_a_sheet_has_the_columns_asked_for():
+    images = random_images((6, 2, 2, 1))
+    page = pictures.sheet(images, gap=1, columns=2)
+    assert page.shape == (8, 5, 1)
+    np.testing.assert_array_equal(page[3:5, :2], images[2])

@@ -32,7 +32,7 @@ def run(line, env, run_directory, tmp_path):
     line = line.replace(".venv/bin/python", sys.executable).replace(
         "runs/digits", str(run_directory)
     )
-    line = line.replace("--out=decoded", f"--out={tmp_path / 'decoded'}")
+    line = re.sub(r"--out=(\w+)", rf"--out={tmp_path}/\1", line)
     return subprocess.run(
         shlex.split(line),
         cwd=ROOT,
@@ -58,6 +58,8 @@ def test_tools(line, program_env, run_directory, tmp_path):
     assert result.returncode == 0, result.stderr
     if "decode.py" in line:
         assert len(list((tmp_path / "decoded").glob("*.png"))) == 3
+    if "sample.py" in line:
+        assert (tmp_path / "samples" / "film.gif").exists()
 
 
 def test_preparing_arrays(program_env, tmp_path, run_directory):

@@ -76,10 +76,14 @@ def test_samples_of_another_count_are_told(tmp_path):
 
 def test_a_decoder_fills_up_its_last_batch():
     class Field:
-        def __call__(self, params, latents):
-            assert latents.shape[0] == 4
-            return params * latents
+        image_shape = (1, 2, 1)
 
-    decode = sampling.make_decoder(Field(), {"field": np.float32(2)}, batch_size=4)
+        def __call__(self, params, latents, shape):
+            assert latents.shape[0] == 4
+            return params * jnp.broadcast_to(latents, (4, *shape, 1))
+
     latents = np.linspace(-1, 1, 10, dtype=np.float32).reshape(10, 1, 1, 1)
-    np.testing.assert_array_equal(decode(latents), np.clip(2 * latents, 0, 1))
+    for scale in (1, 3):
+        decode = sampling.make_decoder(Field(), {"field": np.float32(2)}, batch_size=4, scale=scale)
+        expected = np.broadcast_to(np.clip(2 * latents, 0, 1), (10, scale, 2 * scale, 1))
+        np.testing.assert_array_equal(decode(latents), expected)

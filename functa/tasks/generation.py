@@ -225,6 +225,11 @@ def summarize(rows: dict[str, np.ndarray]) -> dict[str, float]:
     return {"explained": 1 - loss / blind, "denoising_loss": loss}
 
 
+def make_denoise(config: ConfigDict, params: PyTree) -> Denoise:
+    """The denoiser of normalised latents that config.generate.model is with `params`; not guided."""
+    return diffusion.make_denoise(make_frame(config), _network(make_model(config), params))
+
+
 def guided(config: ConfigDict, denoise: Denoise) -> Denoise:
     """`denoise` with config.generate.guidance."""
     guidance = config.generate.guidance
@@ -244,13 +249,12 @@ def make_sampler(
     Sample n of a seed is the same in every batch. Label num_classes asks for any class.
     """
     settings = config.generate
-    frame, module = make_frame(config), make_model(config)
     schedule = samplers.make_schedule(**settings.schedule)
     solver = samplers.make_solver(**settings.solver)
     key = rng.stream_key(config.seed, "sample")
 
     def sample(params: PyTree, numbers: jax.Array, labels: jax.Array) -> samplers.Samples:
-        denoise = guided(config, diffusion.make_denoise(frame, _network(module, params)))
+        denoise = guided(config, make_denoise(config, params))
         drawn = samplers.sample(
             denoise,
             solver,

@@ -1,0 +1,161 @@
+"""What can be done with a generator: draw samples, watch one come about, lead from one to another, keep them.
+
+All functions take the config beside the generator: the run's, with other settings of sampling.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from functa import interpolation, rng, samplers
+from functa.data import functaset_manifest, functaset_writer
+from functa.data.functaset_format import RecordLayout, float32_latents
+from functa.tasks import generation
+from functa.trained import Generator
+
+_PER_SHARD = 10_000
+
+
+def draw(
+    generator: Generator, config: ConfigDict, *, numbers: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Latents [n, i, j, d] float32 of samples.
+
+    They are always drawn config.generate.sample_batch_size at a time: sample n of a seed and a class has
+    the same bits whatever is drawn beside it.
+
+    Args:
+      numbers: [n] int32, which samples; labels: [n] int32, num_classes for any.
+    """
+    sampler = generation.make_sampler(config, generator.normalization)
+    compiled = jax.jit(lambda *inputs: sampler(*inputs).latents)
+    block, parts = config.generate.sample_batch_size, []
+    for start in range(0, len(numbers), block):
+        rows = np.minimum(np.arange(start, start + block), len(numbers) - 1)
+        drawn = np.asarray(compiled(generator.params, numbers[rows], labels[rows]))
+        parts.append(drawn[: len(numbers) - start])
+    return np.concatenate(parts)
+
+
+def trajectory(
+    generator: Generator, config: ConfigDict, *, numbers: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """What is expected behind the noise at the beginning of each step: latents [steps, n, i, j, d]."""
+    sampler = generation.make_sampler(config, generator.normalization, keep_trajectory=True)
+    return np.asarray(jax.jit(sampler)(generator.params, numbers, labels).trajectory)
+
+
+def encoded_pair(generator: Generator, indices: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Latents [2, i, j, d] float32 and labels [2] int32 of two test images, in this order.
+
+    Raises:
+      ValueError: one is not there.
+    """
+    there = generator.functaset.num_examples("test")
+    if max(indices) >= there:
+        raise ValueError(f"the test images are 0 to {there - 1}, not {max(indices)}")
+    records = generator.functaset.source("test", cache="none").read(np.asarray(indices))
+    return np.asarray(float32_latents(records)), records["label"]
+
+
+def strip_of_samples(
+    generator: Generator,
+    config: ConfigDict,
+    *,
+    numbers: np.ndarray,
+    labels: np.ndarray,
+    count: int,
+) -> np.ndarray:
+    """Latents [count, i, j, d] from one sample to another, both included: numbers and labels are [2] int32."""
+    key, schedule = rng.stream_key(config.seed, "sample"), _schedule(config)
+    noise = samplers.noise(
+        key, numbers=jnp.asarray(numbers), step=0, latent_shape=tuple(config.field.latent_shape)
+    )
+
+    @jax.jit
+    def strip(params: Any, noise: jax.Array, labels: jax.Array) -> jax.Array:
+        ends = interpolation.Ends(schedule[0] * noise, labels)
+        return _between(generator, config, params, ends, count)
+
+    return np.asarray(strip(generator.params, noise, jnp.asarray(labels)))
+
+
+def strip_of_latents(
+    generator: Generator,
+    config: ConfigDict,
+    *,
+    latents: np.ndarray,
+    labels: np.ndarray,
+    count: int,
+) -> np.ndarray:
+    """Latents [count, i, j, d] from latents[0] to latents[1], [2, i, j, d] float32, both included but for the
+    errors of the two ways through the noise; labels [2] int32."""
+
+    @jax.jit
+    def strip(params: Any, latents: jax.Array, labels: jax.Array) -> jax.Array:
+        denoise = generation.guided(config, generation.make_denoise(config, params))
+        clean = generator.normalization.normalize(latents)
+        noisy = interpolation.noise_of(denoise, _schedule(config), clean, labels)
+        ends = interpolation.Ends(noisy, labels)
+        return _between(generator, config, params, ends, count)
+
+    return np.asarray(strip(generator.params, latents, jnp.asarray(labels)))
+
+
+def _schedule(config: ConfigDict) -> np.ndarray:
+    return samplers.make_schedule(**config.generate.schedule)
+
+
+def _between(
+    generator: Generator, config: ConfigDict, params: Any, ends: interpolation.Ends, count: int
+) -> jax.Array:
+    denoise = generation.guided(config, generation.make_denoise(config, params))
+    solver = samplers.make_solver(**config.generate.solver)
+    drawn = interpolation.between(denoise, solver, _schedule(config), ends, count=count)
+    return generator.normalization.restore(drawn)
+
+
+def write_functaset(
+    directory: epath.Path,
+    generator: Generator,
+    *,
+    latents: np.ndarray,
+    labels: np.ndarray,
+    told: dict[str, Any],
+) -> None:
+    """Writes samples as a functaset of the generator's field and dtype, all in the split train.
+
+    Their psnr is 0: they were fitted to no image.
+
+    Args:
+      directory: must not be there.
+      labels: [n] integers, -1 for none.
+      told: JSON values, stored as `sampled` in the manifest's config.
+    """
+    manifest, count = generator.functaset.manifest, len(latents)
+    encoded = {**manifest.config.get("encode", {}), "num_augmentations": 1}
+    recipe = functaset_writer.Recipe(
+        field_digest=manifest.field_digest,
+        config=manifest.config | {"encode": encoded, "sampled": told},
+        layout=RecordLayout(latent_shape=latents.shape[1:], dtype=manifest.dtype),
+        class_names=tuple(manifest.class_names),
+        num_records={"train": count, "validation": 0, "test": 0},
+    )
+    directory.mkdir(parents=True)
+    shards = functaset_writer.plan_shards(recipe.num_records, _PER_SHARD)
+    for shard in shards:
+        own = slice(shard.start, shard.stop)
+        with functaset_writer.ShardWriter(directory, shard=shard, recipe=recipe) as writer:
+            writer.write(
+                latents=latents[own],
+                label=labels[own],
+                id=np.arange(shard.start, shard.stop),
+                copy=np.zeros(shard.records, np.int32),
+                psnr=np.zeros(shard.records, np.float32),
+            )
+            writer.finish(seconds=0.0)
+    functaset_manifest.write_manifest(directory, shards=shards, recipe=recipe)

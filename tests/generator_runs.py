@@ -1,0 +1,50 @@
+"""A run with all that its stages leave and nothing trained: random field, functaset and generator."""
+
+import jax
+import numpy as np
+
+from configs import digits
+from functa import config as config_lib
+from functa.checkpoint import Checkpoints, digest
+from functa.data import functaset
+from functa.tasks import generation, meta_learning
+from tests import functaset_sets
+
+
+def make(directory, **changes):
+    """Writes config, field, functaset and generator of digits:tiny; returns the directory."""
+    config = digits.get_config("tiny")
+    config.generate.model = {"name": "mlp", "width": 16, "depth": 1, "mlp_width": 16}
+    config.update_from_flattened_dict(changes)
+    directory.mkdir()
+    config_lib.freeze(config, directory)
+    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    field_params = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
+    save(directory / "meta_learn" / "field", field_params)
+    config_lib.write_json(directory / "meta_learn" / "metrics.json", {})
+    functaset_sets.write(
+        directory / "functaset",
+        latent_shape=tuple(config.field.latent_shape),
+        field_digest=digest(field_params),
+    )
+    init = generation.make_init(
+        generation.make_model(config), latent_shape=tuple(config.field.latent_shape)
+    )
+    # A denoiser begins by saying zero whatever the class; this one says something.
+    random = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: np.asarray(leaf + 0.2 * random.normal(size=leaf.shape), np.float32),
+        jax.device_get(jax.jit(init)(jax.random.key(1))),
+    )
+    save(directory / "generate" / "best", params)
+    there = functaset.open_functaset(directory / "functaset", field_digest=None)
+    config_lib.write_json(
+        directory / "generate" / "metrics.json", {"functaset_digest": there.manifest.digest}
+    )
+    return directory
+
+
+def save(directory, params):
+    checkpoints = Checkpoints(directory, keep=1)
+    checkpoints.save(0, params, {})
+    checkpoints.close()

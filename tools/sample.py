@@ -1,0 +1,254 @@
+#!/usr/bin/env python3
+"""Draws new images by the generator of a run, at any resolution.
+
+    tools/sample.py runs/digits --out=samples
+    tools/sample.py runs/digits --count=64 --classes=3,8 --guidance=2 --steps=32 --scale=4 --out=samples
+    tools/sample.py runs/digits --classes=none --functaset --film --out=samples
+    tools/sample.py runs/digits --interpolate=0,13 --out=strip          # between samples 0 and 13
+    tools/sample.py runs/digits --interpolate=test:5,test:9 --out=strip # between two test images
+
+Sample n is of class n modulo the number of classes asked for, and a function of seed, n and the settings alone: a
+larger --count adds samples and changes none. Sheets have a row a class; with one class, or none, they are square. At
+most 32 samples a class are shown, 1,024 of one.
+
+    samples_4x.png              a sheet at four times the training resolution
+    interpolation_4x.png        nine steps between two images
+    film.gif                    what is expected behind the noise, step after step, of ten samples a class
+    functaset/                  the samples, all in the split train, their psnr 0: they were fitted to nothing
+    samples.json                settings, and the class of every sample
+
+Exit status: 0; 2 for bad arguments, or a run without a generator.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from functa import config as config_lib
+from functa import pictures, samples, sampling, trained
+from functa.tasks import generation
+
+_SHOWN_OF_A_CLASS = 32
+_FILMED_OF_A_CLASS = 10
+_STRIP = 9  # images
+_FRAME_SECONDS, _LAST_SECONDS = 0.1, 1.5
+_SOLVERS = ("euler", "heun", "dpmpp_2m")  # that need no settings of their own
+
+
+def parse_classes(text: str) -> str | list[int]:
+    """`0,3` -> [0, 3]; all and none as they are."""
+    if text in ("all", "none"):
+        return text
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: classes look like 0,3, all or none")
+    return list(dict.fromkeys(map(int, text.split(","))))
+
+
+def parse_scales(text: str) -> list[int]:
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: scales look like 1,2,4")
+    return list(dict.fromkeys(map(int, text.split(","))))
+
+
+def parse_pair(text: str) -> tuple[bool, int, int]:
+    """`3,17` -> (False, 3, 17), samples; `test:3,test:17` -> (True, 3, 17), images of the test split."""
+    match = re.fullmatch(r"(test:)?(\d+),(test:)?(\d+)", text)
+    if not match or match[1] != match[3]:
+        raise argparse.ArgumentTypeError(f"{text!r}: a pair looks like 3,17 or test:3,test:17")
+    return bool(match[1]), int(match[2]), int(match[4])
+
+
+def settle(config: ConfigDict, args: argparse.Namespace) -> tuple[ConfigDict, np.ndarray]:
+    """(the config with what the arguments change, the classes that are drawn in turn).
+
+    Raises:
+      ValueError: all that is impossible.
+    """
+    config = config_lib.from_dict(config_lib.to_dict(config))
+    settings, count = config.generate, config.data.num_classes
+    if args.seed is not None:
+        config.seed = args.seed
+    if args.steps is not None:
+        settings.schedule.steps = args.steps
+    if args.solver is not None:
+        settings.solver = ConfigDict({"name": args.solver})
+    problems = []
+    if args.guidance is not None:
+        settings.guidance.scale = args.guidance
+        if args.guidance != 1 and args.classes == "none":
+            problems.append("--guidance exaggerates a class, and --classes=none asks for no class")
+    if settings.label_dropout == 0 and args.classes == "none":
+        problems.append(
+            "--classes=none wants a model that knows images of any class; this one was trained with "
+            "generate.label_dropout=0"
+        )
+    if args.classes == "none":
+        # The null class is as good guided as not, at half the price.
+        settings.guidance.scale, classes = 1.0, [count]
+    else:
+        classes = list(range(count)) if args.classes == "all" else args.classes
+        wrong = [label for label in classes if label >= count]
+        if wrong:
+            told = ", ".join(map(str, wrong))
+            problems.append(f"--classes={told}: the classes of this run are 0 to {count - 1}")
+    if args.count < 1:
+        problems.append(f"--count={args.count} must be at least 1")
+    problems += generation.check(config)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return config, np.asarray(classes, np.int32)
+
+
+def sheet(images: np.ndarray, numbers: np.ndarray, classes: int) -> np.ndarray:
+    """A row a class, in the order of the numbers; grey where a class has one image less."""
+    if classes == 1:
+        return pictures.sheet(images, gap=1)
+    columns = -(-len(images) // classes)
+    cells = np.full((classes * columns, *images.shape[1:]), 0.5, np.float32)
+    cells[numbers % classes * columns + numbers // classes] = images
+    return pictures.sheet(cells, gap=1, columns=columns)
+
+
+def shown(count: int, classes: int, of_a_class: int) -> np.ndarray:
+    """The numbers of the samples on a sheet."""
+    return np.arange(min(count, of_a_class * classes if classes > 1 else of_a_class**2))
+
+
+def strip(
+    generator: trained.Generator,
+    config: ConfigDict,
+    pair: tuple[bool, int, int],
+    classes: np.ndarray,
+) -> np.ndarray:
+    """Latents [9, i, j, d] between two samples or two test images.
+
+    Raises:
+      ValueError: a test image that is not there.
+    """
+    of_test, *indices = pair
+    numbers = np.asarray(indices, np.int32)
+    labels = classes[numbers % len(classes)]
+    if not of_test:
+        return samples.strip_of_samples(
+            generator, config, numbers=numbers, labels=labels, count=_STRIP
+        )
+    latents, known = samples.encoded_pair(generator, (indices[0], indices[1]))
+    if classes[0] < config.data.num_classes:
+        labels = known
+    return samples.strip_of_latents(generator, config, latents=latents, labels=labels, count=_STRIP)
+
+
+def film(
+    trajectory: np.ndarray,
+    numbers: np.ndarray,
+    classes: int,
+    decode: Callable[[np.ndarray], np.ndarray],
+) -> bytes:
+    """A sheet a step; the last one stays."""
+    frames = np.stack([sheet(decode(latents), numbers, classes) for latents in trajectory])
+    return pictures.gif(frames, seconds=[_FRAME_SECONDS] * (len(frames) - 1) + [_LAST_SECONDS])
+
+
+def run(args: argparse.Namespace) -> list[epath.Path]:
+    """Writes the files; returns their paths.
+
+    Raises:
+      ValueError: see the module.
+    """
+    out = epath.Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out={out} is there and not an empty folder: name another one")
+    generator = trained.load_generator(args.run)
+    config, classes = settle(generator.config, args)
+    decoders = {
+        scale: sampling.make_decoder(
+            generator.field,
+            generator.field_params,
+            batch_size=max(1, config.generate.sample_batch_size // scale**2),
+            scale=scale,
+        )
+        for scale in args.scale
+    }
+    files: dict[str, bytes] = {}
+    if args.interpolate:
+        latents = strip(generator, config, args.interpolate, classes)
+        for scale, decode in decoders.items():
+            page = pictures.sheet(decode(latents), gap=1, columns=_STRIP)
+            files[f"interpolation_{scale}x.png"] = pictures.png(page)
+        return _write(out, files)
+    numbers = np.arange(args.count, dtype=np.int32)
+    labels = classes[numbers % len(classes)]
+    latents = samples.draw(generator, config, numbers=numbers, labels=labels)
+    some = shown(args.count, len(classes), _SHOWN_OF_A_CLASS)
+    for scale, decode in decoders.items():
+        page = sheet(decode(latents[some]), some, len(classes))
+        files[f"samples_{scale}x.png"] = pictures.png(page)
+    if args.film:
+        few = shown(args.count, len(classes), _FILMED_OF_A_CLASS)
+        steps = samples.trajectory(generator, config, numbers=few, labels=labels[few])
+        files["film.gif"] = film(steps, few, len(classes), decoders[max(decoders)])
+    told = _told(generator, config)
+    # A functaset says -1 where there is no class.
+    stored = np.where(labels < config.data.num_classes, labels, -1)
+    if args.functaset:
+        samples.write_functaset(
+            out / "functaset", generator, latents=latents, labels=stored, told=told
+        )
+    written = _write(out, files)
+    config_lib.write_json(out / "samples.json", told | {"labels": stored.tolist()})
+    return [*written, out / "samples.json"]
+
+
+def _told(generator: trained.Generator, config: ConfigDict) -> dict[str, Any]:
+    keys = ("schedule", "solver", "guidance")
+    settings = {key: config_lib.to_dict(config.generate)[key] for key in keys}
+    digest = generator.functaset.manifest.digest
+    return {"run": config.name, "functaset_digest": digest, "seed": config.seed, **settings}
+
+
+def _write(out: epath.Path, files: dict[str, bytes]) -> list[epath.Path]:
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (out / name).write_bytes(content)
+    return [out / name for name in files]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="directory of a run whose stage generate is complete")
+    parser.add_argument("--count", type=int, default=100, help="samples (default: %(default)s)")
+    parser.add_argument(
+        "--classes", type=parse_classes, default="all", metavar="0,3|all|none", help="none: of any"
+    )
+    parser.add_argument("--guidance", type=float, metavar="S", help="default: the run's")
+    parser.add_argument("--steps", type=int, metavar="N", help="default: the run's")
+    parser.add_argument("--solver", choices=_SOLVERS, help="default: the run's")
+    parser.add_argument("--seed", type=int, help="default: the run's")
+    parser.add_argument("--scale", type=parse_scales, default=[1, 2, 4], metavar="1,2,4")
+    parser.add_argument("--functaset", action="store_true", help="write the latents too")
+    parser.add_argument("--film", action="store_true", help="write film.gif too")
+    parser.add_argument(
+        "--interpolate", type=parse_pair, metavar="A,B", help="a strip and nothing else"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="new or empty")
+    args = parser.parse_args(argv)
+    if args.interpolate and (args.film or args.functaset):
+        parser.error("--interpolate writes a strip, without --film and --functaset")
+    try:
+        files = run(args)
+    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+        parser.error(str(error))
+    print("\n".join(map(str, files)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
