@@ -15,9 +15,8 @@ from functa.data.functaset_format import float32_latents
 from functa.data.images import ImageSource
 from functa.features import Extractor
 
-MOST_TRAINING_EXAMPLES = (
-    50_000  # that samples are compared with, and that the Gaussian is fitted to
-)
+# That samples are compared with, and that the Gaussian is fitted to.
+MOST_TRAINING_EXAMPLES = 50_000
 MOST_NEIGHBOURS_OF = 1000  # samples whose nearest training images are looked for
 SHOWN_OF_A_CLASS = 10  # samples in the report
 SHOWN_NEIGHBOURS = 10

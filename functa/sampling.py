@@ -40,7 +40,7 @@ def draw(
       params: on the host.
       labels: [n] int32, of each sample.
       block: samples that a device draws at a time.
-      progress: called with samples done and samples of this process in all.
+      progress: called with blocks done and blocks of this process in all.
       stop: called between blocks; may raise.
     Returns:
       Samples a second of this process, compilation left out; 0 where nothing was missing.
@@ -57,7 +57,7 @@ def draw(
     params = jax.device_put(params, mesh_lib.replicated(mesh))
     shape = jax.ShapeDtypeStruct((block * mesh.size,), np.int32, sharding=place)
     compiled = jax.jit(sampler, out_shardings=place).lower(params, shape, shape).compile()
-    begin = time.monotonic()
+    drawn_here, begin = 0, time.monotonic()
     for first in range(0, len(missing), mesh.size):
         stop()
         some = missing[first : first + mesh.size]
@@ -69,10 +69,12 @@ def draw(
         for number, drawn in zip(
             some, latents.reshape(mesh.size, block, *latents.shape[1:]), strict=False
         ):
-            _write(block_file(directory, number), drawn[: len(labels) - number * block])
+            own = drawn[: len(labels) - number * block]
+            _write(block_file(directory, number), own)
+            drawn_here += len(own)
         done += len(some)
-        progress(min(done * block, len(labels)), min(total * block, len(labels)))
-    return len(missing) * block / (time.monotonic() - begin)
+        progress(done, total)
+    return drawn_here / (time.monotonic() - begin)
 
 
 def _write(path: epath.Path, latents: np.ndarray) -> None:

@@ -269,7 +269,7 @@ def generate(run: Run) -> dict[str, Any]:
         params=generator,
         labels=labels,
         block=settings.sample_batch_size,
-        progress=Bar(run.say, "generate"),
+        progress=Bar(run.say, "generate  blocks of samples"),
         stop=stop,
         **run.processes,
     )
