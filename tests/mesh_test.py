@@ -151,11 +151,19 @@ def test_a_model_over_fsdp_is_the_model_on_one_device():
     task = make_task(
         **{"classify.mixup": 0.5, "classify.latent_noise": 0.5, "classify.model": CONVNEXT}
     )
+    task_init = task.init
+    # The last layer begins at zero, and with it every gradient before it.
+    task = task._replace(
+        init=lambda key: jax.tree.map(
+            lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape), task_init(key)
+        )
+    )
     expected, _ = gradients(task, batch_of())
     found, gradient = gradients(task, batch_of(), fsdp=2)
     assert_close(found, expected)
     kernel = gradient["block_0_0"]["feed_forward"]["hidden"]["kernel"]
     assert kernel.shape == (128, 512)
+    assert np.abs(kernel).max() > 1e-3
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(128, 256)}
 
 

@@ -37,7 +37,9 @@ def expected():
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_every_sample_once_in_order(tmp_path, processes):
     for index in range(processes):
+        before = len(list(tmp_path.iterdir()))
         draw(tmp_path, process_index=index, process_count=processes)
+        assert len(list(tmp_path.iterdir())) - before == len(range(index, 8, processes))
     assert len(list(tmp_path.iterdir())) == 8
     np.testing.assert_array_equal(sampling.collect(tmp_path, count=23, block=3), expected())
 
