@@ -10,6 +10,7 @@ from PIL import Image
 
 from functa import imputation, inner_loop, samplers, trained
 from functa.data import images as images_lib
+from functa.imputer import METHODS
 from tests import generator_runs
 from tests.functaset_tools_test import load, refusal
 
@@ -177,7 +178,7 @@ def test_the_tool_writes_table_and_strips(run, tmp_path, capsys):
     told = json.loads((out / "imputation.json").read_text())
     assert told["images"] == 5
     for name, row in told["methods"].items():
-        assert f"{impute.METHODS[name]:26}{row['psnr']:7.2f}" in printed
+        assert f"{METHODS[name]:26}{row['psnr']:7.2f}" in printed
     with Image.open(out / "imputation.png") as page:
         assert page.size == (6 * 34 - 2, 5 * 34 - 2)
         pixels = np.asarray(page)
@@ -192,7 +193,7 @@ def test_the_tool_writes_table_and_strips(run, tmp_path, capsys):
     average = train.read(np.arange(train.num_examples))["image"].mean(axis=0)[:, :4, 0]
     left = pixels[:32, 34 * 3 : 34 * 3 + 16 : 4][::4].astype(float)
     np.testing.assert_allclose(left, average, atol=0.51)
-    result = {"mse_" + name: np.array([0.1, 0.001]) for name in impute.METHODS}
+    result = {"mse_" + name: np.array([0.1, 0.001]) for name in METHODS}
     result["mse_mean"] = np.array([0.01, 0.001])
     row = impute.table(result)["mean"]
     expected = {"psnr": 25, "standard_error": 5, "gain": 5, "gain_standard_error": 5}

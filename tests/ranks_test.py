@@ -90,11 +90,12 @@ RANKS = {
     "functa.normalization": 3,
     "functa.trained": 6,
     "functa.generate": 6,
+    "functa.imputer": 7,
     "functa.samples": 7,
-    "functa.stages": 7,
     "functa.analysis.measures": 8,
-    "functa.pipeline": 8,
-    "functa.main": 9,
+    "functa.stages": 9,
+    "functa.pipeline": 10,
+    "functa.main": 11,
 }
 
 
