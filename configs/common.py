@@ -124,7 +124,7 @@ def base() -> ConfigDict:
     config.generate.label_dropout = 0.1  # part of the labels that are hidden; 0: no guidance
     config.generate.batch_size = 128
     config.generate.steps = 1000
-    config.generate.optimizer = optimizer("adamw", 1e-3)
+    config.generate.optimizer = optimizer("muon", 3e-2)
     config.generate.ema_decay = 0.999
     config.generate.cache = "host"  # host, none, device: the whole split on every device
     config.generate.eval_batch_size = 500

@@ -42,7 +42,6 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.classify.model = common.transformer(width=64, depth=2, mlp_width=128)
     config.classify.eval_batch_size = 360
     config.generate.model = common.dit(width=64, depth=3, mlp_width=256)
-    config.generate.optimizer.learning_rate = 3e-3
     config.generate.eval_batch_size = 360
     config.generate.guidance.scale = 1.5
     config.generate.sample_batch_size = 180

@@ -14,7 +14,9 @@ from flax import linen as nn
 
 from functa import transformer
 
-POSITION_SCALE = 0.02  # standard deviation of fresh class embeddings, as in DiT
+# Standard deviation of fresh class embeddings. With DiT's 0.02 classes are drowned by the noise level at first: under
+# Adam, digits were 71 % of the class asked for after 400 steps, and 91 % with 1. Muon has 92 % with each.
+CLASS_SCALE = 0.2
 # Radians per unit of the condition. The highest tells t from t + 0.01, the lowest is monotone over
 # all levels.
 FREQUENCIES = np.geomspace(0.5, 100.0, 64).astype(np.float32)
@@ -38,7 +40,7 @@ class Embedding(nn.Module, kw_only=True):
         hidden = nn.silu(nn.Dense(self.width, name="hidden")(features))
         level = nn.Dense(self.width, name="output")(hidden)
         # A table, not a matrix: with a leading axis, optimisers of matrices let it be.
-        fresh = nn.initializers.normal(POSITION_SCALE)
+        fresh = nn.initializers.normal(CLASS_SCALE)
         classes = self.param("classes", fresh, (1, self.num_classes + 1, self.width))
         return nn.silu(level + classes[0][labels])
 
