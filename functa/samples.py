@@ -63,9 +63,9 @@ def encoded_pair(generator: Generator, indices: tuple[int, int]) -> tuple[np.nda
     return np.asarray(float32_latents(records)), records["label"]
 
 
-def first_noise(config: ConfigDict, *, numbers: np.ndarray) -> jax.Array:
-    """Noisy latents [n, i, j, d] that samples of config.seed begin with; numbers [n] int32."""
-    key, latent_shape = rng.stream_key(config.seed, "sample"), tuple(config.field.latent_shape)
+def first_noise(config: ConfigDict, *, seed: int, numbers: np.ndarray) -> jax.Array:
+    """Noisy latents [n, i, j, d] that samples of a seed begin with; numbers [n] int32."""
+    key, latent_shape = rng.stream_key(seed, "sample"), tuple(config.field.latent_shape)
     noise = samplers.noise(key, numbers=jnp.asarray(numbers), step=0, latent_shape=latent_shape)
     return _schedule(config)[0] * noise
 
@@ -106,8 +106,8 @@ def strip_of_samples(
 ) -> np.ndarray:
     """Latents [count, i, j, d] from one sample to another, both included: numbers and labels are [2] int32."""
     strip = make_strip(generator, config, count=count)
-    ends = interpolation.Ends(first_noise(config, numbers=numbers), jnp.asarray(labels))
-    return np.asarray(strip(generator.params, ends))
+    noisy = first_noise(config, seed=config.seed, numbers=numbers)
+    return np.asarray(strip(generator.params, interpolation.Ends(noisy, jnp.asarray(labels))))
 
 
 def strip_of_latents(
