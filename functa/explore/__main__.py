@@ -59,8 +59,7 @@ def serve(args: argparse.Namespace) -> None:
         if error.name not in ("anyio", "starlette", "uvicorn"):
             raise
         raise ValueError(
-            f"the package {error.name} is not installed: launch/explore.sh installs it, or "
-            "pip install 'functa[explore]'"
+            f"the package {error.name} is not installed: launch/explore.sh installs it, or pip install starlette uvicorn"
         ) from error
     from functa.explore.explorer import Explorer
     from functa.explore.opened import open_run
