@@ -7,6 +7,7 @@ told before: exit status 2.
 """
 
 import argparse
+import logging
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 
 _HOST = "127.0.0.1"
 _FIRST_PORT, _PORTS = 6106, 100  # one hundred after TensorBoard's
-_PATIENCE = 2  # seconds for answers under way when it ends
+_PATIENCE = 1  # seconds for answers under way when it ends
 
 
 def listen(port: int | None) -> socket.socket:
@@ -56,10 +57,12 @@ def serve(args: argparse.Namespace) -> None:
 
         from functa.explore import web
     except ModuleNotFoundError as error:
-        if error.name not in ("anyio", "starlette", "uvicorn"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("anyio", "starlette", "uvicorn"):
             raise
         raise ValueError(
-            f"the package {error.name} is not installed: launch/explore.sh installs it, or pip install starlette uvicorn"
+            f"the package {package} is not installed: launch/explore.sh installs it, or pip install "
+            "starlette uvicorn"
         ) from error
     from functa.explore.explorer import Explorer
     from functa.explore.opened import open_run
@@ -71,6 +74,11 @@ def serve(args: argparse.Namespace) -> None:
                 f"http://{_HOST}:{bound.getsockname()[1]}/ shows {args.run}; Ctrl-C ends it",
                 flush=True,
             )
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # Who ends it knows that what is under way is cut off.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            await super().shutdown(sockets)
 
     with listen(args.port) as bound:
         app = web.make_app(Explorer(open_run(args.run, data_dir=args.data_dir)))

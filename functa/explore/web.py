@@ -82,19 +82,23 @@ def make_app(explorer: Explorer) -> Starlette:
     }
 
     def question(function: Callable[[Explorer, Any], dict[str, Any]]):
+        def answer(body: Any) -> dict[str, Any]:
+            try:
+                return function(explorer, body)
+            finally:
+                explorer.doing = ""
+
         async def ask(request: Request) -> Response:
             try:
                 body = await _read(request)
-                answer = await turns.take(request, lambda: function(explorer, body))
+                answered = await turns.take(request, lambda: answer(body))
             except ValueError as error:
                 return _error(str(error), 400)
             except BusyError as error:
                 return _error(str(error), 503)
             except (MemoryError, OSError, FloatingPointError, RuntimeError) as error:
                 return _error(f"{type(error).__name__}: {error}", 500)
-            finally:
-                explorer.doing = ""
-            return JSONResponse(answer, headers=_HEADERS)
+            return JSONResponse(answered, headers=_HEADERS)
 
         return ask
 
