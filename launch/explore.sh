@@ -37,7 +37,6 @@ done
 [ -n "$run" ] || refuse "no run given; $usage"
 [ -d "$run" ] || [[ "$run" == *://* ]] || refuse "no run directory $run; list yours with: ls runs"
 
-# Only what the page is served by: JAX for an accelerator stays as it is.
 "$root/launch/environment.sh" explore
 # -P: a folder named functa where the command was given is not the package.
 exec "$root/.venv/bin/python" -P -m functa.explore "${passed[@]+"${passed[@]}"}" -- "$run"
