@@ -327,8 +327,10 @@ def test_a_narrow_screen_is_enough(address, scheme):
 
 def test_every_field_and_button_has_a_name(page):
     nameless = page.script(
-        """return [...document.querySelectorAll("button, input, select, canvas, img")].filter((element) =>
-          !(element.labels?.length || element.ariaLabel || element.textContent.trim() || element.alt
+        """const text = (nodes) => [...nodes].some((node) => node.nodeType === 3 && node.data.trim());
+          return [...document.querySelectorAll("button, input, select, canvas, img")].filter((element) =>
+          !([...element.labels ?? []].some((label) => text(label.childNodes)) || element.ariaLabel
+            || element.matches("button") && element.textContent.trim() || element.alt
             || element.closest("#chosen[hidden]") || element.id === "between"))
           .map((element) => element.outerHTML)"""
     )

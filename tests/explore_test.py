@@ -99,6 +99,7 @@ def test_an_image_is_decoded_at_a_scale_beside_bicubic(explorer, there):
 def test_a_sample_is_decoded_beside_bicubic_of_itself(explorer):
     (sample,) = samples_of([3], 7)
     made, small = explorer.decode(sample, scale=2), explorer.decode(sample, scale=1)
+    assert (made.image.shape, small.image.shape) == ((16, 16, 1), (8, 8, 1))
     assert made.original is None
     assert "no original" in made.note
     np.testing.assert_allclose(made.bicubic, np.clip(bicubic(small.image[None], 2), 0, 1)[0])

@@ -407,13 +407,20 @@ def until(ready, seconds=20.0):
 # The program.
 
 
-def refusal(capsys, *arguments):
-    with pytest.raises(SystemExit) as ended:
-        program.main(list(map(str, arguments)))
-    assert ended.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return captured.err
+@pytest.fixture
+def refusal(capsys, monkeypatch):
+    """Calls the program, which must not serve, and returns what it says."""
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: pytest.fail("it serves"))
+
+    def told(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            program.main(list(map(str, arguments)))
+        assert ended.value.code == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        return captured.err
+
+    return told
 
 
 def copy_of(run, folder, *parts):
@@ -423,30 +430,30 @@ def copy_of(run, folder, *parts):
     return folder
 
 
-def test_what_is_no_run_is_told(run, tmp_path, capsys):
-    assert f"there is no folder {tmp_path / 'no'}" in refusal(capsys, tmp_path / "no")
-    assert "is not the directory of a run" in refusal(capsys, tmp_path)
+def test_what_is_no_run_is_told(run, tmp_path, refusal):
+    assert f"there is no folder {tmp_path / 'no'}" in refusal(tmp_path / "no")
+    assert "is not the directory of a run" in refusal(tmp_path)
     no_field = copy_of(run, tmp_path / "no_field", "config.json", "functaset")
-    assert "the stage meta_learn of" in refusal(capsys, no_field)
+    assert "the stage meta_learn of" in refusal(no_field)
     no_set = copy_of(run, tmp_path / "no_set", "config.json", "meta_learn")
-    assert "no complete functaset there" in refusal(capsys, no_set)
+    assert "no complete functaset there" in refusal(no_set)
     other = generator_runs.make(tmp_path / "other", **{"field.width": 8})
     mixed = copy_of(run, tmp_path / "mixed", "config.json", "meta_learn")
     (mixed / "functaset").symlink_to(other / "functaset")
-    assert "was encoded with the field sha256:" in refusal(capsys, mixed)
+    assert "was encoded with the field sha256:" in refusal(mixed)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "x", "", "8e3", "٣"])
-def test_what_is_no_port_is_told(run, capsys, port):
-    assert "a port is a whole number from 1 to 65535" in refusal(capsys, run, f"--port={port}")
+def test_what_is_no_port_is_told(run, refusal, port):
+    assert "a port is a whole number from 1 to 65535" in refusal(run, f"--port={port}")
 
 
-def test_a_port_that_is_taken_is_told_at_once(run, capsys):
+def test_a_port_that_is_taken_is_told_at_once(run, refusal):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        told = refusal(capsys, run, f"--port={port}")
+        told = refusal(run, f"--port={port}")
         assert f"port {port} of 127.0.0.1 cannot be used (Address already in use)" in told
 
 
@@ -458,13 +465,13 @@ def test_without_a_port_the_next_free_one_is_taken():
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "starlette"])
-def test_without_the_library_the_way_out_is_told(run, capsys, monkeypatch, name):
+def test_without_the_library_the_way_out_is_told(run, refusal, monkeypatch, name):
     for module in list(sys.modules):
         if module.partition(".")[0] == name:
             monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "functa.explore.web")
     monkeypatch.delattr("functa.explore.web")
-    told = refusal(capsys, run)
+    told = refusal(run)
     assert f"the package {name} is not installed: launch/explore.sh installs it" in told
 
 
