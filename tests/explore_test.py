@@ -351,3 +351,19 @@ def test_a_generator_of_another_functaset_is_not_used(run, tmp_path):
     there = opened.open_run(tmp_path / "run", data_dir=None)
     assert there.generator is None
     assert "was trained on the functaset sha256:1" in there.no_generator
+
+
+def test_images_in_colour(tmp_path, monkeypatch):
+    data = {"data.source": "tfds", "data.name": "mine", "data.image_shape": (8, 8, 3)}
+    there = opened.open_run(generator_runs.make(tmp_path / "run", **data), data_dir=None)
+    explorer = Explorer(there)
+    assert explorer.browse("test", start=0, count=5, label=None).images.shape == (5, 8, 8, 3)
+    assert explorer.decode(Record("test", 0), scale=2).bicubic.shape == (16, 16, 3)
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    monkeypatch.setattr(there.originals, "test_image", lambda row: (image, 3))
+    hidden = np.tril(np.ones((8, 8), bool))
+    made = explorer.impute(0, hidden, draws=2, steps=2, seed=0)
+    expected = image[~hidden] / np.float32(255)
+    for picture in (made.without, *made.draws, made.mean, made.seen[..., :3]):
+        np.testing.assert_allclose(picture[~hidden], expected, atol=1e-6)
+    np.testing.assert_array_equal(made.seen[..., 3] == 0, hidden)
