@@ -51,7 +51,7 @@ def server(tmp_path_factory, program_env):
     yield start
     for process in processes:
         process.terminate()
-        assert process.communicate(timeout=20)[0] == ""  # nothing went wrong in it
+        assert process.communicate(timeout=60)[0] == ""  # nothing went wrong in it
         assert process.returncode == 0
 
 
@@ -307,6 +307,12 @@ def test_painting_and_imputing(page):
     draws = page.pixels("#draws img")
     assert len(set(map(tuple, draws))) == 3
     page.keep("impute")
+    page.click("#tab-browse")
+    page.all("#records .thumb")[2].click()
+    page.click("#to-impute")
+    page.wait(lambda: "0 of 64" in page.one("#mask-note").text)
+    assert page.one("#impute [name=row]").get_attribute("value") == "2"
+    assert canvas() not in (clear, painted)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

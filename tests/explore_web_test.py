@@ -54,7 +54,7 @@ class Client:
 
     def close(self):
         self.server.should_exit = True
-        self.thread.join(20)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
     def fetch(self, path, body=None, **headers):
@@ -319,7 +319,7 @@ def test_questions_are_answered_one_at_a_time(explorer, monkeypatch):
         busy.append(row)
         most.append(len(busy))
         explorer.doing = f"looking at {row}"
-        assert hold.wait(20)
+        assert hold.wait(60)
         time.sleep(0.01)
         busy.remove(row)
         return np.zeros((8, 8, 1), np.uint8), 0
@@ -344,7 +344,7 @@ def test_questions_are_answered_one_at_a_time(explorer, monkeypatch):
         assert json.loads(client.fetch("/api/doing")[2])["doing"] == f"looking at {busy[0]}"
         hold.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         assert sorted(status for status, _ in answers) == [200] * 4 + [503] * 2
         assert max(most) == 1
         assert json.loads(client.fetch("/api/doing")[2])["doing"] == ""
@@ -358,7 +358,7 @@ def test_who_leaves_is_not_worked_for(explorer, monkeypatch):
 
     def slow(row):
         seen.append(row)
-        assert hold.wait(20)
+        assert hold.wait(60)
         return np.zeros((8, 8, 1), np.uint8), 0
 
     monkeypatch.setattr(explorer, "test_image", slow)
@@ -397,7 +397,7 @@ def test_what_fails_is_told(explorer, client, monkeypatch):
     )
 
 
-def until(ready, seconds=20.0):
+def until(ready, seconds=60.0):
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end
@@ -490,7 +490,7 @@ def test_it_ends_when_it_is_asked_to(run, program_env, number, busy):
     try:
         address = process.stdout.readline()
         found = re.match(r"http://127\.0\.0\.1:(\d+)/ shows .+; Ctrl-C ends it\n", address)
-        assert found, address + process.communicate(timeout=20)[1]
+        assert found, address + process.communicate(timeout=60)[1]
         with contextlib.closing(
             http.client.HTTPConnection("127.0.0.1", int(found[1]))
         ) as connection:
@@ -502,7 +502,7 @@ def test_it_ends_when_it_is_asked_to(run, program_env, number, busy):
                 )
                 time.sleep(0.5)
             process.send_signal(number)
-            output, error = process.communicate(timeout=20)
+            output, error = process.communicate(timeout=60)
         assert (process.returncode, output) == (0, "")
         assert "Traceback" not in error
     finally:

@@ -1,25 +1,8 @@
 // The panels of the page. An image is named as the server wants it: {split, row}, or {seed, number, class, settings}.
 
 import { ask, figure, find, latest, make, onSubmit, picture, told } from "./ask.js";
-import { Mask } from "./paint.js";
-
-const run = await ask("run").catch((problem) => {
-  find("#facts").textContent = problem.message;
-  throw problem;
-});
-const [height, width] = run.image_shape;
-const canGenerate = !run.generator.missing;
-const panels = Object.fromEntries(["browse", "decode", "generate", "strip", "impute"].map((id) => [id, find(`#${id}`)]));
-const forms = Object.fromEntries(Object.entries(panels).map(([id, panel]) => [id, find("form", panel).elements]));
-
-function className(label) {
-  if (label === null || label < 0) return "no class";
-  const name = run.class_names[label] ?? String(label);
-  return /^\d+$/.test(name) ? `class ${name}` : name;
-}
-
-const decibels = (value) => (value === null ? "–" : `${value.toFixed(2)} dB`);
-const options = (entries) => entries.map(([value, text]) => make("option", { value, textContent: text }));
+import { imputeThis, showTest } from "./impute.js";
+import { canGenerate, className, decibels, forms, height, options, panels, run, width } from "./run.js";
 
 // What is done where an image is chosen.
 
@@ -49,6 +32,11 @@ function choose(image, button) {
   for (const id of ["#to-first", "#to-last"]) find(id).hidden = !canGenerate;
   find("#to-impute").hidden = !canGenerate || image.of.split !== "test" || !image.original;
 }
+
+find("#to-impute").addEventListener("click", () => {
+  open("impute");
+  imputeThis(chosen.of.row);
+});
 
 function open(id) {
   for (const [name, panel] of Object.entries(panels)) {
@@ -232,57 +220,6 @@ for (const id of ["first", "last"]) {
   find(`#to-${id}`).addEventListener("click", () => { setEnd(id, chosen); open("strip"); });
 }
 
-// Impute.
-
-const mask = new Mask(find("#mask"), (count) => {
-  find("#mask-note").textContent = `${count} of ${height * width} pixels are hidden.`;
-});
-
-const showTest = latest(() => told(panels.impute, async () => {
-  const { image, class: label } = await ask("test_image", { row: Number(forms.impute.row.value) });
-  await mask.show(image, [height, width]);
-  find("#mask").title = className(label);
-  find("#imputed").replaceChildren();
-  find("#draws-shown").hidden = true;
-}));
-
-onSubmit(forms.impute.draws.form, () => told(panels.impute, async () => {
-  const form = forms.impute;
-  const made = await ask("impute", {
-    row: Number(form.row.value), hidden: mask.rows(), draws: Number(form.draws.value), steps: Number(form.steps.value),
-    seed: Number(form.seed.value),
-  });
-  const result = (source, name, psnr, kind) => figure(
-    picture(source, name, kind), make("b", { textContent: name }), psnr === undefined ? "" : `, ${decibels(psnr)}`,
-  );
-  find("#imputed").replaceChildren(
-    result(made.seen, "seen", undefined, "pixels checked"),
-    result(made.without, "without prior", made.psnr.without),
-    result(made.draws[0], "a draw with prior", made.psnr.draw),
-    result(made.mean, "mean of draws", made.psnr.mean),
-    make("p", { className: "note", textContent: "PSNR of the hidden pixels." }),
-  );
-  find("#draws").replaceChildren(...made.draws.map((source, k) => picture(source, `draw ${k + 1}`)));
-  find("#draws-shown").hidden = false;
-}));
-
-forms.impute.row.addEventListener("change", showTest);
-find("#impute-any").addEventListener("click", () => {
-  forms.impute.row.value = Math.floor(Math.random() * run.originals.num_test);
-  showTest();
-});
-find("#to-impute").addEventListener("click", () => {
-  forms.impute.row.value = chosen.of.row;
-  open("impute");
-  showTest();
-});
-const showBrush = () => { mask.brush = Number(find("#brush").value); find("#brush-size").value = `${mask.brush} px`; };
-find("#brush").addEventListener("input", showBrush);
-find("#uncover").addEventListener("change", (event) => { mask.uncover = event.target.checked; });
-find("#left-half").addEventListener("click", () => mask.leftHalf());
-find("#most").addEventListener("click", () => mask.random(0.9));
-find("#clear").addEventListener("click", () => mask.clear());
-
 // The page as a whole.
 
 function scalesUpTo(most) {
@@ -303,8 +240,6 @@ function setUp() {
   forms.browse.originals.checked = !run.originals.missing;
   forms.decode.scale.max = run.largest_scale;
   showScale();
-  showBrush();
-  find("#brush").max = Math.max(3, Math.round(Math.max(height, width) / 2));
   const why = { generate: run.generator.missing, strip: run.generator.missing };
   why.impute = run.generator.missing || run.originals.missing;
   for (const [id, missing] of Object.entries(why)) {

@@ -37,6 +37,8 @@ _FILES = {
     "/explore.css": ("explore.css", "text/css"),
     "/explore.js": ("explore.js", "text/javascript"),
     "/ask.js": ("ask.js", "text/javascript"),
+    "/run.js": ("run.js", "text/javascript"),
+    "/impute.js": ("impute.js", "text/javascript"),
     "/paint.js": ("paint.js", "text/javascript"),
 }
 
