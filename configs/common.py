@@ -136,6 +136,7 @@ def base() -> ConfigDict:
     config.generate.guidance = ConfigDict()
     config.generate.guidance.scale = 1.0  # 1: none; 0: of any class
     config.generate.guidance.interval = (0.0, 1e6)  # of sigma, where it acts
+    config.generate.sweep = (1.0, 1.5, 2.0, 3.0)  # scales of guidance that the report compares
     config.generate.samples = 1000  # that are judged; no more than test images
     config.generate.sample_batch_size = 100  # samples a device at a time
     # What images are described by where sets of them are compared: a network trained on the labels, or pca.
@@ -243,7 +244,7 @@ def use_tiny(config: ConfigDict) -> None:
         config.generate.model.update(width=32, depth=1, mlp_width=32)
     config.generate.update(
         batch_size=16, steps=12, eval_batch_size=16, log_every=4, eval_every=6, checkpoint_every=3,
-        samples=64, sample_batch_size=16,
+        samples=64, sample_batch_size=16, sweep=(1.0, 2.0),
     )  # fmt: skip
     config.generate.schedule.steps = 4
     config.generate.features.steps = 5

@@ -112,27 +112,36 @@ def _rows(colours: np.ndarray) -> np.ndarray:
 
 def scales(arrays: Arrays) -> Section | None:
     """The same latents decoded at one, four and sixteen times the resolution."""
-    names = [name for name in ("decoded_1x", "decoded_4x", "decoded_16x") if name in arrays]
+    body = resolutions(arrays, "decoded")
+    lead = (
+        "A field has no resolution: the same latents, asked for the values at more positions. "
+        "Nothing between the pixels was ever trained on."
+    )
+    return Section("scales", "Decoding at any resolution", lead, body) if body else None
+
+
+def resolutions(arrays: Arrays, kind: str) -> str:
+    """A row an image of the arrays KIND_1x, KIND_2x, ... [n, H, W, c], as far as there are; "" without any."""
+    names = sorted(
+        (name for name in arrays if name.startswith(f"{kind}_")),
+        key=lambda name: arrays[name].shape[1],
+    )
     if not names:
-        return None
+        return ""
     body = ""
     for index in range(len(arrays[names[0]])):
         row = ""
         for name in names:
             image = arrays[name][index]
             h, w, _ = image.shape
-            caption = f"{name.removeprefix('decoded_').replace('x', '×')}: {h} × {w} pixels"
+            caption = f"{name.removeprefix(f'{kind}_').replace('x', '×')}: {h} × {w} pixels"
             picture = pictures.shrink(image, MOST_PIXELS)
             if len(picture) < h:
                 caption += f", shown at {picture.shape[0]} × {picture.shape[1]}"
-            kind = "pixels" if max(h, w) < 200 else "smooth"
-            row += page.figure(page.image(picture, alt=caption, kind=kind), caption)
+            drawn = "pixels" if max(h, w) < 200 else "smooth"
+            row += page.figure(page.image(picture, alt=caption, kind=drawn), caption)
         body += f'<div class="row scales">{row}</div>'
-    lead = (
-        "A field has no resolution: the same latents, asked for the values at more positions. "
-        "Nothing between the pixels was ever trained on."
-    )
-    return Section("scales", "Decoding at any resolution", lead, body)
+    return body
 
 
 def inner_steps(arrays: Arrays) -> Section | None:

@@ -1,22 +1,27 @@
-"""Judging what the stage generate has drawn: labels, distances beside their floor and ceiling, neighbours."""
+"""What the stage generate draws, and how it is judged: labels, distances beside floor and ceiling, neighbours."""
 
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from functa import distances, inception, judging
+from functa import distances, inception, judging, sampling
 from functa import features as features_lib
 from functa.config import outside
 from functa.data.functaset import Functaset
 from functa.data.functaset_format import float32_latents
 from functa.data.images import ImageSource
 from functa.features import Extractor
+from functa.normalization import Normalization
+from functa.progress import Bar
+from functa.tasks import generation
 
 # That samples are compared with, and that the Gaussian is fitted to.
 MOST_TRAINING_EXAMPLES = 50_000
+MOST_SWEPT = 500  # samples at every scale of guidance that is compared
 MOST_NEIGHBOURS_OF = 1000  # samples whose nearest training images are looked for
 SHOWN_OF_A_CLASS = 10  # samples in the report
 SHOWN_NEIGHBOURS = 10
@@ -54,61 +59,166 @@ def sample_count(config: ConfigDict, functaset: Functaset) -> int:
     return count
 
 
-def judge(
-    config: ConfigDict,
-    functaset: Functaset,
-    *,
-    sources: dict[str, ImageSource],
-    latents: np.ndarray,
-    labels: np.ndarray,
-    decode: Callable[[np.ndarray], np.ndarray],
-    classes: Callable[[np.ndarray], np.ndarray],
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What there is to say of samples, on one process.
+class Drawing:
+    """The samples that are judged, and fewer at every scale of guidance that is compared, in files."""
 
-    Args:
-      latents: [n, i, j, d] float32 of the samples; labels: [n] int32, the classes asked for, those of the
-        first n test images.
-      decode: latents -> images in [0, 1]; classes: latents -> classes, by the run's classifier.
-    Returns:
-      (metrics, arrays for the report).
-    """
-    count = len(latents)
-    train = sources["train"].read(_first(sources["train"].num_examples))
-    test = sources["test"].read(np.arange(count))
-    copies = functaset.manifest.config["encode"]["num_augmentations"]
-    of_train = functaset.source("train", cache="none")
-    rows = _first(of_train.num_examples // copies) * copies
-    train_latents = np.asarray(float32_latents(of_train.read(rows)))
-    of_test = functaset.source("test", cache="none").read(np.arange(count))
-    test_latents = np.asarray(float32_latents(of_test))
-    images = {
-        "test": test["image"] / np.float32(255),
-        "samples": decode(latents),
-        "reconstructions": decode(test_latents),
-        "gaussian": decode(gaussian_samples(train_latents, count, seed=config.seed)),
-    }
-    judged = judging.judge(extractor(config, train=train, test=test), **images, seed=config.seed)
-    few = slice(MOST_NEIGHBOURS_OF)
-    pixels = judging.memorisation(
-        train=train["image"] / np.float32(255),
-        test=images["test"][few],
-        samples=images["samples"][few],
-    )
-    space = judging.memorisation(train=train_latents, test=test_latents[few], samples=latents[few])
-    nearest = pixels.samples.indices[:SHOWN_NEIGHBOURS, 0]
-    arrays = {
-        "samples": by_class(images["samples"], labels, config.data.num_classes),
-        "compared": images["samples"][:SHOWN_NEIGHBOURS],
-        "nearest": train["image"][nearest] / np.float32(255),
-        "gaussian": images["gaussian"][:SHOWN_OF_A_CLASS],
-    }
-    return {
-        "label_agreement": float(np.mean(classes(latents) == labels)),
-        "memorisation_ratio": pixels.ratio,
-        "memorisation_ratio_latents": space.ratio,
-        **judged,
-    }, arrays
+    def __init__(self, config: ConfigDict, directory: epath.PathLike, labels: np.ndarray):
+        """directory: of the files; labels: [n] int32, of each sample that is judged."""
+        self.config, self.directory, self.labels = config, epath.Path(directory), labels
+
+    def draw(
+        self,
+        normalization: Normalization,
+        params: Any,
+        *,
+        say: Callable[[str], None],
+        stop: Callable[[], None],
+        process_index: int,
+        process_count: int,
+    ) -> float:
+        """Draws what is missing of this process's share; returns samples a second, of those that are judged.
+
+        Args:
+          params: of the generator, on the host.
+          stop: called between blocks; may raise.
+        """
+        sample = generation.make_sampler(self.config, normalization)
+
+        def draw(name: str, sampler: sampling.Sampler, params: Any, labels: np.ndarray) -> float:
+            return sampling.draw(
+                self.directory / name,
+                sampler=sampler,
+                params=params,
+                labels=labels,
+                block=self.config.generate.sample_batch_size,
+                progress=Bar(say, f"generate  blocks of samples, {name}"),
+                stop=stop,
+                process_index=process_index,
+                process_count=process_count,
+            )
+
+        def guided(inputs: Any, numbers: jax.Array, labels: jax.Array) -> jax.Array:
+            return sample(inputs["params"], numbers, labels, scale=inputs["scale"]).latents
+
+        rate = draw("judged", lambda *inputs: sample(*inputs).latents, params, self.labels)
+        for scale in self.config.generate.sweep:
+            inputs = {"params": params, "scale": np.float32(scale)}
+            draw(_of_scale(scale), guided, inputs, self.labels[:MOST_SWEPT])
+        return rate
+
+    def collect(self) -> tuple[np.ndarray, dict[float, np.ndarray]]:
+        """Latents [n, i, j, d] of the samples that are judged, and {scale: latents}."""
+        few = len(self.labels[:MOST_SWEPT])
+        swept = {
+            float(scale): self._collect(_of_scale(scale), few)
+            for scale in self.config.generate.sweep
+        }
+        return self._collect("judged", len(self.labels)), swept
+
+    def _collect(self, name: str, count: int) -> np.ndarray:
+        block = self.config.generate.sample_batch_size
+        return sampling.collect(self.directory / name, count=count, block=block)
+
+
+def _of_scale(scale: float) -> str:
+    return f"guidance-{scale:g}"
+
+
+class Judge:
+    """What there is to say of samples, on one process; the images are read and described once."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        functaset: Functaset,
+        *,
+        sources: dict[str, ImageSource],
+        count: int,
+        decode: Callable[[np.ndarray], np.ndarray],
+        classes: Callable[[np.ndarray], np.ndarray],
+    ):
+        """
+        Args:
+          count: of test images, the first ones, that samples are compared with.
+          decode: latents -> images in [0, 1]; classes: latents -> classes, by the run's classifier.
+        """
+        self.config, self.decode, self.classes = config, decode, classes
+        self.train = sources["train"].read(_first(sources["train"].num_examples))
+        self.test = sources["test"].read(np.arange(count))
+        copies = functaset.manifest.config["encode"]["num_augmentations"]
+        of_train = functaset.source("train", cache="none")
+        rows = _first(of_train.num_examples // copies) * copies
+        self.train_latents = np.asarray(float32_latents(of_train.read(rows)))
+        of_test = functaset.source("test", cache="none").read(np.arange(count))
+        self.test_latents = np.asarray(float32_latents(of_test))
+        self.extractor = extractor(config, train=self.train, test=self.test)
+
+    def judge(
+        self, latents: np.ndarray, labels: np.ndarray
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """(metrics, arrays for the report).
+
+        Args:
+          latents: [n, i, j, d] float32 of the samples; labels: [n] int32, the classes asked for, those of the test
+            images.
+        """
+        count, config = len(latents), self.config
+        gaussian = gaussian_samples(self.train_latents, count, seed=config.seed)
+        images = {
+            "test": self.test["image"] / np.float32(255),
+            "samples": self.decode(latents),
+            "reconstructions": self.decode(self.test_latents),
+            "gaussian": self.decode(gaussian),
+        }
+        judged = judging.judge(self.extractor, **images, seed=config.seed)
+        few = slice(MOST_NEIGHBOURS_OF)
+        pixels = judging.memorisation(
+            train=self.train["image"] / np.float32(255),
+            test=images["test"][few],
+            samples=images["samples"][few],
+        )
+        space = judging.memorisation(
+            train=self.train_latents, test=self.test_latents[few], samples=latents[few]
+        )
+        nearest = pixels.samples.indices[:SHOWN_NEIGHBOURS, 0]
+        arrays = {
+            "samples": by_class(images["samples"], labels, config.data.num_classes),
+            "compared": images["samples"][:SHOWN_NEIGHBOURS],
+            "nearest": self.train["image"][nearest] / np.float32(255),
+            "gaussian": images["gaussian"][:SHOWN_OF_A_CLASS],
+        }
+        return {
+            "label_agreement": self.agreement(latents, labels),
+            "memorisation_ratio": pixels.ratio,
+            "memorisation_ratio_latents": space.ratio,
+            **judged,
+        }, arrays
+
+    def agreement(self, latents: np.ndarray, labels: np.ndarray) -> float:
+        return float(np.mean(self.classes(latents) == labels))
+
+    def sweep(self, drawn: dict[float, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
+        """Arrays for the report, [s]: sweep_scale, sweep_agreement, sweep_distance (kernel distance from all test
+        images) and sweep_standard_error of it.
+
+        Args:
+          drawn: {scale of guidance: latents [m, i, j, d]}; labels: [n] int32, of which the first m were asked for.
+        """
+        if not drawn:
+            return {}
+        test = self.extractor.extract(self.test["image"] / np.float32(255))
+        distances_of = [
+            judging.kernel(test, self.extractor.extract(self.decode(latents)), self.config.seed)
+            for latents in drawn.values()
+        ]
+        return {
+            "sweep_scale": np.asarray(list(drawn)),
+            "sweep_agreement": np.asarray(
+                [self.agreement(latents, labels[: len(latents)]) for latents in drawn.values()]
+            ),
+            "sweep_distance": np.asarray([estimate.value for estimate in distances_of]),
+            "sweep_standard_error": np.asarray([e.standard_error for e in distances_of]),
+        }
 
 
 def _first(count: int) -> np.ndarray:

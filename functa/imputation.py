@@ -43,6 +43,13 @@ KINDS = {
     "lowres4": Kind("all", LOWRES, 0.0),
     "noisy": Kind("all", 1, 0.2),
 }
+# What is compared, and in words.
+METHODS = {
+    "without": "without prior",
+    "average": "mean training image",
+    "draw": "one draw with prior",
+    "mean": "mean of draws with prior",
+}
 
 
 class Observation(NamedTuple):

@@ -8,6 +8,7 @@ import numpy as np
 
 from functa import imputation, rng, samplers
 from functa.data.functaset_format import float32_latents
+from functa.imputation import METHODS
 from functa.tasks import generation
 from functa.trained import Generator
 
@@ -105,14 +106,6 @@ class Imputer:
         return decode(drawn)
 
 
-METHODS = {
-    "without": "without prior",
-    "average": "mean training image",
-    "draw": "one draw with prior",
-    "mean": "mean of draws with prior",
-}
-
-
 def compare(
     imputer: Imputer,
     images: np.ndarray,
@@ -121,7 +114,7 @@ def compare(
     draws: int,
     average: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Every one of METHODS on images of which a part is hidden.
+    """Every one of imputation.METHODS on images of which a part is hidden.
 
     Args:
       images: [b, h, w, c] float32; names: [b] integers, the randomness of what is seen and of draws.

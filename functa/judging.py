@@ -146,14 +146,19 @@ def _frechet(halves: dict[str, Halves]) -> dict[str, float]:
     }
 
 
+def kernel(first: np.ndarray, second: np.ndarray, seed: int) -> distances.Estimate:
+    """Kernel distance of two sets of features [n, k] and [m, k], by ten subsets."""
+    size = min(len(first), len(second)) // _SUBSETS
+    return distances.kernel_distance(first, second, subset_size=size, seed=seed)
+
+
 def _kernel(test: np.ndarray, samples: np.ndarray, real: Halves, seed: int) -> dict[str, float]:
     results = {}
     for key, first, second in (
         ("kernel_distance", test, samples),
         ("kernel_distance_floor", *real),
     ):
-        size = min(len(first), len(second)) // _SUBSETS
-        estimate = distances.kernel_distance(first, second, subset_size=size, seed=seed)
+        estimate = kernel(first, second, seed)
         results[key] = estimate.value
         results[f"{key}_standard_error"] = estimate.standard_error
     return results

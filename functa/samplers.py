@@ -223,14 +223,15 @@ def sample(
 
 
 def guided(
-    denoise: Denoise, *, null_class: int, scale: float, interval: tuple[float, float]
+    denoise: Denoise, *, null_class: int, scale: Any, interval: tuple[float, float]
 ) -> Denoise:
     """Classifier-free guidance in an interval of noise levels.
 
     Args:
       null_class: the label that means "of any class".
       scale: 0 is the unconditional denoiser, 1 the conditional one (at the price of one), more exaggerates
-        what the class adds: unconditional + scale * (conditional - unconditional).
+        what the class adds: unconditional + scale * (conditional - unconditional). A float, or a traced scalar, so
+        that one program does for many scales; what a traced one costs does not depend on it.
       interval: (lowest, highest) sigma where it acts, ends included; outside, the denoiser is the conditional one
         and the unconditional one is not evaluated.
     Raises:
@@ -238,9 +239,11 @@ def guided(
     Source: Ho and Salimans 2022, equation 6; Kynkaanniemi et al. 2024 (arXiv 2404.07724).
     """
     low, high = interval
-    problems = outside({"scale": (scale, 0.0, 1e3), "interval[1]": (high, 0.0, 1e6)})
-    _refuse("guidance", problems + outside({"interval[0]": (low, 0.0, high)}))
-    if scale == 1:
+    traced = isinstance(scale, jax.Array)
+    problems = [] if traced else outside({"scale": (scale, 0.0, 1e3)})
+    problems += outside({"interval[1]": (high, 0.0, 1e6), "interval[0]": (low, 0.0, high)})
+    _refuse("guidance", problems)
+    if not traced and scale == 1:
         return denoise
 
     def guided_denoise(noisy, sigma, labels):

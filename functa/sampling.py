@@ -16,6 +16,9 @@ from etils import epath
 from functa import disk
 from functa import mesh as mesh_lib
 
+# (params, numbers [b], labels [b]) -> latents [b, i, j, d]
+Sampler = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
 
 def block_file(directory: epath.PathLike, number: int) -> epath.Path:
     return epath.Path(directory) / f"block-{number:06d}.npy"
@@ -24,7 +27,7 @@ def block_file(directory: epath.PathLike, number: int) -> epath.Path:
 def draw(
     directory: epath.PathLike,
     *,
-    sampler: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    sampler: Sampler,
     params: Any,
     labels: np.ndarray,
     block: int,
@@ -36,7 +39,6 @@ def draw(
     """Writes this process's share of samples 0 ... len(labels) - 1.
 
     Args:
-      sampler: (params, numbers [b], labels [b]) -> latents [b, i, j, d].
       params: on the host.
       labels: [n] int32, of each sample.
       block: samples that a device draws at a time.

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from functa import page, pictures
+from functa import charts, gallery, metrics, page, pictures
+from functa.imputation import METHODS
 from functa.page import Section
 
 Arrays = dict[str, np.ndarray]
@@ -10,7 +11,7 @@ Arrays = dict[str, np.ndarray]
 
 def sections(arrays: Arrays) -> list[Section]:
     """Those whose arrays are there; `functa.report.write_report` says what the arrays are."""
-    makers = (samples, neighbours)
+    makers = (samples, sweep, ladder, imputed, neighbours)
     return [section for maker in makers if (section := maker(arrays))]
 
 
@@ -26,6 +27,64 @@ def samples(arrays: Arrays) -> Section | None:
         body += page.figure(_sheet([arrays["gaussian"]], caption), caption)
     lead = f"Latents drawn by the generator, decoded by the field to {h} × {w} pixels, {count} of each class."
     return Section("samples", "Generated", lead, f'<div class="row">{body}</div>')
+
+
+def sweep(arrays: Arrays) -> Section | None:
+    """Labels and distance over the scale of guidance."""
+    if "sweep_scale" not in arrays:
+        return None
+    scale = arrays["sweep_scale"].tolist()
+    body = ""
+    for title, values in (
+        ("seen as the class asked for, %", 100 * arrays["sweep_agreement"]),
+        ("kernel distance from test images", arrays["sweep_distance"]),
+    ):
+        chart = charts.line_chart(
+            [charts.Series("", scale, values.tolist())],
+            x_label="scale of guidance",
+            description=f"{title}, by the scale of guidance",
+        )
+        body += page.chart(
+            title,
+            page.legend([f"{a:g}: {b:.4g}" for a, b in zip(scale, values, strict=True)]),
+            chart,
+        )
+    errors = arrays["sweep_standard_error"]
+    lead = (
+        "What exaggerating the class does to the same samples: they are easier to recognise and less various. "
+        f"1 is no guidance. The standard error of the distances is about {errors.mean():.1g}."
+    )
+    return Section("guidance", "Guidance", lead, f'<div class="charts">{body}</div>')
+
+
+def ladder(arrays: Arrays) -> Section | None:
+    """Samples at several resolutions."""
+    body = gallery.resolutions(arrays, "ladder")
+    lead = "Samples have no resolution either: the same latents, at the resolution of training and above it."
+    return Section("ladder", "Samples at any resolution", lead, body) if body else None
+
+
+def imputed(arrays: Arrays) -> Section | None:
+    """What is seen of test images, and what is made of it."""
+    if "imputed_original" not in arrays:
+        return None
+    images, body = arrays["imputed_original"], ""
+    columns = {"original": "original", "seen": "what is seen"} | METHODS
+    for index in range(len(images)):
+        row = ""
+        for name, caption in columns.items():
+            if name in METHODS:
+                error = arrays[f"imputed_mse_{name}"][index]
+                caption += f", {float(metrics.psnr(error)):.1f} dB"
+            picture = np.clip(arrays[f"imputed_{name}"][index], 0, 1)
+            row += page.figure(page.image(picture, alt=f"{caption}, image {index + 1}"), caption)
+        body += f'<div class="row film">{row}</div>'
+    lead = (
+        "Test images of which the right half is seen. Latents fitted to it know nothing of the left; with the "
+        "generator as prior they are drawn from what could be there. The mean of draws is best in PSNR, which is of "
+        "the hidden half; a draw looks like an image."
+    )
+    return Section("imputation", "The other half", lead, body)
 
 
 def neighbours(arrays: Arrays) -> Section | None:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from functa import baseline as baseline_lib
 from functa import config as config_lib
-from functa import disk, distributed, fitting, illustration, metrics, sampling
+from functa import disk, distributed, exhibits, fitting, illustration, metrics, sampling
 from functa import encode as encode_lib
 from functa import generate as generate_lib
 from functa import mesh as mesh_lib
@@ -28,7 +28,7 @@ from functa.normalization import make_normalization
 from functa.progress import Bar
 from functa.tasks import Task, classification, generation, meta_learning
 from functa.train import Result, train
-from functa.trained import load_classifier, load_field
+from functa.trained import Generator, load_classifier, load_field
 
 
 class Refused(config_lib.MendableError):
@@ -261,18 +261,9 @@ def generate(run: Run) -> dict[str, Any]:
             raise Interrupted("generate stopped; finished samples are kept")
 
     normalization = make_normalization(functaset, kind=settings.normalization)
-    sampler = generation.make_sampler(run.config, normalization)
     labels = functaset.source("test", cache="none").read(np.arange(count))["label"]
-    rate = sampling.draw(
-        run.workdir / "generate" / "samples",
-        sampler=lambda *inputs: sampler(*inputs).latents,
-        params=generator,
-        labels=labels,
-        block=settings.sample_batch_size,
-        progress=Bar(run.say, "generate  blocks of samples"),
-        stop=stop,
-        **run.processes,
-    )
+    drawing = generate_lib.Drawing(run.config, run.workdir / "generate" / "samples", labels)
+    rate = drawing.draw(normalization, generator, say=run.say, stop=stop, **run.processes)
     metrics = result.metrics | {
         "functaset_digest": functaset.manifest.digest,
         "generator_parameters": sum(leaf.size for leaf in jax.tree.leaves(generator)),
@@ -282,18 +273,14 @@ def generate(run: Run) -> dict[str, Any]:
     distributed.wait("samples")
     if jax.process_index():
         return metrics  # process 0 alone judges
-    latents = sampling.collect(
-        run.workdir / "generate" / "samples", count=count, block=settings.sample_batch_size
+    latents, swept = drawing.collect()
+    judge = generate_lib.Judge(
+        run.config, functaset, sources=run.sources, count=count, decode=decode, classes=classes
     )
-    judged, arrays = generate_lib.judge(
-        run.config,
-        functaset,
-        sources=run.sources,
-        latents=latents,
-        labels=labels,
-        decode=decode,
-        classes=classes,
-    )
+    judged, arrays = judge.judge(latents, labels)
+    arrays |= judge.sweep(swept, labels)
+    whole = Generator(run.config, field, params, functaset, normalization, generator)
+    arrays |= exhibits.imputed(whole, run.sources) | exhibits.ladder(whole, latents)
     run.write_arrays("generate", arrays)
     return metrics | judged
 

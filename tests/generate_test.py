@@ -61,19 +61,22 @@ def source(split):
     )
 
 
-def judge(latents, labels):
+def make_judge():
     config = digits.get_config("tiny")
     config.data.num_classes = 4
     config.generate.features = {"name": "pca", "components": 2}
-    return generate.judge(
+    return generate.Judge(
         config,
         Latents(),
         sources={split: source(split) for split in ("train", "test")},
-        latents=latents,
-        labels=labels,
+        count=COUNT,
         decode=decode,
         classes=lambda latents: np.round(4 * latents[:, 0, 0, 0]).astype(np.int32) % 4,
     )
+
+
+def judge(latents, labels):
+    return make_judge().judge(latents, labels)
 
 
 LABELS = (np.arange(COUNT) % 4).astype(np.int32)
@@ -103,6 +106,20 @@ def test_bad_samples_are_seen():
     )
     assert copies["memorisation_ratio_latents"] == 0
     np.testing.assert_allclose(arrays["compared"], arrays["nearest"], atol=0.003)
+
+
+def test_scales_of_guidance_are_compared():
+    good, few = latents_of(COUNT, 5, LABELS / 4), 60
+    swept = {1.0: good[:few], 2.0: good[:few] + np.float32(0.3)}
+    arrays = make_judge().sweep(swept, LABELS)
+    assert arrays["sweep_scale"].tolist() == [1, 2]
+    assert arrays["sweep_agreement"][0] > 0.6 > 0.3 > arrays["sweep_agreement"][1]
+    near, far = arrays["sweep_distance"]
+    assert far > near + 2 * arrays["sweep_standard_error"].max()
+    (section,) = showcase.sections(arrays)
+    assert section.title == "Guidance"
+    assert f"1: {near:.4g}" in section.body
+    assert make_judge().sweep({}, LABELS) == {}
 
 
 def test_too_few_test_images_are_told():

@@ -150,6 +150,11 @@ def test_pictures_for_the_dashboard(trained):
             {"generate.guidance.scale": 2.0, "generate.label_dropout": 0.0},
             "wants a model that knows",
         ),
+        ({"generate.sweep": (1.0, -2.0)}, r"generate.sweep\[1\]=-2.0 must be from 0"),
+        (
+            {"generate.sweep": (1.0, 2.0), "generate.label_dropout": 0.0},
+            r"generate.sweep\[1\]=2 wants a model that knows",
+        ),
         ({"generate.normalization": "z"}, "generate.normalization='z'"),
         ({"generate.cache": "gpu"}, "generate.cache='gpu'"),
         ({"generate.copies": "one"}, "generate.copies='one': first or all"),

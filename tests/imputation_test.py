@@ -10,7 +10,7 @@ from PIL import Image
 
 from functa import imputation, inner_loop, samplers, trained
 from functa.data import images as images_lib
-from functa.imputer import METHODS
+from functa.imputation import METHODS
 from tests import generator_runs
 from tests.functaset_tools_test import load, refusal
 

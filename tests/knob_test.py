@@ -155,6 +155,7 @@ KNOBS: dict[str, Knob] = {
     "generate.solver.name": Knob("euler", "generate.sample"),
     "generate.guidance.scale": Knob(3.0, "generate.sample"),
     "generate.guidance.interval": Knob((0.1, 2.0), "generate.sample"),
+    "generate.sweep": Knob((1.0, 4.0), "generate.judged"),
     "generate.samples": Knob(48, "generate.judged"),
     "generate.sample_batch_size": Knob(8, "generate.judged"),
     "generate.features.name": Knob("pca", "generate.judged", also={"generate.features": PCA}),

@@ -34,7 +34,6 @@ from functa import (
     normalization,
     pipeline,
     report,
-    sampling,
     stages,
     step,
     train,
@@ -182,21 +181,18 @@ class Probes:
         return program(generation.make_sampler(config, made), params, four, four)
 
     def _judged(self, task, config):
-        """How many samples are drawn at a time, and what they are described by."""
+        """How many samples are drawn, how many at a time and at which scales, and what they are described by."""
         opened = functaset.open_functaset(self._functaset, field_digest=None)
         labels = np.zeros(generate.sample_count(config, opened), np.int32)
         folder, seen = self._folder(), []
         shape = tuple(config.field.latent_shape)
-        sampling.draw(
-            folder,
-            sampler=lambda params, numbers, labels: jnp.zeros((len(numbers), *shape)),
-            params={},
-            labels=labels,
-            block=config.generate.sample_batch_size,
-            progress=lambda done, total: None,
-            stop=lambda: None,
-            **ONE_PROCESS,
-        )
+
+        def sampler(params, numbers, labels, scale=None):
+            return types.SimpleNamespace(latents=jnp.zeros((len(numbers), *shape)))
+
+        drawing = generate.Drawing(config, folder, labels)
+        with mock.patch.object(generation, "make_sampler", return_value=sampler):
+            drawing.draw(None, {}, say=lambda line: None, stop=lambda: None, **ONE_PROCESS)
 
         def made(*arrays, **settings):
             seen.append({key: settings[key] for key in ("steps", "flip") if key in settings})
@@ -208,7 +204,8 @@ class Probes:
             mock.patch.object(features, "fit_pca", made),
         ):
             generate.extractor(config, train=rows, test=rows)
-        return sorted((path.name, path.stat().st_size) for path in folder.iterdir()), seen
+        files = (path for path in folder.rglob("*.npy"))
+        return sorted((str(f.relative_to(folder)), f.stat().st_size) for f in files), seen
 
     def _init(self, task, config):
         return program(task.init, jax.random.key(0))

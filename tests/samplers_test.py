@@ -338,6 +338,14 @@ def test_guidance_is_on_the_line_through_both_denoisers(scale):
     labels = jnp.asarray([1, 2, 3, 4], jnp.int32)
     denoise = samplers.guided(by_class, null_class=7, scale=scale, interval=(0.3, 2.0))
     got = jax.jit(denoise)(x, sigma, labels)
+
+    @jax.jit
+    def traced(scale):
+        return samplers.guided(by_class, null_class=7, scale=scale, interval=(0.3, 2.0))(
+            x, sigma, labels
+        )
+
+    np.testing.assert_allclose(traced(scale), got, rtol=1e-5, atol=1e-5)
     conditional, unconditional = by_class(x, sigma, labels), by_class(x, sigma, labels * 0 + 7)
     expected = np.where(
         np.array([0, 1, 1, 0])[:, None, None, None],

@@ -30,7 +30,8 @@ from etils import epath
 from functa import config as config_lib
 from functa import imputation, metrics, pictures, trained
 from functa.data import images as images_lib
-from functa.imputer import METHODS, Imputer, compare
+from functa.imputation import METHODS
+from functa.imputer import Imputer, compare
 
 _SHOWN = 16  # images
 _SIDE = 32  # pixels; smaller images are enlarged to about this side

@@ -119,11 +119,14 @@ def check(config: ConfigDict) -> list[str]:
         problems.append(f"generate.cache={settings.cache!r}: {', '.join(CACHES)}")
     if settings.copies not in ("first", "all"):
         problems.append(f"generate.copies={settings.copies!r}: first or all")
-    if settings.guidance.scale != 1 and settings.label_dropout == 0:
-        problems.append(
-            f"generate.guidance.scale={settings.guidance.scale:g} wants a model that knows images of any class: set "
-            "generate.label_dropout above 0, or the scale to 1"
-        )
+    swept = {f"generate.sweep[{k}]": scale for k, scale in enumerate(settings.sweep)}
+    problems += outside({key: (scale, 0.0, 1e3) for key, scale in swept.items()})
+    for key, scale in {"generate.guidance.scale": settings.guidance.scale, **swept}.items():
+        if scale != 1 and settings.label_dropout == 0:
+            problems.append(
+                f"{key}={scale:g} wants a model that knows images of any class: set generate.label_dropout above 0, "
+                "or the scale to 1"
+            )
     return problems + outside(
         {
             "generate.label_dropout": (settings.label_dropout, 0.0, 1.0),
@@ -230,41 +233,47 @@ def make_denoise(config: ConfigDict, params: PyTree) -> Denoise:
     return diffusion.make_denoise(make_frame(config), _network(make_model(config), params))
 
 
-def guided(config: ConfigDict, denoise: Denoise) -> Denoise:
-    """`denoise` with config.generate.guidance."""
+def guided(config: ConfigDict, denoise: Denoise, *, scale: Any = None) -> Denoise:
+    """`denoise` with config.generate.guidance, at another scale if one is given."""
     guidance = config.generate.guidance
     return samplers.guided(
         denoise,
         null_class=config.data.num_classes,
-        scale=guidance.scale,
+        scale=guidance.scale if scale is None else scale,
         interval=tuple(guidance.interval),
     )
 
 
 def make_sampler(
     config: ConfigDict, normalization: Normalization, *, keep_trajectory: bool = False
-) -> Callable[[PyTree, jax.Array, jax.Array], samplers.Samples]:
-    """(params, numbers [b], labels [b]) -> Samples of latents as the functaset holds them; pure.
+) -> Callable[..., samplers.Samples]:
+    """(params, numbers [b], labels [b], scale=None) -> Samples of latents as the functaset holds them; pure.
 
-    Sample n of a seed is the same in every batch. Label num_classes asks for any class.
+    Sample n of a seed is the same in every batch. Label num_classes asks for any class. `scale` is of guidance, by
+    default the config's.
     """
     sample = make_keyed_sampler(config, normalization, keep_trajectory=keep_trajectory)
     key = rng.stream_key(config.seed, "sample")
-    return lambda params, numbers, labels: sample(params, key, numbers, labels)
+    return lambda params, *inputs, scale=None: sample(params, key, *inputs, scale=scale)
 
 
 def make_keyed_sampler(
     config: ConfigDict, normalization: Normalization, *, keep_trajectory: bool
-) -> Callable[[PyTree, jax.Array, jax.Array, jax.Array], samplers.Samples]:
+) -> Callable[..., samplers.Samples]:
     """As `make_sampler`, with the key as its second argument: one program for all seeds."""
     settings = config.generate
     schedule = samplers.make_schedule(**settings.schedule)
     solver = samplers.make_solver(**settings.solver)
 
     def sample(
-        params: PyTree, key: jax.Array, numbers: jax.Array, labels: jax.Array
+        params: PyTree,
+        key: jax.Array,
+        numbers: jax.Array,
+        labels: jax.Array,
+        *,
+        scale: Any = None,
     ) -> samplers.Samples:
-        denoise = guided(config, make_denoise(config, params))
+        denoise = guided(config, make_denoise(config, params), scale=scale)
         drawn = samplers.sample(
             denoise,
             solver,
