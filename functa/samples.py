@@ -3,6 +3,7 @@
 All functions take the config beside the generator: the run's, with other settings of sampling.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -62,6 +63,39 @@ def encoded_pair(generator: Generator, indices: tuple[int, int]) -> tuple[np.nda
     return np.asarray(float32_latents(records)), records["label"]
 
 
+def first_noise(config: ConfigDict, *, seed: int, numbers: np.ndarray) -> jax.Array:
+    """Noisy latents [n, i, j, d] that samples of a seed begin with; numbers [n] int32."""
+    key, latent_shape = rng.stream_key(seed, "sample"), tuple(config.field.latent_shape)
+    noise = samplers.noise(key, numbers=jnp.asarray(numbers), step=0, latent_shape=latent_shape)
+    return _schedule(config)[0] * noise
+
+
+def make_noise_of(generator: Generator, config: ConfigDict) -> Callable[..., jax.Array]:
+    """(params, latents [n, i, j, d] float32 as the functaset holds them, labels [n]) -> the noisy latents that
+    samples would begin with to become them; compiled."""
+
+    @jax.jit
+    def noise_of(params: Any, latents: jax.Array, labels: jax.Array) -> jax.Array:
+        denoise = generation.guided(config, generation.make_denoise(config, params))
+        clean = generator.normalization.normalize(latents)
+        return interpolation.noise_of(denoise, _schedule(config), clean, labels)
+
+    return noise_of
+
+
+def make_strip(generator: Generator, config: ConfigDict, *, count: int) -> Callable[..., jax.Array]:
+    """(params, interpolation.Ends) -> latents [count, i, j, d] from end to end, both included; compiled."""
+
+    @jax.jit
+    def strip(params: Any, ends: interpolation.Ends) -> jax.Array:
+        denoise = generation.guided(config, generation.make_denoise(config, params))
+        solver = samplers.make_solver(**config.generate.solver)
+        drawn = interpolation.between(denoise, solver, _schedule(config), ends, count=count)
+        return generator.normalization.restore(drawn)
+
+    return strip
+
+
 def strip_of_samples(
     generator: Generator,
     config: ConfigDict,
@@ -71,17 +105,9 @@ def strip_of_samples(
     count: int,
 ) -> np.ndarray:
     """Latents [count, i, j, d] from one sample to another, both included: numbers and labels are [2] int32."""
-    key, schedule = rng.stream_key(config.seed, "sample"), _schedule(config)
-    noise = samplers.noise(
-        key, numbers=jnp.asarray(numbers), step=0, latent_shape=tuple(config.field.latent_shape)
-    )
-
-    @jax.jit
-    def strip(params: Any, noise: jax.Array, labels: jax.Array) -> jax.Array:
-        ends = interpolation.Ends(schedule[0] * noise, labels)
-        return _between(generator, config, params, ends, count)
-
-    return np.asarray(strip(generator.params, noise, jnp.asarray(labels)))
+    strip = make_strip(generator, config, count=count)
+    noisy = first_noise(config, seed=config.seed, numbers=numbers)
+    return np.asarray(strip(generator.params, interpolation.Ends(noisy, jnp.asarray(labels))))
 
 
 def strip_of_latents(
@@ -94,29 +120,13 @@ def strip_of_latents(
 ) -> np.ndarray:
     """Latents [count, i, j, d] from latents[0] to latents[1], [2, i, j, d] float32, both included but for the
     errors of the two ways through the noise; labels [2] int32."""
-
-    @jax.jit
-    def strip(params: Any, latents: jax.Array, labels: jax.Array) -> jax.Array:
-        denoise = generation.guided(config, generation.make_denoise(config, params))
-        clean = generator.normalization.normalize(latents)
-        noisy = interpolation.noise_of(denoise, _schedule(config), clean, labels)
-        ends = interpolation.Ends(noisy, labels)
-        return _between(generator, config, params, ends, count)
-
-    return np.asarray(strip(generator.params, latents, jnp.asarray(labels)))
+    noisy = make_noise_of(generator, config)(generator.params, latents, labels)
+    strip = make_strip(generator, config, count=count)
+    return np.asarray(strip(generator.params, interpolation.Ends(noisy, jnp.asarray(labels))))
 
 
 def _schedule(config: ConfigDict) -> np.ndarray:
     return samplers.make_schedule(**config.generate.schedule)
-
-
-def _between(
-    generator: Generator, config: ConfigDict, params: Any, ends: interpolation.Ends, count: int
-) -> jax.Array:
-    denoise = generation.guided(config, generation.make_denoise(config, params))
-    solver = samplers.make_solver(**config.generate.solver)
-    drawn = interpolation.between(denoise, solver, _schedule(config), ends, count=count)
-    return generator.normalization.restore(drawn)
 
 
 def write_functaset(

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv in the project's root: the package, editable, with one extra of setup.cfg.
 #
-#   launch/environment.sh [EXTRA]      EXTRA: test, cuda, tpu; none by default
+#   launch/environment.sh [EXTRA]      EXTRA: explore, test, cuda, tpu; none by default
 #
 # The launchers and tools/check.sh call it first; when everything is there it returns at once.
 # FUNCTA_PYTHON names the Python to use (3.11, 3.12 or 3.13); without it the first of python3.12,

@@ -5,14 +5,18 @@ import numpy as np
 
 from configs import digits
 from functa import config as config_lib
+from functa import fitting
 from functa.checkpoint import Checkpoints, digest
-from functa.data import functaset
+from functa.data import functaset, images
 from functa.tasks import generation, meta_learning
 from tests import functaset_sets
 
 
-def make(directory, **changes):
-    """Writes config, field, functaset and generator of digits:tiny; returns the directory."""
+def make(directory, *, encoded=False, **changes):
+    """Writes config, field, functaset and generator of digits:tiny; returns the directory.
+
+    The functaset is random, or what the field makes of the digits where `encoded` asks for it.
+    """
     config = digits.get_config("tiny")
     config.generate.model = {"name": "mlp", "width": 16, "depth": 1, "mlp_width": 16}
     config.update_from_flattened_dict(changes)
@@ -22,11 +26,14 @@ def make(directory, **changes):
     field_params = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
     save(directory / "meta_learn" / "field", field_params)
     config_lib.write_json(directory / "meta_learn" / "metrics.json", {})
-    functaset_sets.write(
-        directory / "functaset",
-        latent_shape=tuple(config.field.latent_shape),
-        field_digest=digest(field_params),
-    )
+    if encoded:
+        encode(directory / "functaset", config, field_params)
+    else:
+        functaset_sets.write(
+            directory / "functaset",
+            latent_shape=tuple(config.field.latent_shape),
+            field_digest=digest(field_params),
+        )
     init = generation.make_init(
         generation.make_model(config), latent_shape=tuple(config.field.latent_shape)
     )
@@ -42,6 +49,19 @@ def make(directory, **changes):
         directory / "generate" / "metrics.json", {"functaset_digest": there.manifest.digest}
     )
     return directory
+
+
+def encode(directory, config, field_params):
+    encoder = fitting.make_encoder(config)
+    data = {key: config.data[key] for key in ("source", "name", "data_dir", "num_classes")}
+    functaset_sets.encode(
+        directory,
+        splits=images.open_splits(**config.data),
+        fit=lambda batch: encoder(field_params, batch),
+        field_digest=digest(field_params),
+        config=config,
+        class_names=images.class_names(**data),
+    )
 
 
 def save(directory, params):

@@ -469,3 +469,46 @@ def test_local_help(project):
     result = project.run("local.sh")
     assert result.returncode == 2
     assert "usage:" in result.stderr
+
+
+# launch/explore.sh
+
+
+def test_explore_installs_what_serves_the_page_and_starts_it(project):
+    (project.folder / "my runs").mkdir()
+    arguments = ("my runs", "--port", "7000", "--data_dir=my data")
+    result = project.run("explore.sh", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert (project.folder / "calls.txt.main").read_text().splitlines() == [
+        str(project.folder),  # a relative run is the caller's
+        *("-P", "-m", "functa.explore", "--port=7000", "--data_dir=my data", "--", "my runs"),
+    ]
+    assert project.called() == ["venv 3.11", "pip .[explore]"]
+    project.main.write_text("exit 7")
+    assert project.run("explore.sh", "my runs").returncode == 7
+    assert (project.folder / "calls.txt.main").read_text().splitlines()[1:] == [
+        *("-P", "-m", "functa.explore", "--", "my runs"),
+    ]
+    assert project.called() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no run given; usage: launch/explore.sh RUN"),
+        (["configs", "launch"], "one run at a time, not configs and launch"),
+        (["no/such"], "no run directory no/such; list yours with: ls runs"),
+        (["configs", "--prot=7000"], "unknown option --prot=7000"),
+        (["configs", "--port"], "--port needs a value"),
+    ],
+)
+def test_explore_refuses_before_it_installs(project, arguments, message):
+    for name in ("configs", "launch"):
+        (project.folder / name).mkdir()
+    result = project.run("explore.sh", *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert project.called() == []
+    result = project.run("explore.sh", "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "usage: launch/explore.sh RUN" in result.stdout

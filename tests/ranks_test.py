@@ -93,6 +93,18 @@ RANKS = {
     "functa.imputer": 7,
     "functa.samples": 7,
     "functa.analysis.measures": 8,
+    "functa.explore": 0,
+    "functa.explore.kept": 0,
+    "functa.explore.originals": 2,
+    "functa.explore.decoding": 3,
+    "functa.explore.collection": 3,
+    "functa.explore.opened": 7,
+    "functa.explore.drawing": 8,
+    "functa.explore.imputing": 8,
+    "functa.explore.explorer": 9,
+    "functa.explore.asking": 10,
+    "functa.explore.web": 11,
+    "functa.explore.__main__": 12,
     "functa.exhibits": 8,
     "functa.stages": 9,
     "functa.pipeline": 10,
@@ -195,7 +207,11 @@ FOLDERS = ("functa", "configs", "tools", "launch", ".ci", "docs")
 def scanned():
     files = [p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*")) if p.is_file()]
     files += [*ROOT.glob("*.md"), *ROOT.glob("*.cfg"), *ROOT.glob("*.toml")]
-    return [p for p in files if p.suffix in ("", ".py", ".sh", ".md", ".cfg", ".toml")]
+    return [
+        p
+        for p in files
+        if p.suffix in ("", ".py", ".sh", ".md", ".cfg", ".toml", ".html", ".css", ".js")
+    ]
 
 
 def faults(text):

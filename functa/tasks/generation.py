@@ -252,13 +252,26 @@ def make_sampler(
     Sample n of a seed is the same in every batch. Label num_classes asks for any class. `scale` is of guidance, by
     default the config's.
     """
+    sample = make_keyed_sampler(config, normalization, keep_trajectory=keep_trajectory)
+    key = rng.stream_key(config.seed, "sample")
+    return lambda params, *inputs, scale=None: sample(params, key, *inputs, scale=scale)
+
+
+def make_keyed_sampler(
+    config: ConfigDict, normalization: Normalization, *, keep_trajectory: bool
+) -> Callable[..., samplers.Samples]:
+    """As `make_sampler`, with the key as its second argument: one program for all seeds."""
     settings = config.generate
     schedule = samplers.make_schedule(**settings.schedule)
     solver = samplers.make_solver(**settings.solver)
-    key = rng.stream_key(config.seed, "sample")
 
     def sample(
-        params: PyTree, numbers: jax.Array, labels: jax.Array, *, scale: Any = None
+        params: PyTree,
+        key: jax.Array,
+        numbers: jax.Array,
+        labels: jax.Array,
+        *,
+        scale: Any = None,
     ) -> samplers.Samples:
         denoise = guided(config, make_denoise(config, params), scale=scale)
         drawn = samplers.sample(
