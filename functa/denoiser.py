@@ -175,7 +175,7 @@ class UNet(nn.Module, kw_only=True):
             condition, labels
         )
         last = len(self.widths) - 1
-        x = nn.Conv(self.widths[0], (3, 3), name="latents")(inputs)
+        x = Convolution(outputs=self.widths[0], name="latents")(inputs)
         skips = []
         for level, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             if level > 0:
@@ -196,7 +196,25 @@ class UNet(nn.Module, kw_only=True):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
                 x = ResidualBlock(width=width, name=f"up_{level}_{number}")(x, embedding)
         x = nn.silu(nn.GroupNorm(num_groups=GROUPS, name="norm")(x))
-        return nn.Conv(d, (3, 3), kernel_init=nn.initializers.zeros, name="output")(x)
+        return Convolution(outputs=d, init=nn.initializers.zeros, name="output")(x)
+
+
+class Convolution(nn.Module, kw_only=True):
+    """3x3, zero-padded; its kernel is one matrix [9 k, outputs], which Muon moves as it moves the others."""
+
+    outputs: int
+    init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [b, i, j, k] -> [b, i, j, outputs]."""
+        k = x.shape[-1]
+        kernel = self.param("kernel", self.init, (9 * k, self.outputs))
+        bias = self.param("bias", nn.initializers.zeros, (self.outputs,))
+        kernel = kernel.reshape(3, 3, k, self.outputs)
+        layout = ("NHWC", "HWIO", "NHWC")
+        made = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+        return made + bias[None, None, None]
 
 
 class ResidualBlock(nn.Module, kw_only=True):
@@ -208,12 +226,12 @@ class ResidualBlock(nn.Module, kw_only=True):
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         """x [b, i, j, k], embedding [b, e] -> [b, i, j, width]."""
         hidden = nn.silu(nn.GroupNorm(num_groups=GROUPS, name="norm")(x))
-        hidden = nn.Conv(self.width, (3, 3), name="hidden")(hidden)
+        hidden = Convolution(outputs=self.width, name="hidden")(hidden)
         shift, scale = Modulation(count=2, width=self.width, name="modulation")(embedding)
         hidden = nn.GroupNorm(num_groups=GROUPS, name="adaptive_norm")(hidden)
         hidden = nn.silu(hidden * (1 + scale[:, None]) + shift[:, None])
         zeros = nn.initializers.zeros
-        hidden = nn.Conv(self.width, (3, 3), kernel_init=zeros, name="output")(hidden)
+        hidden = Convolution(outputs=self.width, init=zeros, name="output")(hidden)
         if x.shape[-1] != self.width:
             x = nn.Dense(self.width, name="shortcut")(x)
         return x + hidden

@@ -193,6 +193,7 @@ def slow_conv(params, x):
     i, j, _ = x.shape
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
     kernel, bias = (np.asarray(params[key], np.float64) for key in ("kernel", "bias"))
+    kernel = kernel.reshape(3, 3, x.shape[-1], -1)
     return np.stack(
         [
             [
