@@ -300,6 +300,8 @@ def test_values_that_name_no_place_are_told(monkeypatch, values, told):
     """As an error that functa.main tells in the same way as the contradictions above."""
     for name, value in zip(distributed.VARIABLES, values, strict=True):
         monkeypatch.setenv(name, value)
+    # What finds nobody there would end this process.
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("it was taken"))
     with pytest.raises(MendableError, match=told):
         distributed.start()
 
