@@ -16,9 +16,12 @@ from functa import fitting, inner_loop, operations
 from functa.field import make_field
 from functa.tasks import meta_learning
 from tests.conftest import ROOT
+from tests.functaset_tools_test import refusal
 
 sys.path.insert(0, str(ROOT / "tools"))
 import bench_growth  # noqa: E402
+import bench_input  # noqa: E402
+import bench_scaling  # noqa: E402
 import plain  # noqa: E402
 
 with warnings.catch_warnings(action="ignore"):  # of how ml_collections loads a default config
@@ -101,11 +104,6 @@ def test_a_benchmark_refuses_what_it_cannot_compare(program_env, tool):
     [
         ("bench_step.py", "--batch_size=0", "--batch_size=0: 0 is not a positive integer"),
         ("bench_encode.py", "--config=configs/nope.py", "configs/nope.py"),
-        ("bench_input.py", "--records=0", "0 is not at least 1"),
-        ("bench_input.py", "--latent_shape=8x8", "8x8 is not three numbers"),
-        ("bench_growth.py", "--rows=nope", "no row begins with 'nope'"),
-        ("bench_scaling.py", "--counts=2,4", "1 among them"),
-        ("bench_scaling.py", "--counts=1,two", "want numbers"),
     ],
 )
 def test_a_benchmark_refuses_what_means_nothing(program_env, tool, argument, told):
@@ -113,6 +111,19 @@ def test_a_benchmark_refuses_what_means_nothing(program_env, tool, argument, tol
     assert result.returncode == 2
     assert told in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("tool", "argument", "told"),
+    [
+        (bench_input, "--records=0", "0 is not at least 1"),
+        (bench_input, "--latent_shape=8x8", "8x8 is not three numbers"),
+        (bench_scaling, "--counts=2,4", "1 among them"),
+        (bench_scaling, "--counts=1,two", "want numbers"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_told(capsys, tool, argument, told):
+    assert told in refusal(tool.main, [argument], capsys)
 
 
 def test_bench_input_prints_a_rate_for_every_cache(program_env, tmp_path):
@@ -148,7 +159,7 @@ def test_scaling_has_a_row_for_every_count_and_kind(program_env):
         )
 
 
-def test_every_row_of_growth_is_a_config_that_works(program_env):
+def test_every_row_of_growth_is_a_config_that_works(capsys):
     for row, arguments in bench_growth.ROWS.items():
         config = cifar10_spatial.get_config("8x8x16,nearest,two_core")
         for name, value in (argument.split("=") for argument in arguments):
@@ -156,9 +167,8 @@ def test_every_row_of_growth_is_a_config_that_works(program_env):
                 key = name.removeprefix("--config.")
                 config.update_from_flattened_dict({key: literal(value)})
         assert meta_learning.check(config) == [], row
-    result = bench(program_env, "bench_growth.py", "--rows=nothing")
-    assert result.returncode == 2
-    assert "no row begins with 'nothing'" in result.stderr
+    assert bench_growth.main(["--rows=nothing"]) == 2
+    assert "no row begins with 'nothing'" in capsys.readouterr().err
 
 
 def test_a_projection_is_compute_and_one_all_reduce(config):

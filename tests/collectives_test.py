@@ -19,7 +19,6 @@ from tests.conftest import ROOT
 CONFIG = "--config=configs/digits.py:tiny"
 
 
-@pytest.mark.parametrize("batch_size", [16, 32])
 @pytest.mark.parametrize(
     "config",
     [
@@ -29,10 +28,12 @@ CONFIG = "--config=configs/digits.py:tiny"
     ],
     ids=lambda config: config.name,
 )
-def test_a_step_sends_the_gradient_once_and_scalars(config, batch_size):
+def test_a_step_sends_the_gradient_once_and_scalars(config):
     whole = mesh.make_mesh()
     assert whole.size == 4
-    config.meta_learn.batch_size = batch_size
+    config.meta_learn.batch_size = (
+        32  # a number of each image would be more than what is left below
+    )
     (found,) = compiled.collectives(compiled.training_step(config, whole))
     assert found.kind == "all-reduce"
     task = meta_learning.make(config, {}, process_index=0, process_count=1)

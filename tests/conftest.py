@@ -12,6 +12,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+# Most of a run of all tests is compiling: without the compiler's optimisations it takes less than half
+# as long. What is computed, and in which order, is the same program; a person's own value counts.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 # gcsfs would ask Google what kind of bucket the emulator's is.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 # Tests and the programs they start compile the same things: one cache for the whole run, or a
@@ -84,3 +87,13 @@ def run_main(program_env):
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def finished(run_main, tmp_path_factory):
+    """(directory, CompletedProcess) of a complete run of digits:tiny, for all tests: leave it as it is."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    result = run_main("--config=configs/digits.py:tiny", f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
+    return workdir, result

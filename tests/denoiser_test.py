@@ -300,7 +300,10 @@ def test_a_few_examples_are_learnt_by_heart(name):
         updates, state = optimizer.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), value
 
-    @jax.jit
+    # 160 steps are worth the optimisations that tests go without (conftest.py).
+    optimized = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+
+    @functools.partial(jax.jit, compiler_options=optimized if name == "unet" else None)
     def train(params):
         keys = jax.random.split(jax.random.key(1), 160)
         return jax.lax.scan(step, (params, optimizer.init(params)), keys)[1]

@@ -2,7 +2,6 @@
 
 import fnmatch
 import json
-import random
 import shutil
 import signal
 import time
@@ -12,9 +11,10 @@ import numpy as np
 import pytest
 
 from functa import distributed, trained
+from functa.config import MendableError
 from functa.data import functaset as functaset_lib
 from tests import processes
-from tests.pipeline_test import TINY, finished, functaset_bytes, numbers  # noqa: F401  (finished: a fixture)
+from tests.pipeline_test import TINY, functaset_bytes, numbers
 
 ENOUGH = 20  # seconds within which the others must have ended
 
@@ -35,7 +35,7 @@ def pair(program_env, tmp_path_factory):
     return workdir
 
 
-def test_two_processes_of_two_devices_give_the_numbers_of_one(pair, finished):  # noqa: F811
+def test_two_processes_of_two_devices_give_the_numbers_of_one(pair, finished):
     one, two = numbers(finished[0]), numbers(pair)
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -96,8 +96,10 @@ def assert_same(workdir, pair, stage):
         assert functaset_bytes(workdir) == functaset_bytes(pair)
 
 
-def test_sigterm_on_one_stops_all_at_one_step(pair, program_env, tmp_path):
-    workdir, arguments = begun(pair, "meta_learn", tmp_path)
+@pytest.fixture(scope="module")
+def stopped(pair, program_env, tmp_path_factory):
+    """(directory, what it said) of a run of two processes after SIGTERM for one of them."""
+    workdir, arguments = begun(pair, "meta_learn", tmp_path_factory.mktemp("stopped"))
     told = program_env | {"FUNCTA_STOPPED_STATUS": "75"}  # by launchers, which then start it again
     with processes.start(told, workdir, *arguments, count=2, devices=2) as group:
         group.wait_for("meta_learn  step 4/")
@@ -105,9 +107,16 @@ def test_sigterm_on_one_stops_all_at_one_step(pair, program_env, tmp_path):
         begin = time.monotonic()
         assert group.wait(60) == [75, 75], group.told()
         assert time.monotonic() - begin < 30
-        stops = [log.read_text().splitlines()[-1] for log in group.logs]
+    return workdir, [log.read_text() for log in group.logs]
+
+
+def test_sigterm_on_one_stops_all_at_one_step(stopped, pair, program_env, tmp_path):
+    folder, logs = stopped
+    stops = [log.splitlines()[-1] for log in logs]
     assert "the same command goes on from there" in stops[0]
     assert stops[0] == stops[1]
+    workdir, arguments = begun(pair, "meta_learn", tmp_path)
+    shutil.copytree(folder, workdir)
     with processes.start(program_env, workdir, *arguments, count=2, devices=2) as group:
         assert group.wait() == [0, 0], group.told()
         assert "resumes at step" in group.told()
@@ -131,7 +140,8 @@ def test_a_model_that_lies_over_processes_is_saved_and_read(pair, program_env, t
     workdir, arguments = begun(pair, "classify", tmp_path)
     wide = ("fsdp=2", "width=128", "mlp_width=256")
     settings = (f"--config.mesh.{wide[0]}", *(f"--config.classify.model.{one}" for one in wide[1:]))
-    settings += ("--config.classify.steps=600", "--config.classify.eval_every=300")
+    steps = {"steps": 600, "eval_every": 300, "checkpoint_every": 100}
+    settings += tuple(f"--config.classify.{name}={count}" for name, count in steps.items())
     with processes.start(program_env, workdir, *arguments, *settings, count=2) as group:
         group.wait_for("classify  step 4/")
         group.processes[0].send_signal(signal.SIGTERM)
@@ -178,40 +188,40 @@ def test_sigterm_on_one_stops_encoding_everywhere(pair, program_env, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "moment", "victim", "seed"),
+    ("stage", "kills"),
     [
-        ("meta_learn", "", 0, 0),  # at some moment of the start
-        ("meta_learn", "meta_learn  images", 1, 1),
-        ("meta_learn", "meta_learn  step 4/", 0, 2),
-        ("meta_learn", "meta_learn  step 12/", 1, 3),
-        ("encode", "encode  field", 0, 4),
-        ("encode", "encode  field", 1, 5),
-        ("classify", "classify  func", 0, 6),
-        ("classify", "classify  step 4/", 1, 7),
-        ("classify", "classify  step 8/", 0, 8),
-        ("classify", "classify  step 12/", 1, 9),
+        # The moment, who is killed and how many seconds after it. A run is killed twice where the first
+        # time is before it has saved anything that the second moment could be missed for.
+        # The first thing that is said once they know each other; before, who is left waits for minutes.
+        ("meta_learn", [("digits-tiny", 0, 0.05)]),
+        ("meta_learn", [("meta_learn  images", 1, 0.07), ("meta_learn  step 4/", 0, 0.5)]),
+        ("meta_learn", [("meta_learn  step 12/", 1, 0.12)]),
+        ("encode", [("encode  field", 0, 0.1), ("encode  field", 1, 0.3)]),
+        ("classify", [("classify  func", 0, 0.1), ("classify  step 8/", 1, 0.1)]),
+        ("classify", [("classify  step 12/", 0, 0.2)]),
     ],
 )
 def test_a_killed_process_ends_the_others_and_nothing_is_lost(
-    pair, program_env, tmp_path, stage, moment, victim, seed
+    pair, program_env, tmp_path, stage, kills
 ):
     workdir, arguments = begun(pair, stage, tmp_path)
-    with processes.start(program_env, workdir, *arguments, count=2, devices=2) as group:
-        group.wait_for(moment)
-        time.sleep(random.Random(seed).random() * (0.5 if moment else 5))
-        group.processes[victim].send_signal(signal.SIGKILL)
-        begin = time.monotonic()
-        statuses = group.wait(60)
-        assert time.monotonic() - begin < ENOUGH, group.told()
-        told = group.told()
-    assert statuses[victim] == -signal.SIGKILL
-    assert statuses[1 - victim] != 0, told
+    for moment, victim, seconds in kills:
+        with processes.start(program_env, workdir, *arguments, count=2, devices=2) as group:
+            group.wait_for(moment)
+            time.sleep(seconds)
+            group.processes[victim].send_signal(signal.SIGKILL)
+            begin = time.monotonic()
+            statuses = group.wait(60)
+            assert time.monotonic() - begin < ENOUGH, group.told()
+            told = group.told()
+        assert statuses[victim] == -signal.SIGKILL
+        assert statuses[1 - victim] != 0, told
     with processes.start(program_env, workdir, *arguments, count=2, devices=2) as group:
         assert group.wait() == [0, 0], group.told()
     assert_same(workdir, pair, stage)
 
 
-def test_encoding_goes_on_with_another_number_of_processes(finished, program_env, tmp_path):  # noqa: F811
+def test_encoding_goes_on_with_another_number_of_processes(finished, program_env, tmp_path):
     workdir, arguments = begun(finished[0], "encode", tmp_path)
     with processes.start(program_env, workdir, *arguments, count=2) as group:
         deadline = time.monotonic() + 200
@@ -225,12 +235,11 @@ def test_encoding_goes_on_with_another_number_of_processes(finished, program_env
     assert functaset_bytes(workdir) == functaset_bytes(finished[0])
 
 
-def test_a_flipped_byte_is_seen_by_all_and_the_state_before_is_used(pair, program_env, tmp_path):
+def test_a_flipped_byte_is_seen_by_all_and_the_state_before_is_used(
+    stopped, pair, program_env, tmp_path
+):
     workdir, arguments = begun(pair, "meta_learn", tmp_path)
-    with processes.start(program_env, workdir, *arguments, count=2, devices=2) as group:
-        group.wait_for("meta_learn  step 4/")
-        group.processes[0].send_signal(signal.SIGTERM)
-        assert group.wait(60) == [0, 0], group.told()
+    shutil.copytree(stopped[0], workdir)
     saved = (workdir / "meta_learn" / "checkpoints").glob("step_*")
     newest = max(saved, key=lambda path: int(path.name.removeprefix("step_")))
     files = (path for path in newest.rglob("*") if path.is_file())
@@ -267,22 +276,34 @@ def test_a_work_directory_of_its_own_is_told(program_env, tmp_path):
     ("variables", "told"),
     [
         ({"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID is not"),
-        (("127.0.0.1", "2", "0"), "want HOST:PORT"),
-        (("127.0.0.1:1234", "2", "2"), "the second below the first"),
-        (("127.0.0.1:70000", "2", "0"), "want HOST:PORT"),
         ({"JAX_NUM_CPU_DEVICES": "two"}, "JAX_NUM_CPU_DEVICES=two: want a number from 1"),
         ({"JAX_NUM_CPU_DEVICES": "0"}, "JAX_NUM_CPU_DEVICES=0: want a number from 1"),
-        (("127.0.0.1:1234", "two", "0"), "want whole numbers"),
     ],
 )
 def test_a_contradiction_in_the_environment_is_told(run_main, tmp_path, variables, told):
-    if not isinstance(variables, dict):
-        names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-        variables = dict(zip(names, variables, strict=True))
     result = run_main(TINY, f"--workdir={tmp_path / 'run'}", env=variables)
     assert result.returncode == 2
     assert told in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (("127.0.0.1", "2", "0"), "want HOST:PORT"),
+        (("127.0.0.1:70000", "2", "0"), "want HOST:PORT"),
+        (("127.0.0.1:1234", "2", "2"), "the second below the first"),
+        (("127.0.0.1:1234", "two", "0"), "want whole numbers"),
+    ],
+)
+def test_values_that_name_no_place_are_told(monkeypatch, values, told):
+    """As an error that functa.main tells in the same way as the contradictions above."""
+    for name, value in zip(distributed.VARIABLES, values, strict=True):
+        monkeypatch.setenv(name, value)
+    # What finds nobody there would end this process.
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("it was taken"))
+    with pytest.raises(MendableError, match=told):
+        distributed.start()
 
 
 @pytest.mark.parametrize(

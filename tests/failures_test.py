@@ -12,7 +12,7 @@ import pytest
 
 from functa import distributed
 from tests import processes
-from tests.pipeline_test import TINY, finished  # noqa: F401  (finished: a fixture)
+from tests.pipeline_test import TINY
 
 META = (TINY, "--config.stages=meta_learn")
 
@@ -93,7 +93,7 @@ def test_processes_whose_clocks_differ_by_an_hour_stop_together(program_env, tmp
 @pytest.mark.parametrize("full", [0, 1])
 def test_a_disk_that_is_full_for_one_ends_all_with_status_2(
     program_env,
-    finished,  # noqa: F811
+    finished,
     tmp_path,
     full,
 ):

@@ -20,12 +20,9 @@ LINES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def run_directory(run_main, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("readme") / "digits"
-    result = run_main("--config=configs/digits.py:tiny", f"--workdir={workdir}")
-    assert result.returncode == 0, result.stderr
-    return workdir
+@pytest.fixture
+def run_directory(finished):
+    return finished[0]
 
 
 def run(line, env, run_directory, tmp_path):

@@ -1,5 +1,6 @@
 """Everything in an object store: a run, its kill, its lock, its functaset, its images."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -10,9 +11,9 @@ import urllib.request
 
 import pytest
 
-from tests import processes
+from tests import failures_test, processes
 from tests.conftest import ROOT
-from tests.pipeline_test import TINY, finished, functaset_bytes, numbers  # noqa: F401  (finished: a fixture)
+from tests.pipeline_test import TINY, functaset_bytes, numbers
 
 
 class Store:
@@ -81,7 +82,7 @@ def remote(store, tmp_path_factory):
     return store.download("run", tmp_path_factory.mktemp("remote")), result
 
 
-def test_a_run_in_a_store_is_the_run_on_a_disk(remote, finished):  # noqa: F811
+def test_a_run_in_a_store_is_the_run_on_a_disk(remote, finished):
     folder, result = remote
     assert numbers(folder) == numbers(finished[0])
     assert functaset_bytes(folder) == functaset_bytes(finished[0])
@@ -131,15 +132,19 @@ def test_a_store_that_will_not_do_is_told(store, workdir, told):
 
 
 @pytest.mark.slow
-def test_two_processes_killed_in_a_store_go_on_from_there(store, finished, tmp_path):  # noqa: F811
+def test_two_processes_killed_in_a_store_go_on_from_there(store, finished, tmp_path):
     workdir = "gs://bucket/killed"
-    command = processes.main(TINY, f"--workdir={workdir}")
-    with processes.Processes(command, count=2, folder=tmp_path / "one", env=store.env) as group:
+    # As many devices as in distributed_test, where the same is compiled; and a lock that is soon told to be
+    # of nobody.
+    env = store.env | {"NPROC": "4"}
+    faults = {"*": {"constant": {"functa.workdir._RENEWAL_SECONDS": 2}}}
+    start = functools.partial(failures_test.start, env, workdir, faults, TINY, devices=2)
+    with start(folder=tmp_path / "one") as group:
         group.wait_for("encode  field")
         time.sleep(0.5)
         for process in group.processes:
             process.send_signal(signal.SIGKILL)
-    with processes.Processes(command, count=2, folder=tmp_path / "two", env=store.env) as group:
+    with start(folder=tmp_path / "two") as group:
         assert group.wait() == [0, 0], group.told()
     folder = store.download("killed", tmp_path / "killed")
     assert functaset_bytes(folder).keys() == functaset_bytes(finished[0]).keys()

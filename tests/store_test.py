@@ -11,7 +11,7 @@ from functa import disk
 from functa import store as store_lib
 from tests import failures_test, processes
 from tests.failures_test import META
-from tests.pipeline_test import TINY, finished, functaset_bytes, numbers  # noqa: F401  (finished: a fixture)
+from tests.pipeline_test import TINY, functaset_bytes, numbers
 from tests.remote_test import store  # noqa: F401  (a fixture)
 
 
@@ -105,8 +105,10 @@ def test_a_store_that_stays_away_ends_all_and_the_same_command_goes_on(store, tm
         for log in group.logs:
             assert "gs:// has not answered for" in log.read_text()
     # It may well be started before the store is back.
+    # What has died there has left its lock, which is watched for three times so long.
+    constant = {"functa.workdir._RENEWAL_SECONDS": 2}
     with failures_test.start(
-        store.env, workdir, {"*": {"toy": 12}}, *META, folder=tmp_path / "two"
+        store.env, workdir, {"*": {"toy": 12, "constant": constant}}, *META, folder=tmp_path / "two"
     ) as group:
         assert group.wait(120) == [0, 0], group.told()
         assert "resumes at step" in group.told()
