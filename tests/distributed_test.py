@@ -66,6 +66,28 @@ def test_processes_change_no_bit_while_the_devices_are_as_many(pair, program_env
         assert group.wait() == [0], group.told()
     assert numbers(tmp_path / "run") == numbers(pair)
     assert functaset_bytes(tmp_path / "run") == functaset_bytes(pair)
+    assert sample_bytes(tmp_path / "run") == sample_bytes(pair)
+
+
+def sample_bytes(workdir):
+    samples = workdir / "generate" / "samples"
+    return {str(path.relative_to(samples)): path.read_bytes() for path in samples.rglob("*.npy")}
+
+
+def test_one_generator_draws_the_same_samples_whoever_draws_them(finished, program_env, tmp_path):
+    """One process has drawn some, two draw the rest."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "generate" / "metrics.json").unlink()
+    expected = sample_bytes(finished[0])
+    assert len(expected) == 12
+    for name in list(expected)[::3]:
+        (workdir / "generate" / "samples" / name).unlink()
+    env = {name: value for name, value in program_env.items() if name != "NPROC"}
+    arguments = (TINY, "--config.stages=generate")
+    with processes.start(env, workdir, *arguments, count=2) as group:
+        assert group.wait() == [0, 0], group.told()
+    assert sample_bytes(workdir) == expected
 
 
 def test_each_process_reads_and_writes_only_its_share(pair):
