@@ -43,6 +43,16 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.encode.crop = "pad"
     config.classify.model = common.mlp(width=1024, depth=3)
     config.classify.steps = 50_000
+    config.generate.model = common.denoising_mlp(width=1024, depth=8, mlp_width=2048)
+    config.generate.batch_size = 256
+    config.generate.steps = 100_000
+    config.generate.ema_decay = 0.9999
+    config.generate.eval_every = 5000
+    config.generate.checkpoint_every = 1000
+    config.generate.guidance.scale = 1.5
+    config.generate.samples = 10_000
+    config.generate.features.update(steps=3000, flip=True)
+    config.stages = (*config.stages, "generate")
     if preset == "two_core":
         config.field.width = 128
         config.field.depth = 6
@@ -53,6 +63,11 @@ def get_config(options: str | None = None) -> ConfigDict:
         config.meta_learn.checkpoint_every = 500
         config.encode.num_augmentations = 2
         config.classify.steps = 5000
+        config.generate.model = common.denoising_mlp(width=256, depth=4, mlp_width=1024)
+        config.generate.steps = 5000
+        config.generate.eval_every = 1000
+        config.generate.samples = 1000
+        config.generate.features.steps = 1000
     if preset == "one_gpu":
         config.meta_learn.batch_size = 32
         config.meta_learn.steps = 60_000
@@ -61,6 +76,8 @@ def get_config(options: str | None = None) -> ConfigDict:
         config.encode.batch_size = 512
         config.classify.batch_size = 256
         config.classify.steps = 20_000
+        config.generate.steps = 30_000
+        config.generate.checkpoint_every = 500
     if preset == "tiny":
         common.use_tiny(config)
     return config

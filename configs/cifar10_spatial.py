@@ -49,6 +49,16 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.classify.model = common.transformer(width=128, depth=12, heads=16, mlp_width=256)
     config.classify.steps = 100_000
     config.classify.ema_decay = 0.9999
+    config.generate.model = common.dit(width=384, depth=12, heads=6, mlp_width=1536)
+    config.generate.batch_size = 256
+    config.generate.steps = 200_000
+    config.generate.ema_decay = 0.9999
+    config.generate.eval_every = 5000
+    config.generate.checkpoint_every = 1000
+    config.generate.guidance.scale = 1.5
+    config.generate.samples = 10_000
+    config.generate.features.update(steps=3000, flip=True)
+    config.stages = (*config.stages, "generate")
     if preset == "two_core":
         config.field.width = 64
         config.meta_learn.batch_size = 8
@@ -60,6 +70,16 @@ def get_config(options: str | None = None) -> ConfigDict:
         config.classify.model = common.convnext(widths=(64, 128), depths=(2, 2))
         config.classify.steps = 5000
         config.classify.ema_decay = 0.999
+        # Of 2x2 cells: a step of all cells, or of a U-Net, takes four times as long, and its samples are no better
+        # after as much time (docs/STUDY.md).
+        config.generate.model = common.dit(width=128, depth=4, patch=2)
+        config.generate.batch_size = 64
+        config.generate.steps = 7000
+        config.generate.eval_every = 1000
+        config.generate.checkpoint_every = 500
+        config.generate.guidance.scale = 2.0
+        config.generate.samples = 1000
+        config.generate.features.steps = 1000
     if preset == "one_gpu":
         config.meta_learn.batch_size = 64
         config.meta_learn.steps = 40_000
@@ -70,6 +90,9 @@ def get_config(options: str | None = None) -> ConfigDict:
         config.classify.batch_size = 256
         config.classify.steps = 30_000
         config.classify.ema_decay = 0.999
+        config.generate.model = common.dit(width=256, depth=8, heads=4, mlp_width=1024)
+        config.generate.steps = 60_000
+        config.generate.checkpoint_every = 500
     if preset == "tiny":
         common.use_tiny(config)
     return config

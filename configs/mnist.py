@@ -41,12 +41,12 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.generate.batch_size = 64
     config.generate.steps = 20_000
     config.generate.eval_every = 1000
-    config.generate.guidance.scale = 2.0
+    config.generate.guidance.scale = 3.0
     config.stages = (*config.stages, "generate")
     if preset == "two_core":
         config.meta_learn.steps = 3000
         config.classify.steps = 4000
-        config.generate.steps = 3000
+        config.generate.steps = 4000
         config.generate.eval_every = 500
     if preset == "tiny":
         common.use_tiny(config)

@@ -21,7 +21,7 @@ from functa.tasks import generation
 
 # That samples are compared with, and that the Gaussian is fitted to.
 MOST_TRAINING_EXAMPLES = 50_000
-MOST_SWEPT = 500  # samples at every scale of guidance that is compared
+MOST_SWEPT = 250  # samples at every scale of guidance that is compared
 MOST_NEIGHBOURS_OF = 1000  # samples whose nearest training images are looked for
 SHOWN_OF_A_CLASS = 10  # samples in the report
 SHOWN_NEIGHBOURS = 10

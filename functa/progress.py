@@ -79,7 +79,8 @@ class Bar:
         self._said = now
         rate = (done - self._first) / max(now - self._begin, 1e-9)
         left = f", {duration((total - done) / rate)} left" if rate and done < total else ""
-        self._say(f"{self._title}  {done}/{total}  {rate:.0f}/s{left}")
+        told = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+        self._say(f"{self._title}  {done}/{total}  {told}/s{left}")
 
 
 def device_name() -> str:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole CIFAR-10 reproduction: field, functaset with 50 augmentations and classifier, for two
-# spatial grids and the three 1x1 sizes; ends with the table of the published numbers beside ours.
+# The whole CIFAR-10 reproduction: field, functaset with 50 augmentations, classifier and generator, for
+# two spatial grids and the three 1x1 sizes; ends with the table of the published numbers beside ours.
 set -euo pipefail
 
 root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
@@ -54,7 +54,7 @@ trap 'asked=yes; if [ "$child" ]; then kill -TERM "$child" 2>/dev/null || true; 
 for experiment in "${experiments[@]}"; do
   if [ "$asked" ]; then exit 75; fi
   workdir="$runs/${experiment//[:,]/-}-$preset"
-  if [ -e "$workdir/classify/metrics.json" ]; then continue; fi
+  if [ -e "$workdir/generate/metrics.json" ]; then continue; fi
   limit=()
   if [ "$seconds" -gt 0 ]; then
     left=$((10#$seconds - SECONDS))
@@ -76,6 +76,6 @@ for experiment in "${experiments[@]}"; do
     0 | 124) ;; # 124: timeout had to ask
     *) if [ -z "$asked" ]; then exit "$status"; fi ;;
   esac
-  if [ "$asked" ] || [ ! -e "$workdir/classify/metrics.json" ]; then exit 75; fi
+  if [ "$asked" ] || [ ! -e "$workdir/generate/metrics.json" ]; then exit 75; fi
 done
 "$root/.venv/bin/python" "$root/tools/cifar10_table.py" "$runs"
