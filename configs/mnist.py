@@ -40,14 +40,14 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.generate.model = common.unet(widths=(64,), depths=(2,))
     config.generate.batch_size = 64
     config.generate.steps = 20_000
-    config.generate.eval_every = 1000
+    config.generate.eval_every = 4000  # of 10,000 images at 8 noise levels: as long as 400 steps
     config.generate.guidance.scale = 3.0
     config.stages = (*config.stages, "generate")
     if preset == "two_core":
         config.meta_learn.steps = 3000
         config.classify.steps = 4000
         config.generate.steps = 4000
-        config.generate.eval_every = 500
+        config.generate.eval_every = 2000
     if preset == "tiny":
         common.use_tiny(config)
     return config

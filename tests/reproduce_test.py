@@ -25,11 +25,13 @@ if [ "${STATUS:-}" ]; then exit "$STATUS"; fi
 options="${1#*:}"
 shape="${options%%,*}"
 workdir="${2#--workdir=}"
-mkdir -p "$workdir/meta_learn" "$workdir/classify"
+mkdir -p "$workdir/meta_learn" "$workdir/classify" "$workdir/generate"
 echo "{\"field\": {\"latent_shape\": [${shape//x/, }], \"lookup\": \"nearest\", \"map\": \"linear\", \
 \"width\": 64, \"upsampling\": 2}, \"meta_learn\": {\"batch_size\": 8}}" >"$workdir/config.json"
 echo '{"psnr": 38.125, "pca_psnr": 34.5, "steps": 4000, "test_images": 10000}' >"$workdir/meta_learn/metrics.json"
 echo '{"accuracy": 0.8125}' >"$workdir/classify/metrics.json"
+echo '{"frechet_distance": 1.25, "frechet_gaussian": 4.5, "frechet_features": "cnn"}' \
+  >"$workdir/generate/metrics.json"
 """
 ORDER = ["8x8x16", "4x4x64", "1x1x256", "1x1x512", "1x1x1024"]
 
@@ -69,6 +71,7 @@ def test_all_runs_once_then_the_table(project):
         "4000 x 8, 10000 test images",
         "38.12",
         "81.25",
+        "1.25 (4.50), cnn",
         "34.50",
         "39.00",
         "90.30",
@@ -129,10 +132,11 @@ def test_a_field_without_a_classifier_has_a_row(project):
     run(project)
     metrics = project / "runs/cifar10/cifar10_functa-1x1x256-one_gpu/classify/metrics.json"
     metrics.unlink()
+    (metrics.parent.parent / "generate/metrics.json").unlink()
     command = [sys.executable, project / "tools/cifar10_table.py", project / "runs/cifar10"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     (row,) = [line for line in result.stdout.splitlines() if "1x1x256" in line]
-    assert [cell.strip() for cell in row.split("|")[4:7]] == ["38.12", "", "34.50"]
+    assert [cell.strip() for cell in row.split("|")[4:8]] == ["38.12", "", "", "34.50"]
     assert json.loads((metrics.parent.parent / "meta_learn/metrics.json").read_text())["psnr"]
 
 
