@@ -46,7 +46,6 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.generate.model = common.denoising_mlp(width=1024, depth=8, mlp_width=2048)
     config.generate.batch_size = 256
     config.generate.steps = 100_000
-    config.generate.ema_decay = 0.9999
     config.generate.eval_every = 5000
     config.generate.checkpoint_every = 1000
     config.generate.guidance.scale = 1.5

@@ -52,7 +52,6 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.generate.model = common.dit(width=384, depth=12, heads=6, mlp_width=1536)
     config.generate.batch_size = 256
     config.generate.steps = 200_000
-    config.generate.ema_decay = 0.9999
     config.generate.eval_every = 5000
     config.generate.checkpoint_every = 1000
     config.generate.guidance.scale = 1.5

@@ -44,11 +44,8 @@ def sweep(arrays: Arrays) -> Section | None:
             x_label="scale of guidance",
             description=f"{title}, by the scale of guidance",
         )
-        body += page.chart(
-            title,
-            page.legend([f"{a:g}: {b:.4g}" for a, b in zip(scale, values, strict=True)]),
-            chart,
-        )
+        told = "; ".join(f"{a:g}: {b:.4g}" for a, b in zip(scale, values, strict=True))
+        body += page.chart(title, page.legend([told]), chart)
     errors = arrays["sweep_standard_error"]
     lead = (
         "What exaggerating the class does to the same samples: they are easier to recognise and less various. "
