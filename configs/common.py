@@ -240,7 +240,8 @@ def use_tiny(config: ConfigDict) -> None:
     if config.generate.model.name == "dit":
         config.generate.model.update(width=16, depth=1, heads=2, mlp_width=32)
     elif config.generate.model.name == "unet":
-        config.generate.model.update(widths=(8, 16), depths=(1, 1), heads=2)
+        levels = len(config.generate.model.widths)
+        config.generate.model.update(widths=(8,) * levels, depths=(1,) * levels, heads=2)
     else:
         config.generate.model.update(width=32, depth=1, mlp_width=32)
     config.generate.update(
