@@ -196,20 +196,20 @@ class UNet(nn.Module, kw_only=True):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
                 x = ResidualBlock(width=width, name=f"up_{level}_{number}")(x, embedding)
         x = nn.silu(nn.GroupNorm(num_groups=GROUPS, name="norm")(x))
-        return Convolution(outputs=d, init=nn.initializers.zeros, name="output")(x)
+        return Convolution(outputs=d, kernel_init=nn.initializers.zeros, name="output")(x)
 
 
 class Convolution(nn.Module, kw_only=True):
     """3x3, zero-padded; its kernel is one matrix [9 k, outputs], which Muon moves as it moves the others."""
 
     outputs: int
-    init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [b, i, j, k] -> [b, i, j, outputs]."""
         k = x.shape[-1]
-        kernel = self.param("kernel", self.init, (9 * k, self.outputs))
+        kernel = self.param("kernel", self.kernel_init, (9 * k, self.outputs))
         bias = self.param("bias", nn.initializers.zeros, (self.outputs,))
         kernel = kernel.reshape(3, 3, k, self.outputs)
         layout = ("NHWC", "HWIO", "NHWC")
@@ -231,7 +231,7 @@ class ResidualBlock(nn.Module, kw_only=True):
         hidden = nn.GroupNorm(num_groups=GROUPS, name="adaptive_norm")(hidden)
         hidden = nn.silu(hidden * (1 + scale[:, None]) + shift[:, None])
         zeros = nn.initializers.zeros
-        hidden = Convolution(outputs=self.width, init=zeros, name="output")(hidden)
+        hidden = Convolution(outputs=self.width, kernel_init=zeros, name="output")(hidden)
         if x.shape[-1] != self.width:
             x = nn.Dense(self.width, name="shortcut")(x)
         return x + hidden

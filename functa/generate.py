@@ -121,7 +121,7 @@ class Drawing:
 
 
 def _of_scale(scale: float) -> str:
-    return f"guidance-{scale:g}"
+    return f"guidance-{float(scale)!r}"
 
 
 class Judge:

@@ -58,7 +58,7 @@ class Imputer:
         """`count` draws of each image: [b, count, h, w, c] float32 in [0, 1].
 
         Args:
-          names: [b] integers; a draw is a function of the seed, what is seen, and the image's name.
+          names: [b] integers; a draw is a function of the seed, what is seen, the image's name and `count`.
         """
         numbers = (names[:, None] * count + np.arange(count)).reshape(-1).astype(np.int32)
         chains = jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=0), observation)

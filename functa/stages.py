@@ -109,6 +109,23 @@ class Run:
             f"{self.workdir / stage}{' and the functaset' if stage == 'encode' else ''} to make it again"
         ]
 
+    def bind(self, stage: str, functaset: functaset_lib.Functaset) -> None:
+        """Notes what a stage that begins is made from.
+
+        Raises:
+          Refused: it has begun with another functaset; what is there must not be finished with this one.
+        """
+        path, digest = self.workdir / stage / "functaset.json", functaset.manifest.digest
+        begun = config_lib.read_json(path)["digest"] if path.exists() else digest
+        if begun != digest:
+            raise Refused(
+                f"{self.workdir / stage} was begun with the functaset {begun}, and {functaset.path} is "
+                f"{digest}: remove {self.workdir / stage} to make it again, or bring its functaset back"
+            )
+        if jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            config_lib.write_json(path, {"digest": digest})
+
     def train(self, task: Task) -> Result:
         settings = self.config[task.name]
         directory = self.workdir / task.name
@@ -227,6 +244,7 @@ def classify(run: Run) -> dict[str, Any]:
             run.workdir / "functaset", field_digest=digest(params)
         )
         task = classification.make(run.config, functaset, **run.processes)
+        run.bind("classify", functaset)
     result = run.train(task)
     confusion = classification.confusion_matrix(
         result.test["label"], result.test["prediction"], run.config.data.num_classes
@@ -253,6 +271,7 @@ def generate(run: Run) -> dict[str, Any]:
         count = generate_lib.sample_count(run.config, functaset)
         decode = sampling.make_decoder(field, params, batch_size=settings.sample_batch_size)
         task = generation.make(run.config, functaset, decode=decode, **run.processes)
+        run.bind("generate", functaset)
     result = run.train(task)
     generator = mesh_lib.to_host(result.params)
 

@@ -68,8 +68,12 @@ def load_classifier(
     """latents [n, i, j, d] -> classes [n] int32, by the classifier of a run whose stage classify is complete.
 
     Raises:
-      ValueError: there is none, or its file is damaged.
+      ValueError: there is none, its file is damaged, or it was trained on another functaset.
     """
+    path = epath.Path(workdir) / "classify" / "metrics.json"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: the stage classify of {workdir} is not complete")
+    _same_functaset("classifier", path, functaset)
     task = classification.make(config, functaset, process_index=0, process_count=1)
     params = _restore(epath.Path(workdir) / "classify" / "best", task.init, keep=_KEPT)
     params, evaluate = mesh_lib.to_host(params), jax.jit(task.evaluate)
@@ -79,6 +83,15 @@ def load_classifier(
         return np.asarray(evaluate(params, batch)["prediction"])
 
     return classes
+
+
+def _same_functaset(what: str, metrics: epath.Path, functaset: Functaset) -> None:
+    made_from = config_lib.read_json(metrics).get("functaset_digest", "(not recorded)")
+    if made_from != functaset.manifest.digest:
+        raise ValueError(
+            f"the {what} of {metrics.parent.parent} was trained on the functaset {made_from}, {functaset.path} is "
+            f"{functaset.manifest.digest}: train the {what} again, or bring its functaset back"
+        )
 
 
 class Generator(NamedTuple):
@@ -115,12 +128,16 @@ def load_generator(workdir: epath.PathLike) -> Generator:
     field, field_params = load_field(run)
     field_params = mesh_lib.to_host(field_params)
     functaset = open_functaset(run / "functaset", field_digest=digest(field_params))
-    made_from = config_lib.read_json(metrics).get("functaset_digest", "(not recorded)")
-    if made_from != functaset.manifest.digest:
+    _same_functaset("generator", metrics, functaset)
+    try:
+        problems = generation.check(config)
+    except AttributeError as error:
         raise ValueError(
-            f"the generator of {run} was trained on the functaset {made_from}, {functaset.path} is "
-            f"{functaset.manifest.digest}: train the generator again, or bring its functaset back"
-        )
+            f"{run / 'config.json'} has not the keys of this version of functa ({error}); use the version that wrote "
+            "it, or train again"
+        ) from error
+    if problems:
+        raise ValueError("\n".join(problems))
     module = generation.make_model(config)
     init = generation.make_init(module, latent_shape=tuple(config.field.latent_shape))
     params = _restore(run / "generate" / "best", init, keep=_KEPT)

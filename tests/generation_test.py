@@ -155,6 +155,8 @@ def test_pictures_for_the_dashboard(trained):
             {"generate.sweep": (1.0, 2.0), "generate.label_dropout": 0.0},
             r"generate.sweep\[1\]=2 wants a model that knows",
         ),
+        ({"generate.sweep": ("a",)}, r"generate.sweep=\('a',\): different numbers"),
+        ({"generate.sweep": (1.0, 1.0)}, "different numbers"),
         ({"generate.normalization": "z"}, "generate.normalization='z'"),
         ({"generate.cache": "gpu"}, "generate.cache='gpu'"),
         ({"generate.copies": "one"}, "generate.copies='one': first or all"),

@@ -203,9 +203,11 @@ def test_the_tool_writes_table_and_strips(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task=half", "--images=1"], "--images=1 must be at least 2"),
+        (["--task=half", "--images=1"], "--images=1 must be from 2 to"),
         (["--task=half", "--images=97"], "--images=97: there are 96 test images"),
-        (["--task=half", "--draws=0", "--steps=0"], "--draws=0 must be at least 1"),
+        (["--task=half", "--draws=0", "--steps=0"], "--draws=0 must be from 1 to"),
+        (["--task=half", "--draws=100000000"], "--draws=100000000 must be from 1 to"),
+        (["--task=half", "--seed=-1"], "--seed=-1 must be from 0"),
         (["--task=quarter"], "invalid choice: 'quarter'"),
     ],
 )
@@ -222,7 +224,7 @@ def test_what_cannot_be_imputed_is_told(tmp_path, capsys):
     assert "is there and not an empty folder" in told
     told = refusal(impute.main, [*arguments, f"--out={tmp_path / 'out'}"], capsys)
     assert "is not the directory of a run" in told
-    changes = {"generate.label_dropout": 0.0, "generate.guidance.scale": 1.0}
+    changes = {"generate.label_dropout": 0.0, "generate.guidance.scale": 1.0, "generate.sweep": ()}
     generator_runs.make(tmp_path / "run", **changes)
     told = refusal(impute.main, [*arguments, f"--out={tmp_path / 'out'}"], capsys)
     assert "trained with generate.label_dropout=0" in told

@@ -243,6 +243,17 @@ def test_a_flipped_byte_in_a_shard_is_told_by_its_name(finished, run_main, tmp_p
     assert numbers(workdir) == numbers(finished[0])
 
 
+@pytest.mark.parametrize("stage", ["classify", "generate"])
+def test_what_one_functaset_began_is_not_finished_with_another(finished, run_main, tmp_path, stage):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    (workdir / stage / "metrics.json").unlink()
+    (workdir / stage / "functaset.json").write_text('{"digest": "sha256:another"}')
+    result = run_main(TINY, f"--workdir={workdir}", f"--config.stages={stage}")
+    assert result.returncode == 2, result.stderr
+    assert f"{stage} was begun with the functaset sha256:another, and" in result.stderr
+    assert not (workdir / stage / "metrics.json").exists()
+
+
 def test_stages_of_another_making_are_not_mixed(finished, run_main, tmp_path):
     workdir = copy_of(finished, tmp_path)
     for stage, key in (("encode", "field_digest"), ("classify", "functaset_digest")):

@@ -176,7 +176,11 @@ def test_a_strip_leads_from_image_to_image(run, generator, tmp_path):
         (["--classes=3,10"], "--classes=10: the classes of this run are 0 to 9"),
         (["--classes=-1"], "classes look like 0,3, all or none"),
         (["--classes=none", "--guidance=2"], "--classes=none asks for no class"),
-        (["--count=0"], "--count=0 must be at least 1"),
+        (["--count=0"], "--count=0 must be from 1 to"),
+        (["--count=3000000000"], "--count=3000000000 must be from 1 to 1e+06"),
+        (["--seed=99999999999999999999999"], "--seed=99999999999999999999999 must be from 0 to"),
+        (["--seed=-1"], "--seed=-1 must be from 0"),
+        (["--interpolate=99999999999,3"], "--interpolate=99999999999 must be from 0"),
         (["--steps=0"], "generate.schedule: the schedule karras cannot be built: steps=0"),
         (["--scale=0"], "scales look like 1,2,4"),
         (["--interpolate=1,test:2"], "a pair looks like 3,17 or test:3,test:17"),
@@ -207,7 +211,7 @@ def test_a_run_without_a_generator_is_told(tmp_path, capsys):
 
 
 def test_a_model_that_knows_no_null_class_is_not_guided(tmp_path, capsys):
-    changes = {"generate.label_dropout": 0.0, "generate.guidance.scale": 1.0}
+    changes = {"generate.label_dropout": 0.0, "generate.guidance.scale": 1.0, "generate.sweep": ()}
     run = generator_runs.make(tmp_path / "run", **changes)
     arguments = [run, f"--out={tmp_path / 'out'}"]
     told = refusal(sample.main, [*arguments, "--guidance=2"], capsys)

@@ -67,6 +67,26 @@ def test_another_functaset_is_refused_by_both_digests(run, copy):
         trained.load_generator(copy)
 
 
+def test_a_classifier_of_another_functaset_is_refused(run, copy):
+    generator = trained.load_generator(run)
+    arguments = generator.config, generator.functaset, copy
+    with pytest.raises(ValueError, match="the stage classify of .*copy is not complete"):
+        trained.load_classifier(*arguments)
+    (copy / "classify").mkdir()
+    config_lib.write_json(copy / "classify" / "metrics.json", {"functaset_digest": "another"})
+    there = generator.functaset.manifest.digest
+    with pytest.raises(ValueError, match=f"classifier of .* on the functaset another, .* {there}"):
+        trained.load_classifier(*arguments)
+
+
+def test_a_config_of_an_earlier_version_is_told(copy):
+    config = config_lib.read_json(copy / "config.json")
+    del config["generate"]["sweep"]
+    config_lib.write_json(copy / "config.json", config)
+    with pytest.raises(ValueError, match="config.json has not the keys of this version"):
+        trained.load_generator(copy)
+
+
 def test_another_field_is_refused_by_both_digests(run, copy):
     first = trained.load_generator(run)
     other = jax.tree.map(lambda leaf: leaf + 1, first.field_params)

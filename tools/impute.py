@@ -29,6 +29,7 @@ from etils import epath
 
 from functa import config as config_lib
 from functa import imputation, metrics, pictures, trained
+from functa.config import outside
 from functa.data import images as images_lib
 from functa.imputation import METHODS
 from functa.imputer import Imputer, compare
@@ -87,15 +88,14 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     Raises:
       ValueError: see the module.
     """
-    problems = [
-        f"--{name}={value} must be at least {least}"
-        for name, value, least in (
-            ("images", args.images, 2),
-            ("draws", args.draws, 1),
-            ("steps", args.steps, 1),
-        )
-        if value < least
-    ]
+    problems = outside(
+        {
+            "--images": (args.images, 2, 10**6),
+            "--draws": (args.draws, 1, 1000),
+            "--steps": (args.steps, 1, 10_000),
+            "--seed": (args.seed, 0, 2**32 - 1),
+        }
+    )
     out = epath.Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         problems.append(f"--out={out} is there and not an empty folder: name another one")

@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 
 from functa import config as config_lib
 from functa import pictures, samples, sampling, trained
+from functa.config import outside
 from functa.tasks import generation
 
 _SHOWN_OF_A_CLASS = 32
@@ -97,8 +98,10 @@ def settle(config: ConfigDict, args: argparse.Namespace) -> tuple[ConfigDict, np
         if wrong:
             told = ", ".join(map(str, wrong))
             problems.append(f"--classes={told}: the classes of this run are 0 to {count - 1}")
-    if args.count < 1:
-        problems.append(f"--count={args.count} must be at least 1")
+    pair = args.interpolate[1:] if args.interpolate else (0,)
+    problems += outside({"--count": (args.count, 1, 10**6)})
+    problems += outside({"--interpolate": (max(pair), 0, 2**31 - 1)})
+    problems += outside({"--seed": (config.seed, 0, 2**32 - 1)})
     problems += generation.check(config)
     if problems:
         raise ValueError("\n".join(problems))

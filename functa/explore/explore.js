@@ -102,8 +102,17 @@ for (const name of ["split", "class", "count"]) {
   forms.browse[name].addEventListener("change", () => { pages = [0]; turn(); });
 }
 forms.browse.originals.addEventListener("change", turn);
-find("#next").addEventListener("click", () => { pages.push(following); turn(); });
-find("#previous").addEventListener("click", () => { pages.pop(); turn(); });
+find("#next").addEventListener("click", () => {
+  if (following === null) return; // clicked again before the answer came
+  pages.push(following);
+  following = null;
+  turn();
+});
+find("#previous").addEventListener("click", () => {
+  if (pages.length < 2) return;
+  pages.pop();
+  turn();
+});
 
 // Decode.
 

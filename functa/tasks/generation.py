@@ -120,6 +120,10 @@ def check(config: ConfigDict) -> list[str]:
     if settings.copies not in ("first", "all"):
         problems.append(f"generate.copies={settings.copies!r}: first or all")
     swept = {f"generate.sweep[{k}]": scale for k, scale in enumerate(settings.sweep)}
+    words = [key for key, scale in swept.items() if not isinstance(scale, int | float)]
+    if words or len(set(settings.sweep)) < len(settings.sweep):
+        problems.append(f"generate.sweep={tuple(settings.sweep)!r}: different numbers, or none")
+        swept = {}
     problems += outside({key: (scale, 0.0, 1e3) for key, scale in swept.items()})
     for key, scale in {"generate.guidance.scale": settings.guidance.scale, **swept}.items():
         if scale != 1 and settings.label_dropout == 0:
