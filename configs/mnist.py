@@ -3,9 +3,10 @@
 Data: the four original idx files, written as a TFDS set by
     tools/prepare_data.py mnist --source=FOLDER --data_dir=data
 Command: python -m functa.main --config=configs/mnist.py:two_core
-Expect: 16 minutes on two CPU cores for the stages before generate; 40.7 to 40.9 dB on the 10,000 test images (PCA of
-the same size 25.3), 99.2 % accuracy. Then the generator: 99 % of its digits are seen as the class asked for; it took 29
-minutes while four other programs had most of the two cores. Without a preset: all trained longer; not measured.
+Expect: 16 minutes on two CPU cores for the stages before generate; 40.7 to 40.9 dB on the 10,000 test images
+(PCA of the same size 25.3), 99.2 % accuracy. Then the generator: 99 % of its digits are seen as the class
+asked for; it took 29 minutes while four other programs had most of the two cores. Without a preset: all
+trained longer; not measured.
 Options: a latent shape (7x7x8, 4x4x8), a lookup (nearest, bilinear), a preset (two_core: two CPU
   cores; tiny: for tests).
 """
