@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -20,9 +21,10 @@ LINES = [
 ]
 
 
-@pytest.fixture
-def run_directory(finished):
-    return finished[0]
+@pytest.fixture(scope="module")
+def run_directory(finished, tmp_path_factory):
+    """A copy: tools may write into a run."""
+    return shutil.copytree(finished[0], tmp_path_factory.mktemp("readme") / "run")
 
 
 def run(line, env, run_directory, tmp_path):
