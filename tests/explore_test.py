@@ -325,7 +325,7 @@ def test_images_of_another_data_set_are_not_shown(tmp_path, there):
 
 
 def test_a_generator_that_knows_no_unknown_class(tmp_path):
-    changes = {"generate.label_dropout": 0.0, "generate.guidance.scale": 1.0}
+    changes = {"generate.label_dropout": 0.0, "generate.guidance.scale": 1.0, "generate.sweep": ()}
     run = generator_runs.make(tmp_path / "run", **changes)
     explorer = Explorer(opened.open_run(run, data_dir=None))
     plain = USUAL._replace(guidance=1.0)
