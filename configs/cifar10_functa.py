@@ -44,14 +44,8 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.classify.model = common.mlp(width=1024, depth=3)
     config.classify.steps = 50_000
     config.generate.model = common.denoising_mlp(width=1024, depth=8, mlp_width=2048)
-    config.generate.batch_size = 256
     config.generate.steps = 100_000
-    config.generate.eval_every = 5000
-    config.generate.checkpoint_every = 1000
-    config.generate.guidance.scale = 1.5
-    config.generate.samples = 10_000
-    config.generate.features.update(steps=3000, flip=True)
-    config.stages = (*config.stages, "generate")
+    common.use_large_generator(config)
     if preset == "two_core":
         config.field.width = 128
         config.field.depth = 6

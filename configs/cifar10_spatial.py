@@ -52,14 +52,8 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.classify.steps = 100_000
     config.classify.ema_decay = 0.9999
     config.generate.model = common.dit(width=384, depth=12, heads=6, mlp_width=1536)
-    config.generate.batch_size = 256
     config.generate.steps = 200_000
-    config.generate.eval_every = 5000
-    config.generate.checkpoint_every = 1000
-    config.generate.guidance.scale = 1.5
-    config.generate.samples = 10_000
-    config.generate.features.update(steps=3000, flip=True)
-    config.stages = (*config.stages, "generate")
+    common.use_large_generator(config)
     if preset == "two_core":
         config.field.width = 64
         config.meta_learn.batch_size = 8

@@ -216,6 +216,17 @@ def use_bilinear(config: ConfigDict) -> None:
     config.meta_learn.batch_size = 8
 
 
+def use_large_generator(config: ConfigDict) -> None:
+    """A generator of photographs, trained on accelerators and judged by all of 10,000 test images."""
+    config.generate.batch_size = 256
+    config.generate.eval_every = 5000
+    config.generate.checkpoint_every = 1000
+    config.generate.guidance.scale = 1.5
+    config.generate.samples = 10_000
+    config.generate.features.update(steps=3000, flip=True)
+    config.stages = (*config.stages, "generate")
+
+
 def use_tiny(config: ConfigDict) -> None:
     """Every stage in seconds: too small to learn much, large enough to run every line."""
     config.data.max_examples = 96

@@ -1,5 +1,6 @@
 """What the stage generate draws, and how it is judged: labels, distances beside floor and ceiling, neighbours."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from functa import distances, inception, judging, sampling
 from functa import features as features_lib
-from functa.config import outside
+from functa.config import outside, read_json, write_json
 from functa.data.functaset import Functaset
 from functa.data.functaset_format import float32_latents
 from functa.data.images import ImageSource
@@ -36,27 +37,40 @@ def check(config: ConfigDict) -> list[str]:
     if set(settings) - {"name"} != keys[settings.name]:
         return [f"generate.features: {settings.name} has the keys {sorted(keys[settings.name])}"]
     if settings.name == "inception":
-        if epath.Path(settings.path).exists():
-            return []
-        return [
-            f"generate.features.path={settings.path}: there is no such file; tools/convert_inception.py makes it"
-        ]
-    number = "steps" if settings.name == "cnn" else "components"
-    return outside({f"generate.features.{number}": (settings[number], 1, 10**7)})
+        if not epath.Path(settings.path).exists():
+            return [
+                f"generate.features.path={settings.path}: there is no such file; tools/convert_inception.py makes it"
+            ]
+        try:
+            inception.extractor(settings.path)
+        except ValueError as error:
+            return [f"generate.features.path: {error}"]
+        return []
+    if settings.name == "pca":
+        pixels = math.prod(config.data.image_shape)
+        return outside({"generate.features.components": (settings.components, 1, pixels)})
+    return outside({"generate.features.steps": (settings.steps, 1, 10**7)})
+
+
+def check_splits(config: ConfigDict, sources: dict[str, ImageSource]) -> list[str]:
+    """What keeps samples from being judged by these images; [] if nothing does."""
+    problems, examples = [], {name: source.num_examples for name, source in sources.items()}
+    if examples["test"] < judging.FEWEST:
+        problems.append(
+            f"generate judges samples by test images, {judging.FEWEST} at least, and there are {examples['test']}"
+        )
+    settings = config.generate.features
+    if settings.get("name") == "pca" and settings.components >= examples["train"]:
+        problems.append(
+            f"generate.features.components={settings.components} must be below the number of training images, "
+            f"{examples['train']}"
+        )
+    return problems
 
 
 def sample_count(config: ConfigDict, functaset: Functaset) -> int:
-    """As many as asked for, but no more than there are test images.
-
-    Raises:
-      ValueError: too few to judge them by.
-    """
-    count = min(config.generate.samples, functaset.num_examples("test"))
-    if count < judging.FEWEST:
-        raise ValueError(
-            f"samples are judged by test images, {judging.FEWEST} at least, and there are {count}"
-        )
-    return count
+    """As many as asked for, but no more than there are test images."""
+    return min(config.generate.samples, functaset.num_examples("test"))
 
 
 class Drawing:
@@ -76,7 +90,10 @@ class Drawing:
         process_index: int,
         process_count: int,
     ) -> float:
-        """Draws what is missing of this process's share; returns samples a second, of those that are judged.
+        """Draws what is missing of this process's share.
+
+        Returns:
+          Samples a second of all processes, by the clock of process 0 when it last drew some that are judged.
 
         Args:
           params: of the generator, on the host.
@@ -101,10 +118,13 @@ class Drawing:
             return sample(inputs["params"], numbers, labels, scale=inputs["scale"]).latents
 
         rate = draw("judged", lambda *inputs: sample(*inputs).latents, params, self.labels)
+        told = self.directory / "speed.json"
+        if rate and process_index == 0:
+            write_json(told, {"samples_per_second": rate * process_count})
         for scale in self.config.generate.sweep:
             inputs = {"params": params, "scale": np.float32(scale)}
             draw(_of_scale(scale), guided, inputs, self.labels[:MOST_SWEPT])
-        return rate
+        return read_json(told)["samples_per_second"] if told.exists() else 0.0
 
     def collect(self) -> tuple[np.ndarray, dict[float, np.ndarray]]:
         """Latents [n, i, j, d] of the samples that are judged, and {scale: latents}."""
@@ -201,16 +221,24 @@ class Judge:
         """Arrays for the report, [s]: sweep_scale, sweep_agreement, sweep_distance (kernel distance from all test
         images) and sweep_standard_error of it.
 
+        Both are NaN where a sample is not finite.
+
         Args:
           drawn: {scale of guidance: latents [m, i, j, d]}; labels: [n] int32, of which the first m were asked for.
         """
         if not drawn:
             return {}
         test = self.extractor.extract(self.test["image"] / np.float32(255))
-        distances_of = [
-            judging.kernel(test, self.extractor.extract(self.decode(latents)), self.config.seed)
-            for latents in drawn.values()
-        ]
+
+        def distance(latents: np.ndarray) -> distances.Estimate:
+            if not np.isfinite(
+                latents
+            ).all():  # guided too far: a hole in the curve, not the end of a run
+                return distances.Estimate(math.nan, math.nan)
+            made = self.extractor.extract(self.decode(latents))
+            return judging.kernel(test, made, self.config.seed)
+
+        distances_of = [distance(latents) for latents in drawn.values()]
         return {
             "sweep_scale": np.asarray(list(drawn)),
             "sweep_agreement": np.asarray(

@@ -12,6 +12,7 @@ from functa.imputation import METHODS
 from functa.tasks import generation
 from functa.trained import Generator
 
+MOST_DRAWS = 1000  # of an image
 _MEASURED = 512  # examples that the denoiser's error is measured on
 _SCHEDULE: dict[str, Any] = {"name": "karras", "sigma_min": 0.02, "sigma_max": 20.0, "rho": 7.0}
 
@@ -58,9 +59,18 @@ class Imputer:
         """`count` draws of each image: [b, count, h, w, c] float32 in [0, 1].
 
         Args:
-          names: [b] integers; a draw is a function of the seed, what is seen, the image's name and `count`.
+          names: [b] integers from 0; draw k is a function of the seed, what is seen, the image's name and k, but for
+            rounding, which depends on how many are drawn at a time.
+          count: at most 1000.
+        Raises:
+          ValueError: too many draws, or a name above 2,147,482.
         """
-        numbers = (names[:, None] * count + np.arange(count)).reshape(-1).astype(np.int32)
+        if not 1 <= count <= MOST_DRAWS or max(names) >= 2**31 // MOST_DRAWS or min(names) < 0:
+            raise ValueError(
+                f"{count} draws of images {min(names)} to {max(names)}: at most {MOST_DRAWS} draws, of images 0 to "
+                f"{2**31 // MOST_DRAWS - 1}"
+            )
+        numbers = (names[:, None] * MOST_DRAWS + np.arange(count)).reshape(-1).astype(np.int32)
         chains = jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=0), observation)
         drawn = np.clip(np.asarray(self._with(chains, numbers)), 0, 1)
         return drawn.reshape(len(names), count, *drawn.shape[1:])

@@ -58,6 +58,8 @@ def check(
         if first_step and not problems:
             unstable = thread.submit(fitting.check_first_step, config)
         attempt(lambda: problems.extend(images_lib.check_splits(sources)))
+        if "generate" in stages and sources and not problems:
+            problems += generate_lib.check_splits(config, sources)
         if unstable is not None and not problems:
             attempt(lambda: problems.extend(unstable.result()))
         return problems

@@ -49,7 +49,7 @@ def sweep(arrays: Arrays) -> Section | None:
     errors = arrays["sweep_standard_error"]
     lead = (
         "What exaggerating the class does to the same samples: they are easier to recognise and less various. "
-        f"1 is no guidance. The standard error of the distances is about {errors.mean():.1g}."
+        f"1 is no guidance. The standard error of the distances is about {np.nanmean(errors):.1g}."
     )
     return Section("guidance", "Guidance", lead, f'<div class="charts">{body}</div>')
 

@@ -287,15 +287,16 @@ def generate(run: Run) -> dict[str, Any]:
         "functaset_digest": functaset.manifest.digest,
         "generator_parameters": sum(leaf.size for leaf in jax.tree.leaves(generator)),
         "samples": count,
-        "samples_per_second": rate * jax.process_count(),
+        "samples_per_second": rate,
     }
     distributed.wait("samples")
     if jax.process_index():
         return metrics  # process 0 alone judges
     latents, swept = drawing.collect()
-    judge = generate_lib.Judge(
-        run.config, functaset, sources=run.sources, count=count, decode=decode, classes=classes
-    )
+    with refusing():
+        judge = generate_lib.Judge(
+            run.config, functaset, sources=run.sources, count=count, decode=decode, classes=classes
+        )
     judged, arrays = judge.judge(latents, labels)
     arrays |= judge.sweep(swept, labels)
     whole = Generator(run.config, field, params, functaset, normalization, generator)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from functa import exhibits, metrics, sampling, showcase, trained
+from functa import exhibits, imputation, imputer, metrics, sampling, showcase, trained
 from functa.data import images as images_lib
 from tests import generator_runs
 
@@ -30,6 +30,19 @@ def test_hidden_halves_are_imputed(generator):
     assert section.body.count("<img") == 8 * 6
     decibels = float(metrics.psnr(arrays["imputed_mse_mean"][3]))
     assert f"mean of draws with prior, {decibels:.1f} dB" in section.body
+
+
+def test_a_draw_is_the_same_however_many_there_are(generator):
+    made = imputer.Imputer(generator, imputation.KINDS["half"], steps=3, seed=0)
+    images = np.random.default_rng(0).random((2, 8, 8, 1)).astype(np.float32)
+    seen = imputation.observe(imputation.KINDS["half"], images, [(0, 0), (0, 1)])
+    names = np.array([5, 2_147_482])
+    two, three = (made.draws(seen, names=names, count=count) for count in (2, 3))
+    np.testing.assert_allclose(two, three[:, :2], atol=1e-3)
+    assert np.abs(three[:, 2] - three[:, 1]).max() > 0.01
+    for wrong in ({"names": names + 1, "count": 2}, {"names": names, "count": 1001}):
+        with pytest.raises(ValueError, match="at most 1000 draws, of images 0 to 2147482"):
+            made.draws(seen, **wrong)
 
 
 def test_without_an_unknown_class_nothing_is_imputed(generator):

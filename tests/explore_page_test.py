@@ -307,6 +307,9 @@ def test_painting_and_imputing(page):
     draws = page.pixels("#draws img")
     assert len(set(map(tuple, draws))) == 3
     page.keep("impute")
+    page.script("document.querySelector('#impute [name=row]').value = 3")  # not shown yet
+    page.press("impute")
+    assert "the mask lies on another image" in page.error("impute")
     page.click("#tab-browse")
     page.all("#records .thumb")[2].click()
     page.click("#to-impute")

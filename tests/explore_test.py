@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from functa import config as config_lib
-from functa import imputation, imputer, metrics, samples
+from functa import imputation, imputer, metrics, samples, trained
 from functa.analysis.space import bicubic
 from functa.data import functaset_format
 from functa.explore import collection, decoding, drawing, opened
@@ -337,6 +337,15 @@ def test_a_generator_that_knows_no_unknown_class(tmp_path):
         explorer.sample(samples_of([0], 3), scale=1)
     with pytest.raises(ValueError, match="generate.label_dropout=0"):
         explorer.impute(0, np.ones((8, 8), bool), draws=1, steps=2, seed=0)
+
+
+def test_what_the_run_does_itself_may_be_asked_for(tmp_path):
+    changes = {"generate.schedule.steps": 256, "generate.guidance.scale": 25.0}
+    made = trained.load_generator(generator_runs.make(tmp_path / "run", **changes))
+    own = drawing.Drawing(made, lambda _: None)
+    assert own.config(own.usual).generate.schedule.steps == 256
+    with pytest.raises(ValueError, match="guidance=26.0 must be from 0 to 25; steps=257 must be"):
+        own.config(own.usual._replace(steps=257, guidance=26.0))
 
 
 def test_a_generator_of_another_functaset_is_not_used(run, tmp_path):

@@ -386,15 +386,15 @@ def test_who_leaves_is_not_worked_for(explorer, monkeypatch):
         client.close()
 
 
-def test_what_fails_is_told(explorer, client, monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError("no room for 3 GiB"), AttributeError("no key")])
+def test_what_fails_is_told_and_logged(explorer, client, monkeypatch, caplog, error):
     def fail(row):
-        raise MemoryError("no room for 3 GiB")
+        raise error
 
     monkeypatch.setattr(explorer, "test_image", fail)
-    assert client.ask("test_image", {"row": 0}) == (
-        500,
-        {"error": "MemoryError: no room for 3 GiB"},
-    )
+    sentence = f"{type(error).__name__}: {error}"
+    assert client.ask("test_image", {"row": 0}) == (500, {"error": sentence})
+    assert sentence in caplog.text
 
 
 def until(ready, seconds=60.0):

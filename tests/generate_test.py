@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -71,7 +72,7 @@ def make_judge():
         sources={split: source(split) for split in ("train", "test")},
         count=COUNT,
         decode=decode,
-        classes=lambda latents: np.round(4 * latents[:, 0, 0, 0]).astype(np.int32) % 4,
+        classes=lambda latents: np.round(4 * np.nan_to_num(latents[:, 0, 0, 0])).astype(int) % 4,
     )
 
 
@@ -122,11 +123,63 @@ def test_scales_of_guidance_are_compared():
     assert make_judge().sweep({}, LABELS) == {}
 
 
-def test_too_few_test_images_are_told():
-    config, few = digits.get_config("tiny"), Latents()
-    few.labels["test"] = few.labels["test"][:39]
-    with pytest.raises(ValueError, match="40 at least, and there are 39"):
-        generate.sample_count(config, few)
+def test_samples_that_are_not_finite_leave_a_hole():
+    good = latents_of(COUNT, 5, LABELS / 4)
+    bad = np.where(np.arange(COUNT)[:, None, None, None] == 7, np.float32(np.nan), good)
+    arrays = make_judge().sweep({1.0: good, 100.0: bad}, LABELS)
+    assert np.isfinite(arrays["sweep_distance"]).tolist() == [True, False]
+    (section,) = showcase.sections(arrays)
+    assert "100: nan" in section.body
+    assert "distances is about nan" not in section.lead
+
+
+def test_too_few_images_are_told():
+    config = digits.get_config("tiny")
+    config.generate.features = {"name": "pca", "components": 30}
+    few = {"train": SimpleNamespace(num_examples=30), "test": SimpleNamespace(num_examples=39)}
+    assert generate.check_splits(config, few) == [
+        "generate judges samples by test images, 40 at least, and there are 39",
+        "generate.features.components=30 must be below the number of training images, 30",
+    ]
+    enough = {"train": SimpleNamespace(num_examples=31), "test": SimpleNamespace(num_examples=40)}
+    assert generate.check_splits(config, enough) == []
+
+
+def test_what_is_drawn_is_drawn_once_and_its_speed_kept(tmp_path, monkeypatch):
+    config = digits.get_config("tiny")
+    config.generate.sweep, config.generate.sample_batch_size = (0.5, 2.0), 16
+    shape, calls = tuple(config.field.latent_shape), []
+
+    def sampler(params, numbers, labels, scale=9.0):
+        calls.append(1)
+        value = params * numbers.astype(np.float32) + scale
+        return SimpleNamespace(latents=value[:, None, None, None] + jnp.zeros((1, *shape)))
+
+    monkeypatch.setattr(generate.generation, "make_sampler", lambda *_: sampler)
+    drawing = generate.Drawing(config, tmp_path, LABELS)
+
+    def draw(process_index, process_count):
+        return drawing.draw(
+            None,
+            np.float32(10),
+            say=lambda line: None,
+            stop=lambda: None,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    draw(1, 2)
+    speed = draw(0, 2)
+    assert speed > 0
+    traced = len(calls)
+    assert draw(0, 1) == speed
+    assert len(calls) == traced
+    judged, swept = drawing.collect()
+    np.testing.assert_array_equal(judged[:, 0, 0, 0], 10 * np.arange(COUNT) + 9)
+    assert {scale: float(latents[3, 0, 0, 0]) for scale, latents in swept.items()} == {
+        0.5: 30.5,
+        2.0: 32.0,
+    }
 
 
 def test_a_gaussian_has_the_latents_mean_and_covariance():
@@ -145,6 +198,8 @@ def test_a_gaussian_has_the_latents_mean_and_covariance():
         ({"name": "vgg"}, "generate.features.name='vgg': known are cnn, pca"),
         ({"name": "cnn", "steps": 5}, "generate.features: cnn has the keys"),
         ({"name": "pca", "components": 0}, "generate.features.components=0"),
+        ({"name": "pca", "components": 65}, "generate.features.components=65 must be from 1 to 64"),
+        ({"name": "inception", "path": __file__}, "generate.features.path: "),
         (
             {"name": "inception", "path": "none.npz"},
             "none.npz: there is no such file; tools/convert",

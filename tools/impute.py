@@ -32,7 +32,7 @@ from functa import imputation, metrics, pictures, trained
 from functa.config import outside
 from functa.data import images as images_lib
 from functa.imputation import METHODS
-from functa.imputer import Imputer, compare
+from functa.imputer import MOST_DRAWS, Imputer, compare
 
 _SHOWN = 16  # images
 _SIDE = 32  # pixels; smaller images are enlarged to about this side
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     problems = outside(
         {
             "--images": (args.images, 2, 10**6),
-            "--draws": (args.draws, 1, 1000),
+            "--draws": (args.draws, 1, MOST_DRAWS),
             "--steps": (args.steps, 1, 10_000),
             "--seed": (args.seed, 0, 2**32 - 1),
         }

@@ -56,7 +56,7 @@ class Drawing:
 
     Attributes:
       solvers: names; those that need no settings of their own, and the run's.
-      usual: the run's Settings.
+      usual: the run's Settings; most_steps, largest_guidance: that may be asked for.
     """
 
     def __init__(self, generator: Generator, say: Say):
@@ -67,6 +67,9 @@ class Drawing:
         self.solvers = tuple(dict.fromkeys(["euler", "heun", "dpmpp_2m", own]))
         self.usual = Settings(float(settings.guidance.scale), int(settings.schedule.steps), own)
         self.num_classes = int(generator.config.data.num_classes)
+        # What the run itself does may be asked for.
+        self.most_steps = max(MOST_STEPS, self.usual.steps)
+        self.largest_guidance = max(LARGEST_GUIDANCE, self.usual.guidance)
         self._programs: Kept[Callable[..., jax.Array]] = Kept(_PROGRAMS)
         self._latents: Kept[np.ndarray] = Kept(_LATENTS)
 
@@ -78,8 +81,8 @@ class Drawing:
         """
         problems = outside(
             {
-                "guidance": (settings.guidance, 0, LARGEST_GUIDANCE),
-                "steps": (settings.steps, 1, MOST_STEPS),
+                "guidance": (settings.guidance, 0, self.largest_guidance),
+                "steps": (settings.steps, 1, self.most_steps),
             }
         )
         if settings.solver not in self.solvers:

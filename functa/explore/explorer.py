@@ -97,11 +97,11 @@ class Explorer:
                 "usual": self._drawing.usual._asdict(),
                 "seed": config.seed,
                 "any_class": config.generate.label_dropout > 0,
-                "largest_guidance": drawing.LARGEST_GUIDANCE
+                "largest_guidance": self._drawing.largest_guidance
                 if config.generate.label_dropout
                 else 1,
                 "most_samples": drawing.MOST_SAMPLES,
-                "most_steps": drawing.MOST_STEPS,
+                "most_steps": self._drawing.most_steps,
                 "most_on_a_strip": drawing.MOST_ON_A_STRIP,
                 "most_draws": imputing.MOST_DRAWS,
                 "most_imputing_steps": imputing.MOST_STEPS,

@@ -4,13 +4,17 @@ import { ask, figure, find, latest, make, onSubmit, picture, told } from "./ask.
 import { Mask } from "./paint.js";
 import { className, decibels, forms, height, panels, run, width } from "./run.js";
 
+let shown = 0; // the row that the mask lies on
+
 const mask = new Mask(find("#mask"), (count) => {
   find("#mask-note").textContent = `${count} of ${height * width} pixels are hidden.`;
 });
 
 export const showTest = latest(() => told(panels.impute, async () => {
-  const { image, class: label } = await ask("test_image", { row: Number(forms.impute.row.value) });
+  const row = Number(forms.impute.row.value);
+  const { image, class: label } = await ask("test_image", { row });
   await mask.show(image, [height, width]);
+  shown = row;
   find("#mask").title = className(label);
   find("#imputed").replaceChildren();
   find("#draws-shown").hidden = true;
@@ -18,8 +22,9 @@ export const showTest = latest(() => told(panels.impute, async () => {
 
 onSubmit(forms.impute.draws.form, () => told(panels.impute, async () => {
   const form = forms.impute;
+  if (Number(form.row.value) !== shown) throw new Error("the mask lies on another image: wait until this one is shown");
   const made = await ask("impute", {
-    row: Number(form.row.value), hidden: mask.rows(), draws: Number(form.draws.value), steps: Number(form.steps.value),
+    row: shown, hidden: mask.rows(), draws: Number(form.draws.value), steps: Number(form.steps.value),
     seed: Number(form.seed.value),
   });
   const result = (source, name, psnr, kind) => figure(

@@ -6,6 +6,7 @@ must be JSON and name this machine as their host, which pages of other sites can
 
 import importlib.resources
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -98,7 +99,12 @@ def make_app(explorer: Explorer) -> Starlette:
                 return _error(str(error), 400)
             except BusyError as error:
                 return _error(str(error), 503)
-            except (MemoryError, OSError, FloatingPointError, RuntimeError) as error:
+            except ClientDisconnect:
+                return Response(status_code=400)  # nobody reads it
+            except (
+                Exception
+            ) as error:  # a fault of ours: told on the page, and whole on the terminal
+                logging.exception("a question could not be answered")
                 return _error(f"{type(error).__name__}: {error}", 500)
             return JSONResponse(answered, headers=_HEADERS)
 
