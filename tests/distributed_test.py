@@ -35,6 +35,7 @@ def pair(program_env, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices_give_the_numbers_of_one(pair, finished):
     one, two = numbers(finished[0]), numbers(pair)
     assert one.keys() == two.keys()
@@ -60,6 +61,7 @@ def test_two_processes_of_two_devices_give_the_numbers_of_one(pair, finished):
         np.testing.assert_allclose(ours["latents"], theirs["latents"], rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_processes_change_no_bit_while_the_devices_are_as_many(pair, program_env, tmp_path):
     """Order of data, random draws, sums of gradients, files: all are of the devices, not of the processes."""
     with processes.start(program_env, tmp_path / "run", TINY, count=1, devices=4) as group:
@@ -90,6 +92,7 @@ def test_one_generator_draws_the_same_samples_whoever_draws_them(finished, progr
     assert sample_bytes(workdir) == expected
 
 
+@pytest.mark.slow
 def test_each_process_reads_and_writes_only_its_share(pair):
     parts = [json.loads(path.read_text()) for path in (pair / "functaset" / "parts").iterdir()]
     assert len(parts) == 9
@@ -132,6 +135,7 @@ def stopped(pair, program_env, tmp_path_factory):
     return workdir, [log.read_text() for log in group.logs]
 
 
+@pytest.mark.slow
 def test_sigterm_on_one_stops_all_at_one_step(stopped, pair, program_env, tmp_path):
     folder, logs = stopped
     stops = [log.splitlines()[-1] for log in logs]
@@ -145,6 +149,7 @@ def test_sigterm_on_one_stops_all_at_one_step(stopped, pair, program_env, tmp_pa
     assert_same(workdir, pair, "meta_learn")
 
 
+@pytest.mark.slow
 def test_sigterm_while_a_stage_begins_is_not_lost(program_env, tmp_path):
     """The first step compiles for seconds; who asks whether to stop asked in another way before."""
     long = (TINY, "--config.stages=meta_learn", "--config.meta_learn.steps=100000")
@@ -158,6 +163,7 @@ def test_sigterm_while_a_stage_begins_is_not_lost(program_env, tmp_path):
     assert stops[0] == stops[1]
 
 
+@pytest.mark.slow
 def test_a_model_that_lies_over_processes_is_saved_and_read(pair, program_env, tmp_path):
     workdir, arguments = begun(pair, "classify", tmp_path)
     wide = ("fsdp=2", "width=128", "mlp_width=256")
@@ -188,6 +194,7 @@ def test_unequal_processes_are_told(program_env, tmp_path):
         assert "as many devices; there are 1 in process 0, 2 in process 1" in group.told()
 
 
+@pytest.mark.slow
 def test_sigterm_on_one_stops_encoding_everywhere(pair, program_env, tmp_path):
     workdir, arguments = begun(pair, "encode", tmp_path)
     # One record a shard, and thousands of them: a minute of work.
@@ -243,6 +250,7 @@ def test_a_killed_process_ends_the_others_and_nothing_is_lost(
     assert_same(workdir, pair, stage)
 
 
+@pytest.mark.slow
 def test_encoding_goes_on_with_another_number_of_processes(finished, program_env, tmp_path):
     workdir, arguments = begun(finished[0], "encode", tmp_path)
     with processes.start(program_env, workdir, *arguments, count=2) as group:
@@ -257,6 +265,7 @@ def test_encoding_goes_on_with_another_number_of_processes(finished, program_env
     assert functaset_bytes(workdir) == functaset_bytes(finished[0])
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_is_seen_by_all_and_the_state_before_is_used(
     stopped, pair, program_env, tmp_path
 ):

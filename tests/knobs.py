@@ -54,14 +54,14 @@ def prepare_images(root: Path) -> Path:
     """Data sets of grey images: `photos` in all sizes and `others`, `few` of 8x8 pixels, below
     `here`; other `photos` below `elsewhere`. All have 10 classes but `few`, which has 5."""
     random = np.random.default_rng(0)
-    for k in range(80):
+    for k in range(320):
         folder = root / "folder" / f"class{k % 10}"
         folder.mkdir(parents=True, exist_ok=True)
         pixels = random.integers(0, 256, (16 + k % 3, 16 + k % 5), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{k}.png")
     for classes in (5, 10):
         arrays: dict[str, Any] = {}
-        for split, n in (("train", 60), ("test", 20)):
+        for split, n in (("train", 60), ("test", 80)):
             arrays[f"x_{split}"] = random.integers(0, 256, (n, 8, 8, 1), dtype=np.uint8)
             arrays[f"y_{split}"] = np.arange(n) % classes
         np.savez(root / f"{classes}.npz", **arrays)

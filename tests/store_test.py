@@ -72,6 +72,7 @@ def test_what_is_not_there_is_not_waited_for(bucket):
     assert time.monotonic() - begin < 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_the_store_is_back(store, tmp_path):  # noqa: F811
     with failures_test.start(
         store.env, "gs://bucket/back", {"*": {"toy": 12}}, *META, folder=tmp_path, count=1
