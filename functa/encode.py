@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from functa import config as config_lib
 from functa import mesh as mesh_lib
 from functa.data import functaset_format, functaset_writer
-from functa.data.augment import augment
+from functa.data.copies import read_copies
 from functa.data.functaset_format import RecordLayout
 from functa.data.functaset_manifest import complete_set, summary, wait_until, write_manifest
 from functa.data.functaset_writer import Recipe, Shard, ShardWriter, finished_part, plan_shards
@@ -287,20 +287,17 @@ def _read(
     examples, copies = rows, np.zeros_like(rows)
     if split == "train":
         examples, copies = np.divmod(rows, c.num_augmentations)
-    batch = source.read(np.arange(examples[0], examples[-1] + 1))
-    batch = {name: batch[name][examples - examples[0]] for name in ("image", "label", "id")}
-    for k in np.flatnonzero(copies):
-        batch["image"][k] = augment(
-            batch["image"][k],
-            seed=config.seed,
-            example_id=int(batch["id"][k]),
-            copy=int(copies[k]),
-            flip=c.flip,
-            crop=c.crop,
-            crop_padding=c.crop_padding,
-            crop_min_area=c.crop_min_area,
-        )
-    return batch | {"copy": copies}
+    batch = read_copies(
+        source,
+        examples,
+        copies,
+        seed=config.seed,
+        flip=c.flip,
+        crop=c.crop,
+        crop_padding=c.crop_padding,
+        crop_min_area=c.crop_min_area,
+    )
+    return {name: batch[name] for name in ("image", "label", "id")} | {"copy": copies}
 
 
 def _pad(images: np.ndarray, batch_size: int) -> np.ndarray:

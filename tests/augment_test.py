@@ -15,9 +15,10 @@ def noise(shape=(8, 6, 3)):
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def copies(image, n, **options):
+def copies(image, n, *, shape=None, **options):
+    settings = NONE | options | {"shape": shape or image.shape[:2]}
     return [
-        augment.augment(image, seed=3, example_id=7, copy=copy, **NONE | options)
+        augment.augment(image, seed=3, example_id=7, copy=copy, **settings)
         for copy in range(1, n + 1)
     ]
 
@@ -38,7 +39,7 @@ def box(seen):
 
 def test_copy_0_is_the_image_itself():
     image = noise()
-    same = augment.augment(image, seed=0, example_id=1, copy=0, **EVERYTHING)
+    same = augment.augment(image, shape=(8, 6), seed=0, example_id=1, copy=0, **EVERYTHING)
     np.testing.assert_array_equal(same, image)
 
 
@@ -48,9 +49,9 @@ def test_depends_on_seed_id_and_copy_alone(crop):
     options = EVERYTHING | {"crop": crop, "crop_padding": 15}
     made = {}
     for seed, example, copy in itertools.product((0, 1), (0, 5), (1, 2)):
-        call = {"seed": seed, "example_id": example, "copy": copy}
+        call = {"shape": (32, 32), "seed": seed, "example_id": example, "copy": copy}
         made[seed, example, copy] = augment.augment(image, **call, **options)
-        typed = {"seed": seed, "example_id": np.int64(example), "copy": np.int32(copy)}
+        typed = call | {"example_id": np.int64(example), "copy": np.int32(copy)}
         again = augment.augment(image.copy(), **typed, **options)
         np.testing.assert_array_equal(again, made[seed, example, copy])
         assert again.shape == image.shape
@@ -122,6 +123,30 @@ def test_resize_cuts_boxes_of_the_asked_area_and_aspect():
     assert np.std(centres) > 0.03
 
 
+@pytest.mark.parametrize("size", [(80, 240), (240, 64), (120, 120)])
+def test_parts_of_a_photograph_have_the_asked_area_and_the_aspect_of_the_copies(size):
+    made = [
+        copies(ramp(axis, size), 200, shape=(48, 32), crop="resize", crop_min_area=0.2)
+        for axis in (0, 1)
+    ]
+    areas, free = [], 0
+    for row, column in zip(*made, strict=True):
+        assert row.shape == (48, 32, 1)
+        top, box_h = box(row[:, 16, 0])
+        left, box_w = box(column[24, :, 0])
+        assert min(top, left) > -1.5
+        assert top + box_h < size[0] + 1.5
+        assert left + box_w < size[1] + 1.5
+        areas.append(box_h * box_w / (size[0] * size[1]))
+        ratio = box_w / box_h / (32 / 48)
+        inside = 0.7 < ratio < 1.43  # positions are rounded to pixels
+        free += inside
+        assert inside or box_h > size[0] - 2 or box_w > size[1] - 2
+    assert 0.19 < min(areas) < 0.25
+    assert 0.9 < max(areas) < 1.05
+    assert free > 15
+
+
 def test_resize_to_the_whole_area_changes_nothing():
     image = noise((9, 7, 3))
     for copy in copies(image, 5, crop="resize", crop_min_area=1.0):
@@ -154,3 +179,11 @@ def test_refuses_other_arrays():
     for wrong in (noise()[None], noise().astype(np.float32)):
         with pytest.raises(ValueError, match="one image"):
             copies(wrong, 1)
+
+
+@pytest.mark.parametrize(("crop", "copy"), [("pad", 1), ("none", 1), ("resize", 0)])
+def test_only_parts_can_have_another_shape(crop, copy):
+    with pytest.raises(ValueError, match=f"has no copy {copy} of"):
+        augment.augment(
+            noise((9, 9, 1)), shape=(8, 8), seed=0, example_id=0, copy=copy, **NONE | {"crop": crop}
+        )

@@ -15,6 +15,7 @@ from functa import rng
 def augment(
     images_uint8: np.ndarray,
     *,
+    shape: tuple[int, int],
     seed: int,
     example_id: int,
     copy: int,
@@ -26,7 +27,8 @@ def augment(
     """Copy number `copy` of one image; copy 0 is the image itself.
 
     Args:
-      images_uint8: [h, w, c] uint8, one image.
+      images_uint8: [H, W, c] uint8, one image; of another shape than `shape` with crop="resize" only.
+      shape: (h, w) of the copies.
       example_id: the example's id in its data set.
       flip: mirror left-right with probability one half.
       crop: "none"; "pad": pad every side with `crop_padding` black pixels and cut out h x w at
@@ -45,6 +47,10 @@ def augment(
         )
     if crop not in ("none", "pad", "resize"):
         raise ValueError(f"unknown crop {crop!r}; known are none, pad, resize")
+    if images_uint8.shape[:2] != tuple(shape) and (crop != "resize" or copy == 0):
+        raise ValueError(
+            f"an image of {images_uint8.shape[:2]} pixels has no copy {copy} of {tuple(shape)} with crop={crop}"
+        )
     if crop_padding < 0 or not 0 < crop_min_area <= 1:
         raise ValueError(
             f"crop_padding must be >= 0 and crop_min_area in (0, 1], not {crop_padding}, "
@@ -61,7 +67,7 @@ def augment(
     if crop == "pad":
         images_uint8 = _crop_pad(images_uint8, random, crop_padding)
     elif crop == "resize":
-        images_uint8 = _crop_resize(images_uint8, random, crop_min_area)
+        images_uint8 = _crop_resize(images_uint8, random, crop_min_area, shape)
     return np.ascontiguousarray(images_uint8)
 
 
@@ -72,23 +78,32 @@ def _crop_pad(image: np.ndarray, random: np.random.Generator, padding: int) -> n
     return padded[top : top + h, left : left + w]
 
 
-def _crop_resize(image: np.ndarray, random: np.random.Generator, min_area: float) -> np.ndarray:
+def _crop_resize(
+    image: np.ndarray, random: np.random.Generator, min_area: float, shape: tuple[int, int]
+) -> np.ndarray:
     """Part of area a ~ U(min_area, 1), aspect ratio log-uniform in [3/4, 4/3], resized with the
     bicubic filter.
 
-    The ratio is relative to the image's own and is drawn from the part of that interval for which
+    The ratio is relative to that of `shape` and is drawn from the part of that interval for which
     the box lies inside the image, where the published code draws up to ten times and then gives
-    up; boxes may start between pixels.
+    up; boxes may start between pixels. Where an image is so long that no such box of that area lies
+    in it, the nearest ratio is taken that does.
     """
-    h, w, c = image.shape
+    (height, width, c), (h, w) = image.shape, shape
     area = random.uniform(min_area, 1.0)
-    limit = min(math.log(4 / 3), math.log(1 / area))
-    ratio = math.exp(random.uniform(-limit, limit))
-    box_h, box_w = h * math.sqrt(area / ratio), w * math.sqrt(area * ratio)
+    longer = math.log(
+        width * h / (height * w)
+    )  # how much wider the image is than the copy, by its ratio
+    spare = math.log(1 / area)
+    inside, wanted = (longer - spare, longer + spare), (-math.log(4 / 3), math.log(4 / 3))
+    low, high = (min(max(limit, inside[0]), inside[1]) for limit in wanted)
+    ratio = math.exp(random.uniform(low, high))
+    side = math.sqrt(area * height * width)
     # min: rounding must not push the box over the border, which Pillow refuses.
-    box_h, box_w = min(box_h, h), min(box_w, w)
-    top, left = random.uniform(0, h - box_h), random.uniform(0, w - box_w)
-    box = (left, top, min(left + box_w, w), min(top + box_h, h))
+    box_h = min(side * math.sqrt(h / w / ratio), height)
+    box_w = min(side * math.sqrt(w / h * ratio), width)
+    top, left = random.uniform(0, height - box_h), random.uniform(0, width - box_w)
+    box = (left, top, min(left + box_w, width), min(top + box_h, height))
     planes = [
         np.asarray(Image.fromarray(image[..., k]).resize((w, h), Image.Resampling.BICUBIC, box))
         for k in range(c)

@@ -39,6 +39,12 @@ class ImageSource(Protocol):
             number.
         """
 
+    def read_whole(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Images [H, W, c] uint8 as they are kept, before they are cropped and resized to one shape.
+
+        Raises: as `read`.
+        """
+
 
 def open_splits(
     *,
@@ -246,6 +252,9 @@ class _InMemory:
         rows = records.within(indices, self.num_examples)
         return {key: np.take(array, rows, axis=0) for key, array in self._arrays.items()}
 
+    def read_whole(self, indices: np.ndarray) -> list[np.ndarray]:
+        return list(self.read(indices)["image"])
+
 
 class _Cached:
     """Records decoded at the first read, large images by all cores; the threads that come meanwhile wait."""
@@ -261,6 +270,9 @@ class _Cached:
             if self._decoded is None:
                 self._decoded = self._decode()
         return self._decoded.read(indices)
+
+    def read_whole(self, indices: np.ndarray) -> list[np.ndarray]:
+        return self.records.read_whole(indices)
 
     def _decode(self) -> _InMemory:
         n = self.num_examples

@@ -5,9 +5,10 @@ dataset_info.json is; `name` may be NAME or NAME/CONFIG, either with :VERSION be
 features "image" and "label" are read.
 """
 
+import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -172,11 +173,7 @@ def decode_image(encoded: bytes, *, image_shape: Sequence[int], resize: bool) ->
       OSError, SyntaxError: bytes that are not a whole PNG or JPEG.
     """
     h, w, c = image_shape
-    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
-        if image.mode[0] in "IF":
-            raise ValueError(f"the image has more than 8 bits a channel (mode {image.mode})")
-        image.load()
-        pixels = image if image.mode == _MODES[c] else image.convert(_MODES[c])
+    with _opened(encoded, c) as pixels:
         if resize and pixels.size != (w, h):
             scale = min(pixels.width / w, pixels.height / h)
             left, top = (pixels.width - w * scale) / 2, (pixels.height - h * scale) / 2
@@ -185,6 +182,22 @@ def decode_image(encoded: bytes, *, image_shape: Sequence[int], resize: bool) ->
         if pixels.size != (w, h):
             raise ValueError(f"the image is {pixels.height}x{pixels.width}, not {h}x{w}")
         return np.asarray(pixels).reshape(h, w, c)
+
+
+def decode_whole(encoded: bytes, *, channels: int) -> np.ndarray:
+    """PNG or JPEG bytes -> [H, W, channels] uint8, as `decode_image` but in the image's own size."""
+    with _opened(encoded, channels) as pixels:
+        return np.asarray(pixels).reshape(pixels.height, pixels.width, channels)
+
+
+@contextlib.contextmanager
+def _opened(encoded: bytes, channels: int) -> Iterator[Image.Image]:
+    """The decoded image, grey or RGB."""
+    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
+        if image.mode[0] in "IF":
+            raise ValueError(f"the image has more than 8 bits a channel (mode {image.mode})")
+        image.load()
+        yield image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
 
 
 class Records:
@@ -220,14 +233,10 @@ class Records:
 
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """See images.ImageSource.read."""
-        ids = self._ids[within(indices, self.num_examples)]
-        try:
-            rows = self._source.__getitems__(ids.tolist())
-        except RuntimeError as error:
-            raise DataError([self._damaged(ids)]) from error
+        ids, rows = self._rows(indices)
         images = np.empty((len(ids), *self.image_shape), np.uint8)
         for k, row in enumerate(rows):
-            images[k] = self._decode(row["image"], ids[k])
+            images[k] = self._decode(row["image"], ids[k], whole=False)
         labels = np.array([row["label"] for row in rows], np.int64)
         wrong = np.flatnonzero((labels < 0) | (labels >= self._num_classes))
         if wrong.size:
@@ -238,8 +247,23 @@ class Records:
             raise DataError([message])
         return {"image": images, "label": labels.astype(np.int32), "id": ids}
 
-    def _decode(self, image: Any, example: int) -> np.ndarray:
+    def read_whole(self, indices: np.ndarray) -> list[np.ndarray]:
+        """See images.ImageSource.read_whole."""
+        ids, rows = self._rows(indices)
+        return [self._decode(row["image"], k, whole=True) for row, k in zip(rows, ids, strict=True)]
+
+    def _rows(self, indices: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """(ids in the data set's own split, records) of examples."""
+        ids = self._ids[within(indices, self.num_examples)]
         try:
+            return ids, self._source.__getitems__(ids.tolist())
+        except RuntimeError as error:
+            raise DataError([self._damaged(ids)]) from error
+
+    def _decode(self, image: Any, example: int, *, whole: bool) -> np.ndarray:
+        try:
+            if self._encoded and whole and self._resize:
+                return decode_whole(image, channels=self.image_shape[2])
             if self._encoded:
                 return decode_image(image, image_shape=self.image_shape, resize=self._resize)
             if image.shape != self.image_shape:

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from functa.data import images as images_lib
-from functa.data.augment import augment
+from functa.data.copies import read_copies
 
 _AUGMENTATION = ("flip", "crop", "crop_padding", "crop_min_area")  # keys of config.encode
 
@@ -53,7 +53,8 @@ class Originals:
         outside = ids[(rows < 0) | (rows >= source.num_examples)]
         if outside.size:
             raise ValueError(f"the images of the split {split} have no id {outside[0]}")
-        batch = source.read(rows)
+        settings = {key: self._config.encode[key] for key in _AUGMENTATION}
+        batch = read_copies(source, rows, copies, seed=self._config.seed, **settings)
         other = np.flatnonzero(batch["label"] != labels)
         if other.size:
             k = other[0]
@@ -61,12 +62,7 @@ class Originals:
                 f"image {ids[k]} of the split {split} is of class {batch['label'][k]}, its record of class "
                 f"{labels[k]}: these are not the images that were encoded"
             )
-        settings = {key: self._config.encode[key] for key in _AUGMENTATION}
-        images = [
-            augment(image, seed=self._config.seed, example_id=int(one), copy=int(copy), **settings)
-            for image, one, copy in zip(batch["image"], ids, copies, strict=True)
-        ]
-        return np.stack(images)
+        return batch["image"]
 
     def test_image(self, row: int) -> tuple[np.ndarray, int]:
         """Image [h, w, c] uint8 and class of the test image `row`.

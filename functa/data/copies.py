@@ -1,0 +1,51 @@
+"""Augmented copies of the images of a source, as the stage encode makes them and the page shows them."""
+
+import numpy as np
+
+from functa.data.augment import augment
+from functa.data.images import Batch, ImageSource
+
+
+def read_copies(
+    source: ImageSource,
+    indices: np.ndarray,
+    copies: np.ndarray,
+    *,
+    seed: int,
+    flip: bool,
+    crop: str,
+    crop_padding: int,
+    crop_min_area: float,
+) -> Batch:
+    """Copy copies[k] of example indices[k]; copy 0 is the image itself.
+
+    With crop="resize" a part is cut out of the image as it is kept, not of what is left of a photograph once it has
+    been cropped and resized to the images' shape.
+
+    Args:
+      indices, copies: [n] integers.
+      seed, flip, crop, crop_padding, crop_min_area: see augment.
+    Returns:
+      What ImageSource.read tells, of n rows.
+    """
+    examples, places = np.unique(indices, return_inverse=True)
+    batch = {name: values[places] for name, values in source.read(examples).items()}
+    augmented = np.flatnonzero(copies)
+    whole = {}
+    if crop == "resize" and augmented.size:
+        wanted = np.unique(indices[augmented])
+        whole = dict(zip(wanted.tolist(), source.read_whole(wanted), strict=True))
+    for k in augmented:
+        image = batch["image"][k]
+        batch["image"][k] = augment(
+            whole.get(int(indices[k]), image),
+            shape=image.shape[:2],
+            seed=seed,
+            example_id=int(batch["id"][k]),
+            copy=int(copies[k]),
+            flip=flip,
+            crop=crop,
+            crop_padding=crop_padding,
+            crop_min_area=crop_min_area,
+        )
+    return batch
