@@ -20,11 +20,14 @@ from functa.normalization import Normalization
 from functa.progress import Bar
 from functa.tasks import generation
 
-# That samples are compared with, and that the Gaussian is fitted to.
+# That samples are compared with, and that the Gaussian is fitted to: so many, or, of large images, so many numbers.
 MOST_TRAINING_EXAMPLES = 50_000
+MOST_TRAINING_NUMBERS = 1 << 30
 MOST_SWEPT = 250  # samples at every scale of guidance that is compared
 MOST_NEIGHBOURS_OF = 1000  # samples whose nearest training images are looked for
+SHOWN_CLASSES = 10  # in the report
 SHOWN_OF_A_CLASS = 10  # samples in the report
+_ROWS = 256  # samples of a Gaussian that are drawn at a time
 SHOWN_NEIGHBOURS = 10
 
 
@@ -163,11 +166,14 @@ class Judge:
           decode: latents -> images in [0, 1]; classes: latents -> classes, by the run's classifier.
         """
         self.config, self.decode, self.classes = config, decode, classes
-        self.train = sources["train"].read(_first(sources["train"].num_examples))
+        most = min(
+            MOST_TRAINING_EXAMPLES, MOST_TRAINING_NUMBERS // math.prod(config.data.image_shape)
+        )
+        self.train = sources["train"].read(np.arange(min(most, sources["train"].num_examples)))
         self.test = sources["test"].read(np.arange(count))
         copies = functaset.manifest.config["encode"]["num_augmentations"]
         of_train = functaset.source("train", cache="none")
-        rows = _first(of_train.num_examples // copies) * copies
+        rows = np.arange(len(self.train["label"])) * copies
         self.train_latents = np.asarray(float32_latents(of_train.read(rows)))
         of_test = functaset.source("test", cache="none").read(np.arange(count))
         self.test_latents = np.asarray(float32_latents(of_test))
@@ -249,10 +255,6 @@ class Judge:
         }
 
 
-def _first(count: int) -> np.ndarray:
-    return np.arange(min(MOST_TRAINING_EXAMPLES, count))
-
-
 def extractor(config: ConfigDict, *, train: dict[str, Any], test: dict[str, Any]) -> Extractor:
     """Of config.generate.features, made from images [n, h, w, c] uint8 and labels [n]."""
     settings = config.generate.features
@@ -274,17 +276,25 @@ def extractor(config: ConfigDict, *, train: dict[str, Any], test: dict[str, Any]
 
 def gaussian_samples(latents: np.ndarray, count: int, *, seed: int) -> np.ndarray:
     """`count` samples of the Gaussian with mean and covariance of latents [n, i, j, d]: the ceiling, what
-    is had without a model."""
-    fitted = distances.fit_gaussian(latents.reshape(len(latents), -1))
-    noise = np.random.default_rng(seed).normal(size=(count, len(fitted.root)))
-    drawn = fitted.mean + noise @ fitted.root
-    return drawn.astype(np.float32).reshape(count, *latents.shape[1:])
+    is had without a model.
+
+    Each is the mean and a normal combination of the centred latents, which has their covariance; that itself would be
+    34 GB for 65,536 numbers.
+    """
+    rows = latents.reshape(len(latents), -1)
+    mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = rows - mean
+    random = np.random.default_rng(seed)
+    parts = [
+        random.normal(size=(min(_ROWS, count - start), len(rows))).astype(np.float32) @ centred
+        for start in range(0, count, _ROWS)
+    ]
+    drawn = mean + np.concatenate(parts) / np.float32(max(len(rows) - 1, 1) ** 0.5)
+    return drawn.reshape(count, *latents.shape[1:])
 
 
 def by_class(images: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """The first ten samples of every class that has as many: [classes, 10, h, w, c]."""
+    """The first ten samples of the first ten classes that have as many: [classes, 10, h, w, c]."""
     rows = [np.flatnonzero(labels == label)[:SHOWN_OF_A_CLASS] for label in range(num_classes)]
-    return np.stack(
-        [images[some] for some in rows if len(some) == SHOWN_OF_A_CLASS]
-        or [images[:SHOWN_OF_A_CLASS]]
-    )
+    whole = [some for some in rows if len(some) == SHOWN_OF_A_CLASS][:SHOWN_CLASSES]
+    return np.stack([images[some] for some in whole] or [images[:SHOWN_OF_A_CLASS]])

@@ -68,6 +68,7 @@ def inner_steps(config: ConfigDict, params: Any, images: np.ndarray) -> np.ndarr
                 jnp.asarray(images),
                 steps=steps,
                 second_order=loop.second_order,
+                chunks=loop.chunks,
             ).values
         )
     return np.stack([np.asarray(frame) for frame in frames], axis=1)

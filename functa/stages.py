@@ -144,6 +144,7 @@ class Run:
                 seed=self.config.seed,
                 steps=settings.steps,
                 ema_decay=settings.ema_decay,
+                micro_batches=settings.micro_batches,
                 log_every=settings.log_every,
                 eval_every=settings.eval_every,
                 checkpoint_every=settings.checkpoint_every,
@@ -216,7 +217,7 @@ def encode(run: Run) -> dict[str, Any]:
 
 def stored_psnr(run: Run, functaset: functaset_lib.Functaset, params: Any) -> float:
     """Mean PSNR, dB, of the test images decoded from the latents as stored, rounding included."""
-    field, size = make_field(run.config), run.config.meta_learn.eval_batch_size
+    field, size = make_field(run.config), run.config.encode.batch_size  # what one device can hold
     latents, images = functaset.source("test", cache="none"), run.sources["test"]
 
     @jax.jit

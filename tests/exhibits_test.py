@@ -32,6 +32,16 @@ def test_hidden_halves_are_imputed(generator):
     assert f"mean of draws with prior, {decibels:.1f} dB" in section.body
 
 
+def test_of_large_images_fewer_are_imputed(generator, monkeypatch):
+    monkeypatch.setattr(exhibits, "_IMPUTED_PIXELS", 9 * 64)
+    monkeypatch.setattr(exhibits, "_AVERAGED_PIXELS", 2 * 64)
+    sources = images_lib.open_splits(**generator.config.data)
+    arrays = exhibits.imputed(generator, sources)
+    assert arrays["imputed_mean"].shape == (3, 8, 8, 1)
+    two = sources["train"].read(np.arange(2))["image"].mean(0) / 255
+    np.testing.assert_allclose(arrays["imputed_average"][0, :, :4], two[:, :4], atol=1e-6)
+
+
 def test_a_draw_is_the_same_however_many_there_are(generator):
     made = imputer.Imputer(generator, imputation.KINDS["half"], steps=3, seed=0)
     images = np.random.default_rng(0).random((2, 8, 8, 1)).astype(np.float32)

@@ -192,6 +192,25 @@ def test_a_gaussian_has_the_latents_mean_and_covariance():
     np.testing.assert_allclose(np.cov(flat.T), np.cov(again.T), atol=0.4)
 
 
+def test_a_gaussian_is_drawn_without_its_covariance():
+    """Of 100,000 numbers it would be 40 GB."""
+    latents = np.random.default_rng(0).normal(size=(3, 10, 10, 1000)).astype(np.float32)
+    drawn = generate.gaussian_samples(latents, 300, seed=1).reshape(300, -1)
+    directions = latents.reshape(3, -1) - latents.reshape(3, -1).mean(0)
+    inside = np.linalg.lstsq(directions.T, (drawn - drawn.mean(0)).T, rcond=None)[0]
+    np.testing.assert_allclose(directions.T @ inside, (drawn - drawn.mean(0)).T, atol=1e-3)
+    assert drawn.std(0).mean() == pytest.approx(
+        latents.reshape(3, -1).std(0, ddof=1).mean(), rel=0.1
+    )
+
+
+def test_of_many_classes_ten_are_shown():
+    labels = np.arange(400) % 20
+    images = np.arange(400, dtype=np.float32).reshape(400, 1, 1, 1)
+    shown = generate.by_class(images, labels, 20)
+    np.testing.assert_array_equal(shown[..., 0, 0, 0] % 20, np.arange(10)[:, None] + np.zeros(10))
+
+
 @pytest.mark.parametrize(
     ("features", "told"),
     [
