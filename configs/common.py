@@ -80,6 +80,11 @@ def base() -> ConfigDict:
     config.meta_learn = ConfigDict()
     config.meta_learn.batch_size = 128  # images a step, over all devices
     config.meta_learn.cells_per_image = 4  # random cells of each image; 0: whole images
+    # They come in squares of so many cells a side, which the maps and lookups that look at neighbours want.
+    config.meta_learn.window = 1
+    config.meta_learn.micro_batches = (
+        1  # parts of a step's batch, one after the other, to save memory
+    )
     config.meta_learn.loss = "log_mse"  # log_mse, mse (the papers')
     config.meta_learn.flips = False  # mirror what is trained on at random, for small data sets
     config.meta_learn.steps = 1000
@@ -107,6 +112,7 @@ def base() -> ConfigDict:
     config.classify.mixup = 0.0  # Beta(a, a) parameter; 0: off
     config.classify.label_smoothing = 0.1
     config.classify.batch_size = 128
+    config.classify.micro_batches = 1
     config.classify.steps = 1000
     config.classify.optimizer = optimizer("adamw", 1e-3, weight_decay=0.05)
     config.classify.ema_decay = 0.99
@@ -123,6 +129,7 @@ def base() -> ConfigDict:
     config.generate.copies = "first"  # first: no augmented copies; all
     config.generate.label_dropout = 0.1  # part of the labels that are hidden; 0: no guidance
     config.generate.batch_size = 128
+    config.generate.micro_batches = 1
     config.generate.steps = 1000
     config.generate.optimizer = optimizer("muon", 3e-2)
     # Up to 90,000 steps the average is a power function of the step, of relative width 9 %: functa/step.py.

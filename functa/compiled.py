@@ -35,7 +35,14 @@ def training_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Compiled:
     images = jax.ShapeDtypeStruct(
         (config.meta_learn.batch_size, *config.data.image_shape), np.uint8
     )
-    step = make_step(task, mesh=mesh, seed=0, ema_decay=config.meta_learn.ema_decay).lower(
+    settings = config.meta_learn
+    step = make_step(
+        task,
+        mesh=mesh,
+        seed=0,
+        ema_decay=settings.ema_decay,
+        micro_batches=settings.micro_batches,
+    ).lower(
         described_state(task, mesh),
         _placed({"image": images}, NamedSharding(mesh, P(task.spec[0]))),
         _placed(NONE_BAD, mesh_lib.replicated(mesh)),

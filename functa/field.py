@@ -261,24 +261,32 @@ class Field:
         images = images.reshape(b, i, u, p, j, u, q, c)
         return images.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, i, j, u * u, p * q, c)
 
-    def of_cell(self) -> "Field":
-        """The same network seen as the field of single cells: a 1x1 grid on images of one cell.
+    def of_window(self, side: int) -> "Field":
+        """The same network seen as the field of windows, images of side x side neighbouring cells. What
+        lies beyond the border of a window is to it what lies beyond the border of an image.
 
         Raises:
-          ValueError: a cell of this field depends on more than its own latent vector and pixels.
+          ValueError: the grid is smaller, cells of this field differ by their place, or windows are
+            single cells of a field whose cells depend on their neighbours.
         """
-        if (
-            self.lookup != "nearest"
-            or self.coords not in ("local", "periodic")
-            or self.map == "conv3x3"
-        ):
+        (i, j, d), c = self.latent_shape, self.image_shape[2]
+        if not 1 <= side <= min(i, j):
             raise ValueError(
-                "single cells can be trained on only with lookup=nearest, coords=local or periodic and map=linear or "
-                f"mlp, not {self.lookup}, {self.coords}, {self.map}; set meta_learn.cells_per_image=0"
+                f"meta_learn.window={side}: the grid of {i}x{j} has windows from 1 to {min(i, j)} cells a side"
+            )
+        if self.coords not in ("local", "periodic"):
+            raise ValueError(
+                f"cells of an image can be trained on only with coords=local or periodic, not {self.coords}; set "
+                "meta_learn.cells_per_image=0"
+            )
+        if side == 1 and (self.lookup != "nearest" or self.map == "conv3x3"):
+            raise ValueError(
+                "single cells can be trained on only with lookup=nearest and map=linear or mlp, not "
+                f"{self.lookup}, {self.map}; set meta_learn.cells_per_image=0, or meta_learn.window to more than 1"
             )
         p, q = self.cell_shape(self.image_shape[:2])
         return dataclasses.replace(
-            self, image_shape=(p, q, self.image_shape[2]), latent_shape=(1, 1, self.latent_shape[2])
+            self, image_shape=(side * p, side * q, c), latent_shape=(side, side, d)
         )
 
     def pixel_features(self, shape: tuple[int, int]) -> np.ndarray:

@@ -52,7 +52,7 @@ def to_float(images: jax.Array) -> jax.Array:
 
 
 def training_field(config: ConfigDict) -> Field:
-    """The field as training sees it: of single cells where random cells are trained on."""
+    """The field as training sees it: of windows where random cells are trained on."""
     field = make_field(config)
     if not config.meta_learn.cells_per_image:
         return field
@@ -61,7 +61,7 @@ def training_field(config: ConfigDict) -> Field:
             f"inner_loop.lr_shape={config.inner_loop.lr_shape} has a rate for every cell, but random cells are all "
             "alike: set meta_learn.cells_per_image=0 or lr_shape=channel"
         )
-    return field.of_cell()
+    return field.of_window(config.meta_learn.window)
 
 
 def training_band(config: ConfigDict) -> Field:

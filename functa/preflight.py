@@ -97,11 +97,18 @@ def batches(config: ConfigDict, mesh: Mesh, stages: Sequence[str]) -> list[str]:
     """Batches that cannot be shared out; [] if there is none."""
     problems = []
     for stage in _trained(stages):
+        parts = config[stage].micro_batches
+        if parts < 1:
+            problems.append(f"{stage}.micro_batches={parts} must be at least 1")
+            continue
         for name in ("batch_size", "eval_batch_size"):
             size = config[stage][name]
             by_rows = (stage, name) == ("meta_learn", "batch_size")
             shares = mesh.size // (mesh.shape["cell"] if by_rows else 1)
             of = "devices" if shares == mesh.size else f"shares of {mesh.size} devices"
+            if name == "batch_size" and parts > 1:
+                of = f"parts: {shares} {of}, {stage}.micro_batches={parts} each"
+                shares *= parts
             if size < 1 or size % shares:
                 problems.append(
                     f"{stage}.{name}={size} must be a positive multiple of the {shares} {of}"

@@ -54,12 +54,16 @@ def _axes(task: Task, mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda leaf: -1, tree)
 
 
-def make_gradients(task: Task, *, mesh: Mesh) -> Callable:
+def make_gradients(task: Task, *, mesh: Mesh, micro_batches: int) -> Callable:
     """(params, global batch, key) -> ((loss, logs), gradient of the params), placed as the params are.
 
     Each device takes the gradient of its share, and one all-reduce joins them. Left to the compiler, each
     of the places where a parameter is used would send a contribution of its own, and with a shared first
     inner step its Jacobian too: ten and more times as much.
+
+    Args:
+      micro_batches: parts that a device works on its share in, one after the other: the memory of one of
+        them, and the same numbers to rounding. It must divide the examples of a device.
     """
     axes = _axes(task, mesh, jax.eval_shape(task.init, jax.random.key(0)))
     places = jax.tree.map(mesh_lib.over_fsdp, axes)
@@ -74,7 +78,7 @@ def make_gradients(task: Task, *, mesh: Mesh) -> Callable:
 
     def of_share(params, share):
         params = jax.tree.map(gather, params, axes)
-        told, gradient = jax.value_and_grad(task.loss, has_aux=True)(params, share)
+        told, gradient = _in_parts(task.loss, micro_batches)(params, share)
         leaves, tree = jax.tree.flatten(gradient)
         kinds = jax.tree.leaves(axes)
         whole = [leaf for leaf, axis in zip(leaves, kinds, strict=True) if axis < 0]
@@ -104,6 +108,26 @@ def make_gradients(task: Task, *, mesh: Mesh) -> Callable:
     return gradients
 
 
+def _in_parts(loss: Callable, count: int) -> Callable:
+    """((loss, logs), gradient) of a batch, which are means, as means over `count` equal parts of it."""
+    of_part = jax.value_and_grad(loss, has_aux=True)
+    if count == 1:
+        return of_part
+
+    def of_batch(params, batch):
+        parts = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, of_part(params, part)), None
+
+        first = jax.eval_shape(of_part, params, jax.tree.map(lambda leaf: leaf[0], parts))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+        total, _ = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda leaf: leaf / count, total)
+
+    return of_batch
+
+
 def _mean(tree: Any, axes: tuple[str, ...]) -> Any:
     """Over the devices of these axes, as one array: gloo, which connects processes on CPUs, takes 4 ms for
     each of twenty (docs/SCALE.md)."""
@@ -111,13 +135,16 @@ def _mean(tree: Any, axes: tuple[str, ...]) -> Any:
     return restore(jax.lax.pmean(flat, axes))
 
 
-def make_step(task: Task, *, mesh: Mesh, seed: int, ema_decay: float) -> jax.stages.Wrapped:
+def make_step(
+    task: Task, *, mesh: Mesh, seed: int, ema_decay: float, micro_batches: int
+) -> jax.stages.Wrapped:
     """(state, batch, first_bad) -> (state, logs, first_bad), compiled, its inputs' memory reused.
 
+    micro_batches: see make_gradients.
     first_bad: int32 [2], the first step that made a number that is not finite, -1 while there is none, and
     which one it was, in WATCHED; it stays on the devices, so that watching costs no synchronisation.
     """
-    gradients = make_gradients(task, mesh=mesh)
+    gradients = make_gradients(task, mesh=mesh, micro_batches=micro_batches)
 
     def step_fn(state: TrainState, batch, first_bad):
         key = jax.random.fold_in(rng.stream_key(seed, "noise"), state.step)

@@ -161,6 +161,7 @@ def train(
     seed: int,
     steps: int,
     ema_decay: float,
+    micro_batches: int,
     log_every: int,
     eval_every: int,
     checkpoint_every: int,
@@ -178,7 +179,9 @@ def train(
     """
     trainer = Trainer(task, directory=directory, mesh=mesh, dashboard=dashboard, say=say, seed=seed)
     state, reading = trainer.restore_or_init()
-    step_fn = make_step(task, mesh=mesh, seed=seed, ema_decay=ema_decay)
+    step_fn = make_step(
+        task, mesh=mesh, seed=seed, ema_decay=ema_decay, micro_batches=micro_batches
+    )
     _, best_score = trainer.best_so_far()
     first_bad = jax.device_put(NONE_BAD, mesh_lib.replicated(mesh))
     watch = Stopwatch(**reading)

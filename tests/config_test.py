@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from configs import cifar10_functa, cifar10_spatial, common, digits, mnist
+from configs import cifar10_functa, cifar10_spatial, common, digits, imagenet, mnist
 from functa import config as config_lib
 
-EXPERIMENTS = (digits, mnist, cifar10_functa, cifar10_spatial)
+EXPERIMENTS = (digits, mnist, cifar10_functa, cifar10_spatial, imagenet)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -149,16 +149,44 @@ def test_a_cell_alone_is_the_cell_in_the_image():
     params = with_neighbours(field.init(jax.random.key(0)))
     latents = jax.random.normal(jax.random.key(1), (1, 2, 2, 4))
     whole = field(params, latents)
-    cell = field.of_cell()(params, latents[:, 1:, :1])
+    cell = field.of_window(1)(params, latents[:, 1:, :1])
     np.testing.assert_allclose(cell[0], whole[0, 4:, :4], atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"lookup": "bilinear"}, {"map": "conv3x3"}, {"coords": "global"}]
+    ("changes", "reach"),
+    [
+        ({"map": "conv3x3", "upsampling": 2}, 1),
+        ({"lookup": "bilinear", "coords": "periodic"}, 1),
+        ({"lookup": "bilinear", "coords": "periodic", "map": "conv3x3"}, 2),
+    ],
+    ids=str,
 )
-def test_cells_that_depend_on_their_place_are_refused(changes):
-    with pytest.raises(ValueError, match="cells_per_image=0"):
-        make(**changes).of_cell()
+def test_a_window_is_the_window_in_the_image_but_for_what_its_border_hides(changes, reach):
+    field = make(image_shape=(32, 32, 3), latent_shape=(8, 8, 4), **changes)
+    params = with_neighbours(field.init(jax.random.key(0)))
+    latents = jax.random.normal(jax.random.key(1), (1, 8, 8, 4))
+    whole = field(params, latents)[:, 4:28, 8:32]
+    window = field.of_window(6)(params, latents[:, 1:7, 2:8])
+    hidden = 4 * reach  # pixels; on the right the border of the window is that of the image
+    inside = (slice(None), slice(hidden, -hidden), slice(hidden, None))
+    np.testing.assert_allclose(window[inside], whole[inside], atol=1e-5)
+    assert np.abs(window - whole).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "side", "message"),
+    [
+        ({"lookup": "bilinear", "coords": "periodic"}, 1, "meta_learn.window to more than 1"),
+        ({"map": "conv3x3"}, 1, "meta_learn.window to more than 1"),
+        ({"coords": "global"}, 2, "cells_per_image=0"),
+        ({}, 3, "windows from 1 to 2 cells a side"),
+        ({}, 0, "windows from 1 to 2 cells a side"),
+    ],
+)
+def test_windows_that_are_not_like_images_are_refused(changes, side, message):
+    with pytest.raises(ValueError, match=message):
+        make(**changes).of_window(side)
 
 
 def test_bilinear_with_periodic_coords_is_continuous_in_space():

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cifar10_functa, cifar10_spatial, common, digits, mnist
+from configs import cifar10_functa, cifar10_spatial, common, digits, imagenet, mnist
 from functa import config as config_lib
 from functa import preflight
 from functa.data import images
 from tests import knobs
 
-EXPERIMENTS = (digits, mnist, cifar10_functa, cifar10_spatial)
+EXPERIMENTS = (digits, mnist, cifar10_functa, cifar10_spatial, imagenet)
 
 NEGATED = "negated"
 BASES: dict[str, dict[str, Any]] = {
@@ -91,6 +91,8 @@ KNOBS: dict[str, Knob] = {
     "inner_loop.chunks": Knob(2, "meta_learn.gradient meta_learn.evaluate", "whole images"),
     "meta_learn.batch_size": Knob(8, "meta_learn.batches"),
     "meta_learn.cells_per_image": Knob(2, "meta_learn.gradient"),
+    "meta_learn.window": Knob(2, "meta_learn.gradient"),
+    "meta_learn.micro_batches": Knob(2, "meta_learn.step"),
     "meta_learn.loss": Knob("mse", "meta_learn.gradient"),
     "meta_learn.flips": Knob(NEGATED, "meta_learn.gradient"),
     "meta_learn.steps": Knob(16, "meta_learn.loop meta_learn.optimizer"),
@@ -117,6 +119,7 @@ KNOBS: dict[str, Knob] = {
     "classify.mixup": Knob(0.2, "classify.gradient"),
     "classify.label_smoothing": Knob(0.0, "classify.gradient"),
     "classify.batch_size": Knob(8, "classify.batches"),
+    "classify.micro_batches": Knob(2, "classify.step"),
     "classify.steps": Knob(16, "classify.loop classify.optimizer"),
     **optimizer("classify", name="lamb", learning_rate=1e-2, schedule="constant", warmup_steps=3),
     **optimizer("classify", end_fraction=0.1, weight_decay=0.1, clip_norm=1.0),
@@ -138,6 +141,7 @@ KNOBS: dict[str, Knob] = {
     "generate.copies": Knob("all", "generate.batches"),
     "generate.label_dropout": Knob(0.2, "generate.gradient"),
     "generate.batch_size": Knob(8, "generate.batches"),
+    "generate.micro_batches": Knob(2, "generate.step"),
     "generate.steps": Knob(16, "generate.loop generate.optimizer"),
     **optimizer("generate", name="lamb", learning_rate=1e-2, schedule="constant", warmup_steps=3),
     **optimizer("generate", end_fraction=0.1, weight_decay=0.1, clip_norm=1.0),

@@ -149,10 +149,10 @@ class Probes:
 
     @staticmethod
     def names() -> list[str]:
-        of_tasks = ("init", "gradient", "optimizer", "evaluate", "batches", "loop")
+        of_tasks = ("init", "gradient", "step", "optimizer", "evaluate", "batches", "loop")
         stages = ("meta_learn", "classify", "generate")
         tasks = [f"{stage}.{name}" for stage in stages for name in of_tasks]
-        others = ("meta_learn.step", "generate.sample", "generate.judged")
+        others = ("generate.sample", "generate.judged")
         return [*tasks, *others, "data", "encode", "stages", "report"]
 
     def __call__(self, name: str, config: ConfigDict) -> Any:
@@ -226,7 +226,13 @@ class Probes:
             name: jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=place)
             for name, values in next(task.train_batches(0, 1)).items()
         }
-        made = step.make_step(task, mesh=mesh, seed=0, ema_decay=0.0)
+        made = step.make_step(
+            task,
+            mesh=mesh,
+            seed=0,
+            ema_decay=0.0,
+            micro_batches=config[task.name].micro_batches,
+        )
         return program(made, state, batch, step.NONE_BAD)
 
     def _optimizer(self, task, config):

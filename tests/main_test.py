@@ -41,6 +41,8 @@ def test_everything_wrong_with_a_config_is_listed_at_once(run_main, tmp_path):
         f"--workdir={tmp_path / 'run'}",
         "--config.field.latent_shape=(3,2,8)",
         "--config.meta_learn.batch_size=0",
+        "--config.meta_learn.micro_batches=3",
+        "--config.classify.micro_batches=0",
         "--config.data.num_classes=5",
         "--config.encode.dtype=float15",
         "--config.classify.optimizer.name=adamm",
@@ -56,7 +58,8 @@ def test_everything_wrong_with_a_config_is_listed_at_once(run_main, tmp_path):
     assert result.returncode == 2
     for message in (
         "3x2 does not divide",
-        "meta_learn.batch_size=0",
+        "meta_learn.batch_size=0 must be a positive multiple of the 3 parts",
+        "classify.micro_batches=0",
         "num_classes",
         "float15",
         "adamm",

@@ -69,13 +69,13 @@ def whole_images(**changes):
     return config
 
 
-def gradients(task, batch, **sizes):
+def gradients(task, batch, *, micro_batches=1, **sizes):
     devices = jax.devices()[: 1 if not sizes else None]
     mesh = mesh_lib.make_mesh(devices, **sizes)
     state = step_lib.described_state(task, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, state.params)
     params = jax.jit(task.init, out_shardings=places)(jax.random.key(0))
-    of = jax.jit(step_lib.make_gradients(task, mesh=mesh))
+    of = jax.jit(step_lib.make_gradients(task, mesh=mesh, micro_batches=micro_batches))
     (loss, logs), gradient = of(
         params, mesh_lib.to_devices(mesh, batch, task.spec), jax.random.key(1)
     )
@@ -114,6 +114,22 @@ def test_devices_that_share_images_give_what_one_gives(cell, changes):
     expected, _ = gradients(alone, batch)
     found, _ = gradients(shared, batch, cell=cell)
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("cell", [1, 2])
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(cell):
+    """Windows of an image stay together, and devices that share images take their parts together."""
+    config = whole_images(**{"field.map": "conv3x3", "mesh.cell": cell})
+    if cell == 1:
+        config.meta_learn.update(cells_per_image=8, window=2)
+    batch = {"image": np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)}
+    task = with_neighbours(meta_learning.make(config, {}, process_index=0, process_count=1))
+    expected, _ = gradients(task, batch, cell=cell)
+    found, _ = gradients(task, batch, micro_batches=2, cell=cell)
+    assert_close(found, expected)
+    parts = [{"image": batch["image"][start::2]} for start in (0, 1)]
+    others = [gradients(task, part, cell=cell)[0][0] for part in parts]
+    assert abs(others[0] - others[1]) > 1e-4  # a part alone would not do
 
 
 def with_neighbours(task):
@@ -174,7 +190,10 @@ def test_a_state_over_fsdp_trains_like_a_state_on_one_device():
         places = jax.tree.map(lambda leaf: leaf.sharding, step_lib.described_state(task, mesh))
         init = functools.partial(step_lib.initial_state, task)
         state = jax.jit(init, out_shardings=places)(jax.random.key(0))
-        step, bad = step_lib.make_step(task, mesh=mesh, seed=0, ema_decay=0.5), step_lib.NONE_BAD
+        step, bad = (
+            step_lib.make_step(task, mesh=mesh, seed=0, ema_decay=0.5, micro_batches=1),
+            step_lib.NONE_BAD,
+        )
         for number in range(3):
             batch = mesh_lib.to_devices(mesh, batch_of(seed=number))
             state, _, bad = step(state, batch, bad)

@@ -53,22 +53,29 @@ def begin(task, params):
     )
 
 
-def test_random_cells_are_cells_of_their_image():
-    config = make_config()
-    field = make_field(config)
-    images = jnp.arange(3 * 64, dtype=jnp.float32).reshape(3, 8, 8, 1)
-    cells = meta_learning.random_cells(jax.random.key(0), images, field, 5)
-    assert cells.shape == (15, 4, 4, 1)
-    known = {
-        image: [images[image, r : r + 4, c : c + 4] for r in (0, 4) for c in (0, 4)]
-        for image in range(3)
-    }
+@pytest.mark.parametrize(("side", "cells", "corners"), [(1, 16, 12), (2, 64, 6), (3, 144, 2)])
+def test_random_windows_are_windows_of_their_image(side, cells, corners):
+    field = make_field(
+        make_config(**{"data.image_shape": (8, 6, 1), "field.latent_shape": (4, 3, 8)})
+    )
+    images = np.arange(7 * 48, dtype=np.uint8).reshape(7, 8, 6, 1)
+    windows = meta_learning.random_windows(
+        jax.random.key(0), jnp.asarray(images), field, cells=cells, side=side
+    )
+    assert windows.shape == (7 * 16, 2 * side, 2 * side, 1)
     drawn = set()
-    for index, cell in enumerate(cells):
-        matches = [k for k, one in enumerate(known[index // 5]) if bool((one == cell).all())]
+    for index, window in enumerate(np.asarray(windows)):
+        matches = [
+            (row, column)
+            for row in range(0, 8 - 2 * side + 1, 2)
+            for column in range(0, 6 - 2 * side + 1, 2)
+            if (
+                images[index // 16, row : row + 2 * side, column : column + 2 * side] == window
+            ).all()
+        ]
         assert len(matches) == 1
         drawn.add(matches[0])
-    assert drawn == {0, 1, 2, 3}
+    assert len(drawn) == corners
 
 
 def test_flips_are_the_four_mirror_images():
@@ -98,7 +105,7 @@ def test_all_cells_of_an_image_give_the_loss_of_the_image():
     field = make_field(config)
     cells = fitting.to_float(images).reshape(4, 2, 4, 2, 4, 1).swapaxes(2, 3).reshape(16, 4, 4, 1)
     fit = inner_loop.fit(
-        field.of_cell(),
+        field.of_window(1),
         params["field"],
         params["log_inner_lrs"],
         cells,
@@ -108,18 +115,27 @@ def test_all_cells_of_an_image_give_the_loss_of_the_image():
     assert float(fit.losses[-1].mean()) == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("cells", [0, 3])
-def test_the_logarithmic_loss_is_of_images_not_of_cells(cells):
+@pytest.mark.parametrize(("cells", "side"), [(0, 1), (3, 1), (8, 2)])
+def test_the_logarithmic_loss_is_of_images_not_of_cells(cells, side):
     """exp(loss) is the geometric mean of the images' errors; cells of one image share its error."""
     images, key = Images(4).images, jax.random.key(1)
-    config = make_config(**{"meta_learn.cells_per_image": cells, "meta_learn.flips": False})
+    config = make_config(
+        **{
+            "field.latent_shape": (4, 4, 4),
+            "meta_learn.cells_per_image": cells,
+            "meta_learn.window": side,
+            "meta_learn.flips": False,
+        }
+    )
     task = make(config)
     params = task.init(jax.random.key(0))
     loss, logs = losses.whole(task)(params, {"image": images}, key)
     seen, field = fitting.to_float(images), make_field(config)
     if cells:
-        seen = meta_learning.random_cells(jax.random.split(key)[0], seen, field, cells)
-        field = field.of_cell()
+        seen = meta_learning.random_windows(
+            jax.random.split(key)[0], seen, field, cells=cells, side=side
+        )
+        field = field.of_window(side)
     loop = config.inner_loop
     fitted = inner_loop.fit(
         field, params["field"], params["log_inner_lrs"], seen, steps=loop.steps, second_order=True
@@ -137,7 +153,7 @@ def test_an_unknown_loss_is_told():
 def test_rates_start_at_the_stated_multiple_of_the_inverse_curvature():
     config = make_config(**{"inner_loop.initial_lr": 0.5})
     params = make(config).init(jax.random.key(0))
-    cell = make_field(config).of_cell()
+    cell = make_field(config).of_window(1)
     curvature = inner_loop.spectral_radius(cell, params["field"], jnp.zeros((1, 1, 1, 1)))[0]
     np.testing.assert_allclose(jnp.exp(params["log_inner_lrs"]), 0.5 / curvature, rtol=0.02)
 
@@ -145,7 +161,7 @@ def test_rates_start_at_the_stated_multiple_of_the_inverse_curvature():
 def test_the_approach_of_instability_is_noticed():
     task = make(make_config())
     params = task.init(jax.random.key(0))
-    field = make_field(make_config()).of_cell()
+    field = make_field(make_config()).of_window(1)
     radii = inner_loop.spectral_radius(field, params["field"], params["log_inner_lrs"])
     scalars, warning = task.watch(params)
     np.testing.assert_allclose([scalars[f"inner_radius_{k}"] for k in range(3)], radii, rtol=1e-5)
@@ -187,7 +203,7 @@ def test_the_clip_range_of_the_rates_is_applied(low, high):
     mesh = one_device_mesh()
     params = task.init(jax.random.key(0))
     state = begin(task, params)
-    step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0)
+    step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0, micro_batches=1)
     bad = NONE_BAD
     for batch in task.train_batches(0, 3):
         state, logs, bad = step(state, mesh_lib.to_devices(mesh, batch), bad)
@@ -201,7 +217,7 @@ def test_training_lowers_the_loss():
     params = task.init(jax.random.key(0))
     state = begin(task, params)
     mesh = one_device_mesh()
-    step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0)
+    step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0, micro_batches=1)
     bad, losses = NONE_BAD, []
     for batch in task.train_batches(0, 12):
         state, logs, bad = step(state, mesh_lib.to_devices(mesh, batch), bad)
@@ -241,6 +257,8 @@ def test_pca_of_the_embedded_digits_is_the_published_baseline():
         ({"inner_loop.lr_shape": "cell"}, "lr_shape=cell"),
         ({"inner_loop.lr_shape": "row"}, "lr_shape='row'"),
         ({"meta_learn.cells_per_image": 9}, "grid of 2x2 has 4 cells"),
+        ({"meta_learn.cells_per_image": 2, "meta_learn.window": 2}, "multiple of the 4 cells"),
+        ({"meta_learn.window": 0}, "multiple of the 0 cells"),
         ({"field.lookup": "bilinear"}, "cells_per_image=0"),
         ({"field.latent_shape": (3, 3, 8)}, "3x3 does not divide"),
     ],

@@ -23,7 +23,9 @@ from functa.dashboard import NullDashboard
 from functa.interruption import Interrupted, Interruption
 from functa.tasks import Illustrations, Task
 
-SETTINGS = dict(seed=0, steps=8, ema_decay=0.5, log_every=2, eval_every=4, checkpoint_every=2)
+SETTINGS = dict(
+    seed=0, steps=8, ema_decay=0.5, micro_batches=1, log_every=2, eval_every=4, checkpoint_every=2
+)
 
 
 @dataclasses.dataclass
@@ -296,7 +298,7 @@ def test_a_broken_first_step_has_no_checkpoint_to_name(tmp_path):
 def test_the_average_follows_with_the_stated_decay(tmp_path):
     task = make_task()
     mesh = mesh_lib.make_mesh()
-    step = step_lib.make_step(task, mesh=mesh, seed=0, ema_decay=0.5)
+    step = step_lib.make_step(task, mesh=mesh, seed=0, ema_decay=0.5, micro_batches=1)
     params = {"w": jnp.ones(3)}
     state = step_lib.TrainState(
         jnp.int32(0), params, task.optimizer.init(params), {"w": jnp.zeros(3)}

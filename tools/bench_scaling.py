@@ -52,7 +52,9 @@ def work(config: ConfigDict, *, images: int, repeats: int) -> dict[str, float]:
     share = np.zeros((images // jax.process_count(), *config.data.image_shape), np.uint8)
     share += np.random.default_rng(jax.process_index()).integers(0, 256, share.shape, np.uint8)
     batch = mesh_lib.to_devices(mesh, {"image": share})
-    step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0)
+    step = make_step(
+        task, mesh=mesh, seed=0, ema_decay=0.0, micro_batches=config.meta_learn.micro_batches
+    )
     gradient = jax.device_put(ravel_pytree(jax.device_get(state.params))[0], place)
     params = jax.device_get(state.params)
 

@@ -52,7 +52,9 @@ def training_step(config: ConfigDict, images: np.ndarray) -> Run:
     """The step of functa/train.py."""
     task = meta_learning.make(config, {}, process_index=0, process_count=1)
     mesh = mesh_lib.make_mesh(**config.mesh)
-    step_fn = make_step(task, mesh=mesh, seed=0, ema_decay=0.0)
+    step_fn = make_step(
+        task, mesh=mesh, seed=0, ema_decay=0.0, micro_batches=config.meta_learn.micro_batches
+    )
     batch = mesh_lib.to_devices(mesh, {"image": images}, task.spec)
 
     place = mesh_lib.replicated(mesh)

@@ -65,9 +65,12 @@ def make(
 
     def draw(batch, key):
         cell_key, flip_key = jax.random.split(key)
-        images = fitting.to_float(batch["image"])
+        images = batch["image"]
         if settings.cells_per_image:
-            images = random_cells(cell_key, images, field, settings.cells_per_image)
+            images = random_windows(
+                cell_key, images, field, cells=settings.cells_per_image, side=settings.window
+            )
+        images = fitting.to_float(images)
         if settings.flips:
             images = random_flips(flip_key, images)
         return images
@@ -88,7 +91,8 @@ def make(
         logs |= {"inner_lr_mean": lrs.mean(), "inner_lr_min": lrs.min(), "inner_lr_max": lrs.max()}
         if settings.loss == "mse":
             return inner[-1], logs
-        mse = jnp.mean(result.losses[-1].reshape(-1, settings.cells_per_image or 1), axis=1)
+        windows = settings.cells_per_image // settings.window**2 or 1
+        mse = jnp.mean(result.losses[-1].reshape(-1, windows), axis=1)
         mse = bands.mean(band, mse)
         return jnp.mean(jnp.log(mse + _NEGLIGIBLE_MSE)), logs
 
@@ -173,25 +177,44 @@ def check_settings(config: ConfigDict) -> None:
         raise ValueError(
             f"meta_learn.loss={config.meta_learn.loss!r}: known are {', '.join(LOSSES)}"
         )
+    side = config.meta_learn.window
     i, j, _ = config.field.latent_shape
     if not 0 <= cells <= i * j:
         raise ValueError(
             f"meta_learn.cells_per_image={cells}: the grid of {i}x{j} has {i * j} cells"
         )
+    if side < 1 or cells % side**2:
+        raise ValueError(
+            f"meta_learn.cells_per_image={cells} must be a multiple of the {side**2} cells of a window "
+            f"(meta_learn.window={side})"
+        )
 
 
-def random_cells(key: jax.Array, images: jax.Array, field: Field, count: int) -> jax.Array:
-    """`count` cells of each image, drawn with replacement: [b, h, w, c] -> [b * count, p, q, c].
+def random_windows(
+    key: jax.Array, images: jax.Array, field: Field, *, cells: int, side: int
+) -> jax.Array:
+    """`cells` cells of each image, in windows of side x side neighbours, drawn with replacement.
 
     The draw of an image depends on the key and its position in the global batch, not on the number
     of devices.
+
+    Args:
+      images: [b, h, w, c].
+    Returns:
+      [b * cells / side^2, side * p, side * q, c], those of one image together.
     """
     i, j, _ = field.latent_shape
     p, q = field.cell_shape(field.image_shape[:2])
-    b, _, _, c = images.shape
-    cells = images.reshape(b, i, p, j, q, c).swapaxes(2, 3).reshape(b, i * j, p * q * c)
-    index = jax.random.randint(key, (b, count), 0, i * j)
-    return jnp.take_along_axis(cells, index[:, :, None], axis=1).reshape(b * count, p, q, c)
+    shape = (side * p, side * q, images.shape[3])
+    columns = j - side + 1
+    count = cells // side**2
+    place = jax.random.randint(key, (len(images), count), 0, (i - side + 1) * columns)
+
+    def cut(image, place):
+        return jax.lax.dynamic_slice(image, (place // columns * p, place % columns * q, 0), shape)
+
+    windows = jax.vmap(jax.vmap(cut, (None, 0)))(images, place)
+    return windows.reshape(len(images) * count, *shape)
 
 
 def random_flips(key: jax.Array, images: jax.Array) -> jax.Array:

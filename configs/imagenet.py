@@ -1,0 +1,104 @@
+"""Spatial functa of ImageNet-1k at 256x256, and of photographs in class folders.
+
+Source: Bauer et al. 2023 (arXiv 2302.03130): 38.4 dB at 32x32x64 (as restated by LH-NeF, arXiv 2606.08204).
+Data: the original archives, or TFDS's own imagenet2012 in ArrayRecord form; the former are written by
+    tools/prepare_data.py imagenet2012 --source ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar ... --data_dir=data
+Command: python -m functa.main --config=configs/imagenet.py
+Options: a latent shape (32x32x64, 16x16x256), a lookup (nearest, bilinear), a preset (photos; tiny: for tests).
+
+photos: the same programs in sizes for two CPU cores and a thousand photographs, which
+    tools/prepare_data.py photos --source=FOLDER --data_dir=data
+writes from class folders; give the number of classes by --config.data.num_classes.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(options: str | None = None) -> ConfigDict:
+    latent_shape, lookup, preset = common.parse_options(
+        options, latent_shapes=("32x32x64", "16x16x256"), presets=("photos", "tiny")
+    )
+    config = common.base()
+    config.name = common.run_name("imagenet", options)
+    config.data.name = "imagenet2012"
+    config.data.image_shape = (256, 256, 3)
+    config.data.num_classes = 1000
+    config.data.test_split = "validation"  # the labels of its test split were never published
+    config.data.validation_examples = 10_000
+    config.data.cache = "none"
+    config.field.latent_shape = common.shape(latent_shape or "32x32x64")
+    if lookup == "bilinear":
+        common.use_bilinear(config)
+    config.field.map = "conv3x3"
+    config.field.upsampling = 2
+    config.field.width = 256
+    config.field.depth = 8
+    # A window of 64x64 pixels of each image: a sixteenth of its work, and a crop at random.
+    rows, _, _ = config.field.latent_shape
+    config.meta_learn.window = rows // 4
+    config.meta_learn.cells_per_image = config.meta_learn.window**2
+    config.meta_learn.batch_size = 1024
+    config.meta_learn.steps = 50_000
+    config.meta_learn.eval_batch_size = 256
+    config.meta_learn.eval_every = 2500
+    config.meta_learn.checkpoint_every = 500
+    if lookup != "bilinear":
+        config.inner_loop.chunks = 8  # of whole images, in evaluation and encoding
+    config.encode.batch_size = 4
+    config.encode.dtype = "int8"
+    config.encode.num_augmentations = 2
+    config.encode.flip = True
+    config.encode.crop = "resize"
+    config.classify.cache = "none"
+    config.classify.batch_size = 1024
+    config.classify.mixup = 0.2
+    config.classify.steps = 112_000  # 90 epochs of the images themselves
+    config.classify.optimizer = common.optimizer(
+        "adamw", 1e-3, weight_decay=0.05, warmup_steps=10_000
+    )
+    config.classify.ema_decay = 0.9999
+    config.classify.eval_batch_size = 1024
+    config.classify.eval_every = 5000
+    config.classify.checkpoint_every = 1000
+    config.generate.model = common.dit(width=768, depth=12, heads=12, mlp_width=3072, patch=2)
+    config.generate.steps = 400_000
+    config.generate.cache = "none"
+    config.generate.eval_batch_size = 1024
+    config.generate.sample_batch_size = 8
+    common.use_large_generator(config)
+    if preset == "photos":
+        use_photos(config)
+    if preset == "tiny":
+        use_photos(config)
+        config.data.image_shape = (32, 32, 3)
+        config.field.latent_shape = (4, 4, 4)
+        config.meta_learn.update(window=2, cells_per_image=4)
+        if lookup != "bilinear":
+            config.inner_loop.chunks = 2
+        common.use_tiny(config)
+    return config
+
+
+def use_photos(config: ConfigDict) -> None:
+    """A thousand photographs on two cores."""
+    config.data.update(
+        name="photos", num_classes=10, test_split="test", validation_examples=100, cache="host"
+    )
+    config.field.update(width=64, depth=6)
+    config.meta_learn.update(
+        batch_size=4, flips=True, steps=3000, eval_batch_size=4, eval_every=1000, checkpoint_every=250
+    )  # fmt: skip
+    config.classify.model = common.convnext(widths=(32, 64, 128), depths=(2, 2, 2))
+    config.classify.update(
+        cache="host", batch_size=32, steps=2000, ema_decay=0.99, eval_batch_size=93, eval_every=500,
+        checkpoint_every=250,
+    )  # fmt: skip
+    config.classify.optimizer.warmup_steps = 100
+    config.generate.model = common.dit(width=128, depth=4, patch=4)
+    config.generate.update(
+        cache="host", batch_size=32, steps=2000, eval_batch_size=50, eval_every=1000, checkpoint_every=250,
+        samples=300, sample_batch_size=10,
+    )  # fmt: skip
+    config.generate.features.update(steps=300)

@@ -1,0 +1,27 @@
+"""configs/imagenet.py at its full size, on one photograph."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.mark.slow
+def test_the_full_size_step_fits_and_devices_that_share_the_image_agree(
+    tmp_path, test_data, program_env
+):
+    env = program_env | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}  # it is about memory
+    found = {}
+    for devices in (1, 8):
+        out = tmp_path / f"{devices}.npz"
+        command = [sys.executable, "-m", "tests.full_size", test_data / "kodak", out, str(devices)]
+        subprocess.run(command, check=True, cwd=ROOT, env=env)
+        found[devices] = np.load(out)
+    assert found[1]["peak_bytes"] < 4e9
+    assert found[8]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
+    one, eight = found[1]["gradient"], found[8]["gradient"]
+    assert len(one) == 4_541_251
+    np.testing.assert_allclose(eight, one, rtol=0, atol=1e-4 * np.abs(one).max())
