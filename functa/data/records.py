@@ -155,6 +155,20 @@ def _check_file(instruction: Any) -> str | None:
     )
 
 
+def open_image(encoded: bytes) -> Image.Image:
+    """Reads the header of a PNG or JPEG file; `load` of what is returned decodes it.
+
+    Raises:
+      ValueError: more than 8 bits a channel. Pillow would cut those of colour images to 8.
+      OSError, SyntaxError: bytes that do not begin like a PNG or JPEG.
+    """
+    image = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
+    # The header of a PNG has its depth at a fixed place; deeper JPEGs are unknown to Pillow.
+    if image.mode[0] in "IF" or (image.format == "PNG" and encoded[24] > 8):
+        raise ValueError(f"the image has more than 8 bits a channel (mode {image.mode})")
+    return image
+
+
 def decode_image(encoded: bytes, *, image_shape: Sequence[int], resize: bool) -> np.ndarray:
     """PNG or JPEG bytes -> [h, w, c] uint8.
 
@@ -171,20 +185,23 @@ def decode_image(encoded: bytes, *, image_shape: Sequence[int], resize: bool) ->
       ValueError: another size while `resize` is false, or more than 8 bits a channel.
       OSError, SyntaxError: bytes that are not a whole PNG or JPEG.
     """
-    h, w, c = image_shape
-    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
-        if image.mode[0] in "IF":
-            raise ValueError(f"the image has more than 8 bits a channel (mode {image.mode})")
+    with open_image(encoded) as image:
         image.load()
-        pixels = image if image.mode == _MODES[c] else image.convert(_MODES[c])
-        if resize and pixels.size != (w, h):
-            scale = min(pixels.width / w, pixels.height / h)
-            left, top = (pixels.width - w * scale) / 2, (pixels.height - h * scale) / 2
-            box = (left, top, pixels.width - left, pixels.height - top)
-            pixels = pixels.resize((w, h), Image.Resampling.BICUBIC, box)
-        if pixels.size != (w, h):
-            raise ValueError(f"the image is {pixels.height}x{pixels.width}, not {h}x{w}")
-        return np.asarray(pixels).reshape(h, w, c)
+        return fit_image(image, image_shape=image_shape, resize=resize)
+
+
+def fit_image(image: Image.Image, *, image_shape: Sequence[int], resize: bool) -> np.ndarray:
+    """A decoded image -> [h, w, c] uint8; arguments and ValueError as of `decode_image`."""
+    h, w, c = image_shape
+    pixels = image if image.mode == _MODES[c] else image.convert(_MODES[c])
+    if resize and pixels.size != (w, h):
+        scale = min(pixels.width / w, pixels.height / h)
+        left, top = (pixels.width - w * scale) / 2, (pixels.height - h * scale) / 2
+        box = (left, top, pixels.width - left, pixels.height - top)
+        pixels = pixels.resize((w, h), Image.Resampling.BICUBIC, box)
+    if pixels.size != (w, h):
+        raise ValueError(f"the image is {pixels.height}x{pixels.width}, not {h}x{w}")
+    return np.asarray(pixels).reshape(h, w, c)
 
 
 class Records:
