@@ -1,5 +1,6 @@
 """Photographs from folders and tars: all good ones in, the damaged named; killed runs go on to the same bytes."""
 
+import errno
 import io
 import os
 import pathlib
@@ -15,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from functa import disk
-from functa.data import image_shards, images
+from functa.data import image_shards, images, photographs
 from tests.prepare_data_test import digests
 from tools import prepare_data
 
@@ -326,6 +327,48 @@ def test_16_bits_of_colour(tmp_path, capsys):
     write_folder(tmp_path / "photos", files | {("cat", "deep.png"): data})
     assert run(tmp_path / "out", "--source", tmp_path / "photos", "--test_fraction=0.5") == 1
     assert "cat/deep.png: left out: the image has more than 8 bits" in capsys.readouterr().out
+
+
+def test_files_that_are_none(tmp_path, few, capsys):
+    """A link to nowhere is a damaged image, a folder of an image's name is none."""
+    write_folder(tmp_path / "photos", few[0])
+    (tmp_path / "photos" / "n00" / "link.jpg").symlink_to("nowhere")
+    (tmp_path / "photos" / "n00" / "folder.jpg").mkdir()
+    words = ["--source", tmp_path / "photos", "--test_fraction=0.25", "--min_side=4"]
+    assert run(tmp_path / "out", *words) == 1
+    printed = capsys.readouterr().out
+    assert_listed(tmp_path / "out", printed, few[1] | {"link.jpg": "a link to nowhere"})
+    assert "n00: 13 images; not read: folder.jpg" in printed
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), "gone", MemoryError()])
+def test_a_disk_that_is_away_says_nothing_of_images(tmp_path, few, monkeypatch, capsys, error):
+    """The run ends, and another leaves out none but the damaged images."""
+    monkeypatch.setattr(image_shards, "_SHARD_BYTES", 4000)
+    write_folder(tmp_path / "photos", few[0])
+    words = ["--source", tmp_path / "photos", "--test_fraction=0.25", "--min_side=4"]
+    read_file = photographs._read
+
+    def away(photo):
+        if photo.name.endswith("n03_7.JPEG"):
+            if error == "gone":
+                pathlib.Path(photo.file).unlink()
+            else:
+                raise error
+        return read_file(photo)
+
+    with monkeypatch.context() as context:
+        context.setattr(photographs, "_read", away)
+        if isinstance(error, MemoryError):
+            with pytest.raises(MemoryError):
+                run(tmp_path / "out", *words)
+        else:
+            assert run(tmp_path / "out", *words) == 2
+            told = capsys.readouterr().err
+            assert "Input/output error" in told or "No such file or directory" in told
+    write_folder(tmp_path / "photos", few[0])
+    assert run(tmp_path / "out", *words) == 1
+    assert_listed(tmp_path / "out", capsys.readouterr().out, few[1])
 
 
 # --- Killed runs -------------------------------------------------------------------------------

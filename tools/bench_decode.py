@@ -13,18 +13,21 @@ name); none of them is needed for anything else. "opencv, area" resizes by OpenC
 --repeats turns, turn by turn, so that a noisy machine disturbs all alike.
 
 `check` is what tools/prepare_data.py does with each image, by one thread, and by a thread or a
-process for each core.
+process for each core. `tiny` is pillow with images of 8x8 pixels, all but no work: threads of one
+process, which run Python one at a time, cannot be faster than that however many they are.
 
 --json prints one object: of each way images_per_second, spread ((max - min) / median), and how it
 differs from pillow: changed (part of the images in which a pixel does), mean_abs (levels of 255,
 over all images) and psnr (dB, mean over the changed images; null if there are none); check, images
-a second by one_thread, threads, processes; images, size, cores, mean_bytes, versions.
+a second by one_thread, threads, processes; tiny, images a second; images, size, cores, mean_bytes,
+versions.
 """
 
 import argparse
 import functools
 import importlib
 import importlib.metadata
+import io
 import json
 import multiprocessing
 import os
@@ -146,6 +149,23 @@ def measure(images: Sequence[bytes], size: int, repeats: int) -> dict[str, Any]:
     return result
 
 
+def tiny(images: Sequence[bytes], repeats: int) -> float:
+    """Images a second when their pixels cost nothing."""
+    decode = ways((8, 8, 3))["pillow"]
+    encoded = []
+    for each in images:
+        data = io.BytesIO()
+        Image.open(io.BytesIO(each)).convert("RGB").resize((8, 8)).save(data, "JPEG")
+        encoded.append(data.getvalue())
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        for each in encoded:
+            decode(each)
+        seconds.append(time.perf_counter() - begin)
+    return len(encoded) / statistics.median(seconds)
+
+
 def check(photos: Sequence[photographs.Photo], cores: int, repeats: int) -> dict[str, float]:
     """Images a second that are read and decoded in full, by one thread, and on all cores."""
     one = functools.partial(photographs.look, min_side=1)
@@ -213,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result: dict[str, Any] = {
         "ways": measure(encoded, arguments.size, arguments.repeats),
         "check": check(photos, cores, arguments.repeats),
+        "tiny": tiny(encoded, arguments.repeats),
         "images": len(photos),
         "size": arguments.size,
         "cores": cores,
@@ -230,6 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     for name, rate in result.pop("check").items():
         print(f"check, {name:<11}{rate:>7.0f} images/s")
+    print(f"tiny{result.pop('tiny'):>21.0f} images/s")
     print("  ".join(f"{name} {value}" for name, value in result.items()))
     return 0
 

@@ -25,29 +25,31 @@ def listing(root: epath.Path, report: sources.Report) -> list[photographs.Photo]
         for path in sorted(path for path in folder.iterdir() if path.is_dir()):
             shown = f"{name}/{path.name}".lstrip("/")
             files = dict(_files(path))
-            named = [each for each in files if photographs.NAME.fullmatch(each)]
-            others = sorted(set(files) - set(named))
-            photographs.tell(shown, len(named), others, report)
+            named = {
+                each: size
+                for each, size in files.items()
+                if size is not None and photographs.NAME.fullmatch(each)
+            }
+            photographs.tell(shown, len(named), sorted(set(files) - set(named)), report)
             photos += [
-                photographs.Photo(
-                    split, path.name, f"{shown}/{each}", f"{path}/{each}", None, files[each]
-                )
-                for each in named
+                photographs.Photo(split, path.name, f"{shown}/{each}", f"{path}/{each}", None, size)
+                for each, size in named.items()
             ]
     return photos
 
 
-def _files(folder: epath.Path) -> Iterator[tuple[str, int]]:
-    """Names and sizes in bytes of all that lies in a folder; folders have none."""
+def _files(folder: epath.Path) -> Iterator[tuple[str, int | None]]:
+    """Names and sizes in bytes of all that lies in a folder: None of a folder, 0 of a link to
+    nowhere."""
     if not disk.is_remote(folder):
         with os.scandir(folder) as entries:
             for entry in entries:
                 try:
-                    yield entry.name, entry.stat().st_size
-                except FileNotFoundError:  # a link to nowhere: damaged once it is read
+                    yield entry.name, None if entry.is_dir() else entry.stat().st_size
+                except FileNotFoundError:
                     yield entry.name, 0
         return
     paths = list(folder.iterdir())
     with futures.ThreadPoolExecutor(_STATS_AT_ONCE) as pool:
-        stats = pool.map(epath.Path.stat, paths)
-        yield from ((path.name, stat.length) for path, stat in zip(paths, stats, strict=True))
+        for path, stat in zip(paths, pool.map(epath.Path.stat, paths), strict=True):
+            yield path.name, None if stat.is_directory else stat.length

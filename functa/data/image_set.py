@@ -158,6 +158,6 @@ def describe(held: Contents, num_classes: int) -> str:
         counts[label] = count
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in held.kinds.items())
     return (
-        f"{sum(held.lengths)} images, {counts.min()} to {counts.max()} of each of {num_classes} "
+        f"{sum(held.lengths):,} images, {counts.min()} to {counts.max()} of each of {num_classes} "
         f"classes; {kinds}"
     )

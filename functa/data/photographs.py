@@ -3,6 +3,7 @@
 folders.py and tars.py list them; here a listing becomes the splits of a data set.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +31,7 @@ class Photo(NamedTuple):
       name: inside its source, for people.
       file: the file itself or the tar that holds it.
       offset: of its first byte in a tar; None: the file is the photograph.
-      num_bytes: as listed.
+      num_bytes: as listed; 0 for a link to nowhere.
     """
 
     split: str
@@ -116,24 +117,38 @@ def not_read(others: Sequence[str]) -> str:
 
 
 def look(photo: Photo, *, min_side: int) -> sources.Sample:
-    """Reads and decodes a photograph, whatever its name says it is."""
-    encoded = b""
+    """Reads and decodes a photograph, whatever its name says it is.
+
+    Raises:
+      OSError: it cannot be read, which says nothing of it, such as when a disk is away.
+    """
     try:
         encoded = _read(photo)
-        if len(encoded) != photo.num_bytes:
-            raise ValueError(f"{len(encoded):,} of {photo.num_bytes:,} bytes are there")
-        if not encoded:
-            raise ValueError("the file is empty")
+    except FileNotFoundError:
+        if photo.num_bytes:  # it was there when it was listed
+            raise
+        return _damaged(photo, "a link to nowhere")
+    if len(encoded) != photo.num_bytes:
+        return _damaged(photo, f"{len(encoded):,} of {photo.num_bytes:,} bytes are there")
+    if not encoded:
+        return _damaged(photo, "the file is empty")
+    try:
         with records.open_image(encoded) as image:
             # Pillow calls a JPEG with a second picture behind it, as telephones make them, MPO.
             kind = f"{'PNG' if image.format == 'PNG' else 'JPEG'} {image.mode}"
             size = image.height, image.width
-            if min(size) < min_side:
-                raise ValueError(f"{size[0]}x{size[1]} pixels, --min_side is {min_side}")
             image.load()  # the whole image; opening reads its header only
+    except MemoryError:  # says nothing of the image
+        raise
     except Exception as error:  # what a damaged image makes Pillow raise has no common class
-        return sources.Sample(photo.name, b"", "", (0, 0), damage=_reason(error, encoded))
+        return _damaged(photo, _reason(error, encoded))
+    if min(size) < min_side:
+        return _damaged(photo, f"{size[0]}x{size[1]} pixels, --min_side is {min_side}")
     return sources.Sample(photo.name, encoded, kind, size, damage="")
+
+
+def _damaged(photo: Photo, reason: str) -> sources.Sample:
+    return sources.Sample(photo.name, b"", "", (0, 0), damage=reason)
 
 
 def _read(photo: Photo) -> bytes:
@@ -147,8 +162,6 @@ def _reason(error: Exception, encoded: bytes) -> str:
     """One line that is the same in every run: Pillow's own can hold an address in memory."""
     if isinstance(error, Image.UnidentifiedImageError):
         return f"not a PNG or JPEG that can be read; it begins with {encoded[:8]!r}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror  # without the path, which is another on another machine
     what = " ".join(str(error).split())
     return what if type(error) is ValueError else f"{type(error).__name__}: {what}"
 
@@ -170,12 +183,10 @@ def _require_classes(
     def fault(name: str) -> str:
         if name not in numbers:
             return "a class that train does not have"
-        first = None
-        for photo in classes[name]:
-            sample = look(photo, min_side=min_side)
-            if not sample.damage:
-                return ""
-            first = first or sample
+        looked = (look(photo, min_side=min_side) for photo in classes[name])
+        first = next(looked)
+        if not first.damage or not all(sample.damage for sample in looked):
+            return ""
         return f"none of its {len(classes[name])} images is whole; {first.name}: {first.damage}"
 
     for name, what in zip(classes, run(fault, classes), strict=True):
@@ -198,4 +209,5 @@ def _digest(parts: dict[str, list[Photo]], class_names: Sequence[str], min_side:
         for split, part in parts.items()
         for photo in part
     )
-    return sources.digest([str(min_side).encode(), *map(str.encode, class_names), *lines])
+    head = (str(min_side).encode(), *map(str.encode, class_names))
+    return sources.digest(itertools.chain(head, lines))

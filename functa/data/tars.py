@@ -126,7 +126,7 @@ def read_labels(path: str, members: Sequence[_Member]) -> dict[str, str]:
         )
     if widths == {1}:
         return {name: line[0] for name, line in zip(names, lines, strict=True)}
-    classes = dict(map(tuple, lines))
+    classes = {line[0]: line[1] for line in lines}
     unknown = [name for name in names if name not in classes]
     if unknown:
         raise ValueError(f"{path} has no line for {len(unknown)} images, such as {unknown[0]}")
@@ -190,7 +190,8 @@ def _labelled(
 
 def _in_classes(path: str, held: _Contents, report: sources.Report) -> list[photographs.Photo]:
     """The members of a tar with their splits and classes, and a line for each class."""
-    shallow, deep = (order(held.members, key=lambda m: len(m.path)).path for order in (min, max))
+    by_depth = sorted((member.path for member in held.members), key=len)
+    shallow, deep = by_depth[0], by_depth[-1]
     if len(shallow) < 2 and len(deep) < 2:
         raise ValueError(f"{path}: {shallow[0]} lies in no class folder; bring --labels=FILE")
     if len(shallow) != len(deep):
@@ -198,7 +199,8 @@ def _in_classes(path: str, held: _Contents, report: sources.Report) -> list[phot
             f"{path}: which folders are classes? {'/'.join(shallow)} and {'/'.join(deep)} do not "
             "lie equally deep"
         )
-    photos, counts = [], collections.Counter()
+    photos = []
+    counts: collections.Counter[tuple[str, ...]] = collections.Counter()
     for member in held.members:
         *folders, class_name, _ = member.path
         photos.append(_photo(path, member, folders=folders, class_name=class_name))
