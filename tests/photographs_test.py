@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from functa import disk
-from functa.data import image_shards, images, photographs
+from functa.data import image_shards, images, photographs, records
 from tests.prepare_data_test import digests
 from tools import prepare_data
 
@@ -292,6 +292,30 @@ def test_a_class_without_a_whole_image(tmp_path, few, capsys):
     )
     assert run(tmp_path / "out", "--source", tmp_path / "photos", "--min_side=0") == 2
     refused(tmp_path, capsys, "--min_side must be at least 1, not 0")
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}])
+def test_what_is_looked_over_can_be_decoded(tmp_path, options):
+    """Photographs are checked at an eighth of their size; training decodes them whole."""
+    rng = np.random.default_rng(0)
+    path, verdicts = tmp_path / "photo.jpg", []
+    for k in range(200):
+        data = bytearray(encoded(k % 10, size=(70, 90), **options))
+        if k % 2:
+            data = data[: rng.integers(10, len(data))]
+        else:
+            for at in rng.integers(0, len(data), 4):
+                data[at] ^= 1 << rng.integers(8)
+        path.write_bytes(data)
+        photo = photographs.Photo("", "", "photo.jpg", str(path), None, len(data))
+        sample = photographs.look(photo, min_side=1)
+        try:
+            records.decode_image(bytes(data), image_shape=(64, 64, 3), resize=True)
+            verdicts.append((not sample.damage, True))
+        except (OSError, SyntaxError, ValueError):
+            verdicts.append((not sample.damage, False))
+    assert all(one == other for one, other in verdicts)
+    assert 40 < sum(whole for whole, _ in verdicts) < 140
 
 
 def test_telephones_second_pictures(tmp_path):

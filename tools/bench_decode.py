@@ -9,12 +9,14 @@ the same function (functa/data/records.py): pillow is what training does; draft 
 frequencies where an image is at least twice as large as asked for (by 2, 4 or 8), draft2 only as
 far as it stays twice as large. opencv, simplejpeg and turbojpeg are measured where they are
 installed (opencv-python-headless, simplejpeg, PyTurboJPEG with a libturbojpeg, which TURBOJPEG may
-name); none of them is needed for anything else. "opencv, area" resizes by OpenCV too. Medians of
---repeats turns, turn by turn, so that a noisy machine disturbs all alike.
+name); none of them is needed for anything else. "opencv, area" resizes by OpenCV too. Seconds are
+those of the processor, so rates are of a whole core, whatever else runs; medians of --repeats
+turns, turn by turn, so that a noisy machine disturbs all alike.
 
 `check` is what tools/prepare_data.py does with each image, by one thread, and by a thread or a
-process for each core. `tiny` is pillow with images of 8x8 pixels, all but no work: threads of one
-process, which run Python one at a time, cannot be faster than that however many they are.
+process for each core, by the clock on the wall. `tiny` is pillow with images of 8x8 pixels, all but
+no work: threads of one process, which run Python one at a time, cannot be faster than that however
+many they are.
 
 --json prints one object: of each way images_per_second, spread ((max - min) / median), and how it
 differs from pillow: changed (part of the images in which a pixel does), mean_abs (levels of 255,
@@ -129,10 +131,10 @@ def measure(images: Sequence[bytes], size: int, repeats: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in decoders}
     for _ in range(repeats):
         for name, decode in decoders.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             for encoded in images:
                 decode(encoded)
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(time.process_time() - begin)
     result = {}
     for name, decode in decoders.items():
         pairs = zip(map(decode, images), reference, strict=True)
@@ -159,10 +161,10 @@ def tiny(images: Sequence[bytes], repeats: int) -> float:
         encoded.append(data.getvalue())
     seconds = []
     for _ in range(repeats):
-        begin = time.perf_counter()
+        begin = time.process_time()
         for each in encoded:
             decode(each)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.process_time() - begin)
     return len(encoded) / statistics.median(seconds)
 
 

@@ -197,7 +197,7 @@ def _from_arrays(
     report.refuse_damage()
     num_classes = len(class_names) or int(arrays["y_train"].max(initial=0)) + 1
     splits, shapes = {}, {}
-    parts: list[bytes | np.ndarray] = list(map(str.encode, class_names))
+    parts: list[bytes | memoryview] = list(map(str.encode, class_names))
     for split in ("train", "test"):
         images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
         images = images[..., None] if images.ndim == 3 else images
@@ -211,7 +211,7 @@ def _from_arrays(
             continue
         labels = labels.astype(np.int64)
         splits[split] = Split(labels, functools.partial(_png, split, images), images.nbytes)
-        parts += [str(images.shape).encode(), np.ascontiguousarray(images), labels]
+        parts += [str(images.shape).encode(), np.ascontiguousarray(images).data, labels.data]
     report.refuse_damage()
     return Archive(splits, class_names, num_classes, sources.digest(parts))
 

@@ -79,8 +79,8 @@ class Archive(NamedTuple):
     digest: str
 
 
-def digest(parts: Iterable[bytes | np.ndarray]) -> str:
-    """`sha256:...` of bytes and contiguous arrays; where one ends and the next begins counts."""
+def digest(parts: Iterable[bytes | memoryview]) -> str:
+    """`sha256:...` of parts, contiguous ones; where one ends and the next begins counts."""
     found = hashlib.sha256()
     for part in parts:
         view = memoryview(part).cast("B")

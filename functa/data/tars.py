@@ -149,7 +149,8 @@ def _walk(
     others = []
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
-            tar.members = []  # a million of them would take gigabytes
+            # A million of them would take gigabytes.
+            tar.members = []  # type: ignore[attr-defined]
             inside = tuple(part for part in member.name.split("/") if part not in ("", "."))
             name = inside[-1] if inside else ""
             if member.isdir():
