@@ -156,7 +156,7 @@ def test_bench_decode_says_how_fast_and_how_different(program_env, tmp_path):
     assert (ways["pillow"]["changed"], ways["pillow"]["psnr"]) == (0, None)
     # 80 is twice 32, but not four times.
     assert ways["draft"]["changed"] == 1
-    assert ways["draft"]["psnr"] > 35
+    assert ways["draft"]["psnr"] > 25
     assert ways["draft2"]["changed"] == 0
     assert measured["tiny"] > 0
     assert all(measured["check"][pool] > 0 for pool in ("one_thread", "threads", "processes"))

@@ -365,7 +365,7 @@ def test_files_that_are_none(tmp_path, few, capsys):
     assert "n00: 13 images; not read: folder.jpg" in printed
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), "gone", MemoryError()])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), "gone"])
 def test_a_disk_that_is_away_says_nothing_of_images(tmp_path, few, monkeypatch, capsys, error):
     """The run ends, and another leaves out none but the damaged images."""
     monkeypatch.setattr(image_shards, "_SHARD_BYTES", 4000)
@@ -383,16 +383,22 @@ def test_a_disk_that_is_away_says_nothing_of_images(tmp_path, few, monkeypatch, 
 
     with monkeypatch.context() as context:
         context.setattr(photographs, "_read", away)
-        if isinstance(error, MemoryError):
-            with pytest.raises(MemoryError):
-                run(tmp_path / "out", *words)
-        else:
-            assert run(tmp_path / "out", *words) == 2
-            told = capsys.readouterr().err
-            assert "Input/output error" in told or "No such file or directory" in told
+        assert run(tmp_path / "out", *words) == 2
+    told = capsys.readouterr().err
+    assert "Input/output error" in told or "No such file or directory" in told
     write_folder(tmp_path / "photos", few[0])
     assert run(tmp_path / "out", *words) == 1
     assert_listed(tmp_path / "out", capsys.readouterr().out, few[1])
+
+
+def test_no_memory_says_nothing_of_images(tmp_path, few, monkeypatch):
+    def fail(encoded):
+        raise MemoryError
+
+    write_folder(tmp_path / "photos", few[0])
+    monkeypatch.setattr(records, "open_image", fail)
+    with pytest.raises(MemoryError):
+        run(tmp_path / "out", "--source", tmp_path / "photos", "--test_fraction=0.25")
 
 
 # --- Killed runs -------------------------------------------------------------------------------

@@ -228,8 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         photos = _photos(arguments.source, arguments.images)
     except ValueError as error:
-        print(f"bench_decode: {error}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
     encoded = [pathlib.Path(photo.file).read_bytes() for photo in photos]
     cores = len(os.sched_getaffinity(0))
     result: dict[str, Any] = {
