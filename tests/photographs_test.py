@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 
 import numpy as np
 import pytest
@@ -66,15 +65,20 @@ FINE = [
 ]
 
 
-def make(per_class, *, damaged, classes=10, seed=0, fine=FINE, size=(20, 24)):
-    """{(class, file name): bytes} of `classes` * `per_class` files, and {file name: reason} of those damaged."""
+def make(per_class, *, damaged, classes=10, seed=0, side=20):
+    """{(class, file name): bytes} of `classes` * `per_class` files, and {file name: reason} of those damaged.
+
+    Sides are `side` to twice as many pixels."""
     files, reasons = {}, {}
     for label in range(classes):
         for k in range(per_class):
             number = label * per_class + k
             key = f"n{label:02}", f"n{label:02}_{k}.JPEG"
-            own = fine[number % 97] if number % 97 < len(fine) else encoded
-            files[key] = own(seed + number)
+            size = side + number % (side + 1), 2 * side - number % (side + 1)
+            if number % 97 < len(FINE):
+                files[key] = FINE[number % 97](seed + number)
+            else:
+                files[key] = encoded(seed + number, size=size)
     keys = list(files)
     for k in range(damaged):
         key = keys[(k * len(keys)) // damaged + k % 3]
@@ -403,48 +407,60 @@ def test_no_memory_says_nothing_of_images(tmp_path, few, monkeypatch):
 
 # --- Killed runs -------------------------------------------------------------------------------
 
+# Kills itself, as the kernel would, when a function is called for the so-manieth time.
 PROGRAM = """
-import sys
+import importlib, itertools, os, signal, sys
 from functa.data import image_shards
 from tools import prepare_data
-image_shards._SHARD_BYTES = int(sys.argv[1])
-sys.exit(prepare_data.main(sys.argv[2:]))
+
+module, name, count, shard_bytes, *words = sys.argv[1:]
+module, calls = importlib.import_module(module), itertools.count(1)
+function = getattr(module, name)
+
+def killing(*positional, **named):
+    if next(calls) == int(count):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return function(*positional, **named)
+
+setattr(module, name, killing)
+image_shards._SHARD_BYTES = int(shard_bytes)
+sys.exit(prepare_data.main(words))
 """
 
 
-def start(env, shard_bytes, out, words):
-    command = [sys.executable, "-c", PROGRAM, str(shard_bytes), "small", *map(str, words)]
-    return subprocess.Popen([*command, f"--data_dir={out}"], env=env, stdout=subprocess.DEVNULL)
-
-
-def kill_after(env, shard_bytes, out, words, parts):
-    """Kills a run as soon as so many shards stand finished."""
-    process = start(env, shard_bytes, out, words)
-    folder = pathlib.Path(out) / "small" / "1.0.0.unfinished" / "parts"
-    while len(list(folder.glob("*.json"))) < parts:
-        assert process.poll() is None, "it has ended before it could be killed"
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    return len(list(folder.glob("*.json")))
-
-
-def assert_killed_runs_go_on(tmp_path, env, monkeypatch, capsys, *, words, reasons, shard_bytes):
-    """Two kills and a third run give the bytes of one that nobody disturbed; returns its folder."""
+def assert_killed_runs_go_on(
+    tmp_path, env, monkeypatch, capsys, *, words, reasons, shard_bytes, looks
+):
+    """A run that is killed twice and then is not gives the bytes of one that nobody disturbed; returns its folder."""
     monkeypatch.setattr(image_shards, "_SHARD_BYTES", shard_bytes)
     assert run(tmp_path / "whole", *words) == 1
     assert_listed(tmp_path / "whole", capsys.readouterr().out, reasons)
     expected = digests(tmp_path / "whole")
-    shards = sum("array_record" in name for name in expected)
     out, held = tmp_path / "killed", [0]
-    for parts in (shards // 4, shards // 2):
-        held.append(kill_after(env, shard_bytes, out, words, parts))
-        assert held[-2] < held[-1] < shards
-        assert not (out / "small" / "1.0.0").exists()
+    moments = (
+        ("functa.data.photographs", "look", looks),  # in the middle of a shard
+        (
+            "functa.config",
+            "write_json",
+            1 + 3,
+        ),  # of the plan and two parts; a shard is renamed but not described
+    )
+    for module, name, count in moments:
+        moment = [module, name, str(count), str(shard_bytes)]
+        command = [sys.executable, "-c", PROGRAM, *moment, "small", *map(str, words)]
+        killed = subprocess.run(
+            [*command, f"--data_dir={out}"], env=env, stdout=subprocess.DEVNULL, timeout=300
+        )
+        assert killed.returncode == -signal.SIGKILL
+        assert sorted(os.listdir(out / "small")) == ["1.0.0.lock", "1.0.0.unfinished"]
+        folder = out / "small" / "1.0.0.unfinished"
+        held.append(len(list((folder / "parts").glob("*.json"))))
+    assert 0 < held[1] == held[2] - 2
+    assert len(list((folder / "set").glob("*[0-9]"))) == held[2] + 1
     assert run(out, *words) == 1
     printed = capsys.readouterr().out
     assert_listed(out, printed, reasons)
-    assert printed.count("finished earlier") == held[-1]
+    assert printed.count("finished earlier") == held[2] < printed.count(".array_record-")
     assert digests(out) == expected
     assert os.listdir(out / "small") == ["1.0.0"]
     return out
@@ -454,16 +470,23 @@ def test_killed_runs_go_on(tmp_path, program_env, monkeypatch, capsys, few):
     train, reasons, validation = few
     words = [*write_imagenet(tmp_path / "source", train, validation), "--min_side=4", "--jobs=2"]
     assert_killed_runs_go_on(
-        tmp_path, program_env, monkeypatch, capsys, words=words, reasons=reasons, shard_bytes=4000
+        tmp_path,
+        program_env,
+        monkeypatch,
+        capsys,
+        words=words,
+        reasons=reasons,
+        shard_bytes=4000,
+        looks=12 + 60,  # one for each class of each split before anything is written
     )
 
 
 @pytest.mark.slow
 def test_ten_thousand_images_with_twenty_damaged(tmp_path, program_env, monkeypatch, capsys):
-    train, reasons = make(900, damaged=20, size=(60, 72))
-    validation, _ = make(100, damaged=0, seed=20000)
+    train, reasons = make(900, damaged=20, side=48)
+    validation, _ = make(100, damaged=0, seed=20000, side=48)
     assert (len(train) + len(validation), len(reasons)) == (10_000, 20)
-    words = [*write_imagenet(tmp_path / "source", train, validation), "--min_side=4"]
+    words = [*write_imagenet(tmp_path / "source", train, validation), "--min_side=4", "--jobs=2"]
     out = assert_killed_runs_go_on(
         tmp_path,
         program_env,
@@ -472,22 +495,22 @@ def test_ten_thousand_images_with_twenty_damaged(tmp_path, program_env, monkeypa
         words=words,
         reasons=reasons,
         shard_bytes=200_000,
+        looks=5000,
     )
     assert sorted(read(out, "train")) == good(train, reasons)
     assert sorted(read(out, "validation")) == good(validation, {})
-    config = {
-        "source": "tfds",
-        "name": "small",
-        "data_dir": out,
-        "image_shape": (16, 16, 3),
-        "num_classes": 10,
-        "train_split": "train",
-        "test_split": "validation",
-        "validation_examples": 500,
-        "max_examples": 0,
-        "cache": "none",
-    }
-    splits = images.open_splits(**config)
+    splits = images.open_splits(
+        source="tfds",
+        name="small",
+        data_dir=out,
+        image_shape=(16, 16, 3),
+        num_classes=10,
+        train_split="train",
+        test_split="validation",
+        validation_examples=500,
+        max_examples=0,
+        cache="none",
+    )
     for split in splits.values():
         split.read(np.arange(split.num_examples))
 
@@ -560,3 +583,22 @@ def test_two_runs_at_once(unfinished, tmp_path, capsys):
         assert run(tmp_path / "out", *words) == 2
     assert f"another program is at work in {folder.parent}" in capsys.readouterr().err
     assert folder.exists()
+
+
+def test_a_lock_that_its_owner_removes_meanwhile_is_none(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    monkeypatch.setattr(disk.fcntl, "flock", lambda *_: path.unlink())
+    with pytest.raises(ValueError, match="until just now; try again"), disk.locked(path):
+        pass
+
+
+def test_a_run_killed_in_its_last_line(unfinished, tmp_path, capsys):
+    """All is in its place, but for what is to be removed."""
+    folder, words = unfinished
+    assert run(tmp_path / "out", *words) == 1
+    before = digests(tmp_path / "out")
+    (folder / "parts").mkdir(parents=True)
+    assert run(tmp_path / "out", *words) == 2
+    assert "exists and is left as it is" in capsys.readouterr().err
+    assert os.listdir(folder.parent) == ["1.0.0"]
+    assert digests(tmp_path / "out") == before
