@@ -585,6 +585,17 @@ def test_two_runs_at_once(unfinished, tmp_path, capsys):
     assert folder.exists()
 
 
+def test_ctrl_c(tmp_path, few, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    write_folder(tmp_path / "photos", few[0])
+    monkeypatch.setattr(image_shards, "write", interrupted)
+    assert run(tmp_path / "out", "--source", tmp_path / "photos", "--test_fraction=0.25") == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "out" / "small") == []
+
+
 def test_a_lock_that_its_owner_removes_meanwhile_is_none(tmp_path, monkeypatch):
     path = tmp_path / "lock"
     monkeypatch.setattr(disk.fcntl, "flock", lambda *_: path.unlink())
