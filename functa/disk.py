@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import fcntl
 import os
+import socket
 from collections.abc import Iterator
 
 import fsspec
@@ -25,6 +27,35 @@ class StoreAwayError(OSError):
 def is_remote(path: epath.PathLike) -> bool:
     """Whether it is in an object store (gs://...): whole objects, no appending, no locks of the system."""
     return "://" in str(path)
+
+
+@contextlib.contextmanager
+def locked(path: epath.PathLike) -> Iterator[None]:
+    """Keeps a second program out while this one runs, by a local file that the system locks.
+
+    The lock of a program that is killed is open again.
+
+    Raises:
+      ValueError: another program holds it.
+    """
+    path = epath.Path(path)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ValueError(
+                f"another program is at work in {path.parent} ({file.read().strip()}); wait for it or stop it"
+            ) from error
+        if not path.exists() or os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
+            # Its owner has removed it since it was opened here: this lock keeps nobody out.
+            raise ValueError(
+                f"another program was at work in {path.parent} until just now; try again"
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """The directory of a run: who may write there, and what it was made with."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import logging
 import os
@@ -104,17 +103,7 @@ def locked(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[None]:
         with _renewed(workdir / ".lock", say):
             yield
         return
-    with open(workdir / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise ValueError(
-                f"another program is at work in {workdir} ({file.read().strip()}); wait for it or stop it"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+    with disk.locked(workdir / ".lock"):
         yield
 
 

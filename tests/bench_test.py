@@ -10,6 +10,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import cifar10_spatial
 from functa import fitting, inner_loop, operations
@@ -19,6 +20,7 @@ from tests.conftest import ROOT
 from tests.functaset_tools_test import refusal
 
 sys.path.insert(0, str(ROOT / "tools"))
+import bench_decode  # noqa: E402
 import bench_growth  # noqa: E402
 import bench_input  # noqa: E402
 import bench_scaling  # noqa: E402
@@ -117,6 +119,7 @@ def test_a_benchmark_refuses_what_means_nothing(program_env, tool, argument, tol
     ("tool", "argument", "told"),
     [
         (bench_input, "--records=0", "0 is not at least 1"),
+        (bench_decode, "--source=nowhere", "holds no JPEG files"),
         (bench_input, "--latent_shape=8x8", "8x8 is not three numbers"),
         (bench_scaling, "--counts=2,4", "1 among them"),
         (bench_scaling, "--counts=1,two", "want numbers"),
@@ -136,6 +139,27 @@ def test_bench_input_prints_a_rate_for_every_cache(program_env, tmp_path):
     result = bench(program_env, "bench_input.py", f"--functaset={tmp_path}")
     assert result.returncode == 2
     assert "no complete functaset" in result.stderr
+
+
+def test_bench_decode_says_how_fast_and_how_different(program_env, tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(3):
+        waves = np.outer(rng.random(80), rng.random(90))[..., None] * [90, 160, 250]
+        Image.fromarray(waves.astype(np.uint8)).save(tmp_path / f"{k}.jpg")
+    small = [f"--source={tmp_path}", "--size=32", "--images=2", "--repeats=1", "--json"]
+    result = bench(program_env, "bench_decode.py", *small)
+    assert result.returncode == 0, result.stderr
+    measured = json.loads(result.stdout)
+    assert (measured["images"], measured["size"]) == (2, 32)
+    ways = measured["ways"]
+    assert all(way["images_per_second"] > 0 for way in ways.values())
+    assert (ways["pillow"]["changed"], ways["pillow"]["psnr"]) == (0, None)
+    # 80 is twice 32, but not four times.
+    assert ways["draft"]["changed"] == 1
+    assert ways["draft"]["psnr"] > 25
+    assert ways["draft2"]["changed"] == 0
+    assert measured["tiny"] > 0
+    assert all(measured["check"][pool] > 0 for pool in ("one_thread", "threads", "processes"))
 
 
 def literal(text):

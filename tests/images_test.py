@@ -42,12 +42,14 @@ def encode(pixels, file_format="PNG", mode=None):
     return data.getvalue()
 
 
-def write_set(directory, splits, *, shape, label=None, shards=2, name="small"):
+def write_set(
+    directory, splits, *, shape, label=None, encoding_format=None, shards=2, name="small"
+):
     """A TFDS data set of {split: (encoded images, labels)}, besides a feature nobody asked for."""
     directory.mkdir(parents=True)
     features = tfds.features.FeaturesDict(
         {
-            "image": tfds.features.Image(shape=shape),
+            "image": tfds.features.Image(shape=shape, encoding_format=encoding_format),
             "label": label or tfds.features.ClassLabel(num_classes=4),
             "file_name": tfds.features.Text(),
         }
@@ -348,6 +350,45 @@ def test_features_that_are_needed(tmp_path, small):
     features = small[2]["data_dir"] / "small" / "1.0.0" / "features.json"
     features.write_text(features.read_text().replace('"label"', '"class"'))
     assert "'image' and 'label' are needed" in images.check(**small[2])[0]
+
+
+def test_imagenet_as_tfds_prepares_it(tmp_path):
+    """Its features, splits and file names; labels of test are not published, and -1."""
+    classes = [f"n{k:08}" for k in range(1000)]
+    photos = [encode(x, "JPEG") for x in pixels(12, (20, 26, 3))]
+    photos += [encode(x, "JPEG", mode="L") for x in pixels(8, (30, 20, 3), seed=1)]
+    write_set(
+        tmp_path / "imagenet2012" / "5.1.0",
+        {
+            "train": (photos, [50 * k for k in range(20)]),
+            "validation": (photos[::-1], [999 - k for k in range(20)]),
+            "test": (photos, [-1] * 20),
+        },
+        shape=(None, None, 3),
+        label=tfds.features.ClassLabel(names=classes),
+        encoding_format="jpeg",
+        shards=4,
+        name="imagenet2012",
+    )
+    config = SMALL | {
+        "name": "imagenet2012:5.1.0",
+        "data_dir": tmp_path,
+        "image_shape": (16, 16, 3),
+        "num_classes": 1000,
+        "test_split": "validation",
+        "validation_examples": 5,
+        "cache": "none",
+    }
+    assert images.check(**config) == []
+    splits = images.open_splits(**config)
+    assert whole(splits["train"])["label"].tolist() == [50 * k for k in range(15)]
+    test = whole(splits["test"])
+    assert test["label"].tolist() == [999 - k for k in range(20)]
+    expected = records.decode_image(photos[-1], image_shape=(16, 16, 3), resize=True)
+    np.testing.assert_array_equal(test["image"][0], expected)
+    names = {key: config[key] for key in ("source", "name", "data_dir", "num_classes")}
+    assert images.class_names(**names) == classes
+    assert "label -1" in images.check(**config | {"test_split": "test"})[0]
 
 
 def test_no_tensorflow(small):

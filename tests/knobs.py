@@ -41,7 +41,7 @@ from functa import (
 from functa import mesh as mesh_lib
 from functa.checkpoint import digest
 from functa.dashboard import NullDashboard
-from functa.data import archives, functaset, images, records
+from functa.data import functaset, image_writer, images, records, sources
 from functa.tasks import Illustrations, Task, classification, generation, meta_learning
 from tests import losses
 from tools import prepare_data
@@ -71,9 +71,13 @@ def prepare_images(root: Path) -> Path:
         ("here", "few", "5.npz", None),
         ("elsewhere", "photos", "10.npz", None),
     ):
-        quiet = archives.Report(lambda line: None)
-        archive = prepare_data.open_source([root / source], quiet, test_fraction=fraction)
-        prepare_data.write(archive, name=name, data_dir=epath.Path(root / place))
+        quiet = sources.Report(lambda line: None)
+        archive = prepare_data.open_source(
+            [root / source], quiet, test_fraction=fraction, labels=None, min_side=None, jobs=2
+        )
+        image_writer.write(
+            archive, name=name, data_dir=epath.Path(root / place), jobs=2, report=quiet
+        )
     return root
 
 

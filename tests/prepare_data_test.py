@@ -15,9 +15,10 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from PIL import Image
 
-from functa.data import archives, images
+from functa.data import archives, image_set, image_shards, image_writer, images, sources
 from tools import prepare_data
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -234,7 +235,7 @@ def test_records_are_what_tfds_would_write(size, label):
         {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=1000)}
     )
     encoded = b"x" * size
-    record = prepare_data._record(encoded, label)
+    record = image_set.record(encoded, label)
     own = features.serialize_example({"image": io.BytesIO(encoded), "label": label})
     assert len(record) == len(own)
     raw = {"image": tfds.decode.SkipDecoding()}
@@ -273,7 +274,8 @@ def test_folder_keeps_bytes_and_mixes_classes(tmp_path, capsys):
     labels = [int(row["label"]) for row in builder.as_data_source("train", decoders=raw)]
     assert all(9 <= labels[k : k + 15].count(0) <= 11 for k in range(15))
     report = capsys.readouterr().out
-    assert "train/cat: 19 JPEG RGB, 1 PNG RGB; not read: notes.txt" in report
+    assert "train/cat: 20 images; not read: notes.txt" in report
+    assert "10 to 20 of each of 2 classes; 28 JPEG RGB, 2 PNG RGB" in report
 
 
 def test_folder_without_splits_is_divided_within_classes(tmp_path):
@@ -309,22 +311,22 @@ def test_damaged_photos_are_listed_and_left_out(tmp_path, capsys):
     assert run(tmp_path, root) == 1
     out = capsys.readouterr().out
     assert "train/cat/000.JPEG: left out: OSError: image file is truncated" in out
-    assert "train/cat/004.JPEG: left out: UnidentifiedImageError" in out
-    assert "2 damaged images, listed above, are left out" in out
+    assert "train/cat/004.JPEG: left out: not a PNG or JPEG that can be read" in out
+    assert "2 damaged images, listed above and in damaged.txt, are left out" in out
     builder = tfds.builder_from_directory(tmp_path / "out" / "small" / "1.0.0")
     assert builder.info.splits["train"].num_examples == 3
 
 
 def test_output_is_deterministic_and_sharded(tmp_path, monkeypatch, program_env):
-    monkeypatch.setattr(prepare_data, "_SHARD_BYTES", 30000)
+    monkeypatch.setattr(image_shards, "_SHARD_BYTES", 30000)
     np.savez(tmp_path / "a.npz", **(data := arrays()))
     for name in ("small", "again"):
         (tmp_path / name).mkdir()
         assert run(tmp_path / name, tmp_path / "a.npz") == 0
     first, second = (digests(tmp_path / name) for name in ("small", "again"))
     assert first == second
-    program = "import sys; from tools import prepare_data as p; p._SHARD_BYTES = 30000; "
-    program += "sys.exit(p.main(sys.argv[1:]))"
+    program = "import sys; from functa.data import image_shards; from tools import prepare_data\n"
+    program += "image_shards._SHARD_BYTES = 30000; sys.exit(prepare_data.main(sys.argv[1:]))"
     words = ["small", f"--source={tmp_path / 'a.npz'}", f"--data_dir={tmp_path / 'other' / 'out'}"]
     subprocess.run([sys.executable, "-c", program, *words], env=program_env, check=True)
     assert digests(tmp_path / "other") == first  # protobuf's order differs between processes
@@ -470,7 +472,9 @@ def test_unusable_folders(tmp_path, capsys):
     write_photos(root, {"train/cat": 2, "test/dog": 2, "test/cat": 2})
     (root / "train/empty").mkdir()
     assert run(tmp_path, root) == 2
-    refused(tmp_path, capsys, "test/dog: DAMAGED: a class that train", "train/empty: DAMAGED: no")
+    refused(
+        tmp_path, capsys, "test: class dog: DAMAGED: a class that train", "train/empty: DAMAGED: no"
+    )
     assert run(tmp_path, root, options=["--test_fraction=0.5"]) == 2
     refused(tmp_path, capsys, "leave --test_fraction out")
     assert run(tmp_path, root / "train") == 2
@@ -488,6 +492,12 @@ def test_unknown_and_missing_sources(tmp_path, capsys):
     np.savez(tmp_path / "a.npz", **arrays())
     assert run(tmp_path, tmp_path / "a.npz", options=["--test_fraction=0.1"]) == 2
     refused(tmp_path, capsys, "has its own test split")
+    assert run(tmp_path, tmp_path / "a.npz", options=["--min_side=8"]) == 2
+    refused(tmp_path, capsys, "--min_side is for photographs")
+    assert run(tmp_path, tmp_path / "a.npz", options=["--labels=x"]) == 2
+    refused(tmp_path, capsys, "--labels is for a tar")
+    assert run(tmp_path, tmp_path / "a.npz", options=["--jobs=0"]) == 2
+    refused(tmp_path, capsys, "--jobs must be at least 1, not 0")
     assert run(tmp_path, tmp_path / "a.npz", name="My-Set") == 2
     refused(tmp_path, capsys, "not 'My-Set'")
     assert prepare_data.main(["small", "--source=x", "--data_dir=gs://bucket"]) == 2
@@ -503,23 +513,22 @@ def test_an_existing_set_is_never_touched(tmp_path, capsys):
     assert "exists and is left as it is; delete it first" in capsys.readouterr().err
     assert run(tmp_path, tmp_path / "nowhere") == 2  # told before a long source is read
     assert "exists and is left as it is" in capsys.readouterr().err
-    archive = prepare_data.open_source(
-        [tmp_path / "a.npz"], archives.Report(print), test_fraction=None
-    )
+    report = sources.Report(print)
+    archive = archives.read_npz(epath.Path(tmp_path / "a.npz"), report)
     with pytest.raises(FileExistsError, match="left as it is"):
-        prepare_data.write(
-            archive, name="small", data_dir=prepare_data.epath.Path(tmp_path / "out")
+        image_writer.write(
+            archive, name="small", data_dir=epath.Path(tmp_path / "out"), jobs=2, report=report
         )
     assert digests(tmp_path / "out") == before
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
-    class Full(prepare_data.array_record_module.ArrayRecordWriter):
+    class Full(image_shards.array_record_module.ArrayRecordWriter):
         def close(self):
             super().close()
             raise RuntimeError("write() failed: No space left on device")
 
-    monkeypatch.setattr(prepare_data.array_record_module, "ArrayRecordWriter", Full)
+    monkeypatch.setattr(image_shards.array_record_module, "ArrayRecordWriter", Full)
     np.savez(tmp_path / "a.npz", **arrays())
     assert run(tmp_path, tmp_path / "a.npz") == 2
     refused(tmp_path, capsys, "No space left on device")
@@ -536,11 +545,11 @@ def test_a_killed_run_leaves_no_data_set(tmp_path, capsys, program_env):
     words = ["small", f"--source={tmp_path / 'a.npz'}", f"--data_dir={tmp_path / 'out'}"]
     done = subprocess.run([sys.executable, "-c", program, *words], env=program_env, timeout=60)
     assert done.returncode == -signal.SIGKILL
-    (left,) = left_behind(tmp_path)
-    assert left.startswith("1.0.0.unfinished-")
+    assert left_behind(tmp_path) == ["1.0.0.lock", "1.0.0.unfinished"]
     assert "not finished" in images.check(**CONFIG | {"data_dir": tmp_path / "out"})[0]
     assert run(tmp_path, tmp_path / "a.npz") == 0
-    assert f"{left}: left by a run that was killed" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("finished earlier") == 2
+    assert left_behind(tmp_path) == ["1.0.0"]
     assert_holds(tmp_path, arrays())
 
 
@@ -558,4 +567,4 @@ def test_real_photographs(tmp_path, test_data, capsys):
             folder = test_data / "clothing" / "test" / name
             shutil.copytree(folder, tmp_path / "photos" / split / name)
     assert run(tmp_path, tmp_path / "photos") == 0
-    assert "hat: 12 JPEG RGB" in capsys.readouterr().out
+    assert "hat: 12 images" in capsys.readouterr().out

@@ -62,7 +62,7 @@ def test_tools(line, program_env, run_directory, tmp_path):
 
 
 def test_preparing_arrays(program_env, tmp_path, run_directory):
-    """The last of the three sources; the original archives have tests of their own."""
+    """The last of the sources; the original archives have tests of their own."""
     (line,) = [line for line in LINES if "prepare_data.py mine" in line]
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):

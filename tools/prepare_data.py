@@ -1,51 +1,66 @@
 #!/usr/bin/env python3
 """Turns a published image data set into a TFDS data set in ArrayRecord files, without TensorFlow.
 
-    tools/prepare_data.py mnist   --source=FOLDER_OF_IDX_FILES --data_dir=data
-    tools/prepare_data.py cifar10 --source=cifar-10-python.tar.gz --data_dir=data
-    tools/prepare_data.py pets    --source=photos --test_fraction=0.2 --data_dir=data
+    tools/prepare_data.py mnist    --source=FOLDER_OF_IDX_FILES --data_dir=data
+    tools/prepare_data.py cifar10  --source=cifar-10-python.tar.gz --data_dir=data
+    tools/prepare_data.py pets     --source=photos --test_fraction=0.2 --data_dir=data
+    tools/prepare_data.py imagenet --source=ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar
+                                   --labels=validation_labels.txt --data_dir=data
 
 A source is one of: four MNIST-style idx files, packed or not, or their folder; a CIFAR-10 archive
-(Python or binary, .tar.gz) or its folder; an .npz with x_train, y_train, x_test, y_test; a folder
-with train/CLASS/IMAGE and test/CLASS/IMAGE (or val/), or with CLASS/IMAGE and --test_fraction.
+(Python or binary, .tar.gz) or its folder; an .npz with x_train, y_train, x_test, y_test;
+photographs in a folder with train/CLASS/IMAGE and test/CLASS/IMAGE (or val/), or with CLASS/IMAGE
+and --test_fraction; uncompressed tars of such folders, or of one tar for each class, as
+ILSVRC2012_img_train.tar. Tars are read where they lie, nothing is unpacked. A tar of images alone,
+as ILSVRC2012_img_val.tar, needs --labels: a text file of a line an image, `CLASS` in the order of
+the sorted file names or `FILE CLASS`.
+
 Arrays become PNG in their own order. JPEG and PNG files keep their bytes, in a fixed shuffled
-order.
+order; which of the two one is, its bytes say, not its name. Each is decoded once; what is damaged
+(cut off, empty, no PNG or JPEG, more than 8 bits a channel, smaller than --min_side) is left out
+and listed, here and in damaged.txt of the data set.
+
+A run that was stopped or killed goes on when the same command is given again, and ends with the
+same bytes. Shards that are finished wait in DIR/NAME/1.0.0.unfinished.
 
 Exit status: 0 the set is written; 1 it is written without the damaged images that are listed; 2
-nothing is written, for the reasons that are listed.
+it is not, for the reasons that are listed; 130 after Ctrl-C.
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import os
 import re
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent import futures
+import tarfile
+import zlib
+from collections.abc import Sequence
 
-import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 from etils import epath
 
-from functa.data import archives, folders, records
-
-_VERSION = "1.0.0"
-_SHARD_BYTES = 256 * 2**20
-_AHEAD = 256  # images encoded by all cores before they are written in order
-_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+from functa import disk
+from functa.data import archives, folders, image_set, image_writer, photographs, sources, tars
 
 
 def open_source(
-    paths: Sequence[epath.PathLike], report: archives.Report, *, test_fraction: float | None
-) -> archives.Archive:
-    """Recognises a source by its names and reads it.
+    paths: Sequence[epath.PathLike],
+    report: sources.Report,
+    *,
+    test_fraction: float | None,
+    labels: str | None,
+    min_side: int | None,
+    jobs: int,
+) -> sources.Archive:
+    """Recognises a source by its names and reads it, of photographs their places alone.
 
+    Args:
+      labels: see functa/data/tars.py.
+      test_fraction, min_side, jobs: see photographs.archive; min_side None: 1.
     Raises:
-      ValueError: it is not there, or nothing that is known.
-      archives.DamagedError: it is not whole.
+      ValueError: it is not there, or nothing that is known, or not what an argument is for.
+      sources.DamagedError: it is not whole.
     """
     given = [epath.Path(path) for path in paths]
     missing = [str(path) for path in given if not path.exists()]
@@ -53,14 +68,32 @@ def open_source(
         raise ValueError(f"no such file or folder: {', '.join(missing)}")
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise ValueError(f"--test_fraction must lie between 0 and 1, not {test_fraction}")
+    if min_side is not None and min_side < 1:
+        raise ValueError(f"--min_side must be at least 1, not {min_side}")
     folder = given[0] if len(given) == 1 and given[0].is_dir() else None
     inside = sorted(folder.iterdir()) if folder else given
     idx = [path for path in inside if archives.IDX_NAME.search(path.name) and not path.is_dir()]
     batches = [path for path in inside if archives.CIFAR_NAME.fullmatch(path.name)]
+    of_photographs = functools.partial(
+        photographs.archive,
+        report=report,
+        test_fraction=test_fraction,
+        min_side=min_side or 1,
+        jobs=jobs,
+    )
+    if not folder and _of_photographs(given):
+        remote = [str(path) for path in given if disk.is_remote(path)]
+        if remote:
+            raise ValueError(f"tars are read by offset; copy to a disk: {', '.join(remote)}")
+        return of_photographs(tars.listing(list(map(str, given)), report, labels=labels))
+    if labels is not None:
+        raise ValueError("--labels is for a tar of images alone")
     if folder and not idx and not batches:
-        return folders.read_folder(folder, report, test_fraction=test_fraction)
+        return of_photographs(folders.listing(folder, report))
     if test_fraction is not None:
-        raise ValueError("--test_fraction is for class folders; this source has its own test split")
+        raise ValueError("--test_fraction is for photographs; this source has its own test split")
+    if min_side is not None:
+        raise ValueError("--min_side is for photographs; this source is one of arrays")
     if idx and (folder or len(idx) == len(given)):
         return archives.read_idx(idx, report)
     if folder or (len(given) == 1 and re.search(r"\.(tar|tgz|tar\.gz)$", given[0].name)):
@@ -70,150 +103,86 @@ def open_source(
     raise ValueError(f"cannot tell what {', '.join(map(str, given))} is; see --help")
 
 
-def write(archive: archives.Archive, *, name: str, data_dir: epath.Path) -> epath.Path:
-    """Writes DATA_DIR/NAME/1.0.0; the same archive always gives the same bytes.
-
-    Everything is written and read again in a folder beside it, which is renamed at the end.
+def _of_photographs(paths: Sequence[epath.Path]) -> bool:
+    """Whether they are tars, and not CIFAR-10's.
 
     Raises:
-      FileExistsError: the data set is there.
-      OSError, RuntimeError: it cannot be written, such as on a full disk.
+      ValueError: they are, but compressed.
     """
-    target = data_dir / name / _VERSION
-    _refuse_existing(target)
-    unfinished = data_dir / name / f"{_VERSION}.unfinished-{os.getpid()}"
-    unfinished.mkdir(parents=True)
-    try:
-        label = tfds.features.ClassLabel(num_classes=archive.num_classes)
-        if archive.class_names:
-            label = tfds.features.ClassLabel(names=list(archive.class_names))
-        features = tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(
-                    shape=archive.image_shape, encoding_format=archive.encoding
-                ),
-                "label": label,
-            }
-        )
-        infos = [
-            _write_split(unfinished, name, split, content)
-            for split, content in archive.splits.items()
-        ]
-        tfds.folder_dataset.write_metadata(
-            data_dir=unfinished,
-            features=features,
-            split_infos=infos,
-            version=_VERSION,
-            filename_template=_TEMPLATE,
-            check_data=False,
-        )
-        builder = tfds.builder_from_directory(unfinished)
-        problems = [p for split in archive.splits for p in records.check_files(builder, split)]
-        if problems:
-            raise OSError("; ".join(problems))
-        unfinished.rename(target)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    return target
+    if not all(re.search(r"\.(tar|tgz|tar\.gz)$", path.name) for path in paths):
+        return False
+    first = ""
+    damaged = (EOFError, OSError, tarfile.TarError, zlib.error)  # for its reader to tell
+    with contextlib.suppress(*damaged), tarfile.open(paths[0]) as tar:
+        first = next((os.path.basename(member.name) for member in tar if member.isreg()), "")
+    if first == "readme.html" or archives.CIFAR_NAME.fullmatch(first):
+        return False
+    packed = [str(path) for path in paths if path.suffix != ".tar"]
+    if packed and first:
+        raise ValueError(f"{', '.join(packed)}: only the inside of uncompressed tars can be read")
+    return not packed
 
 
-def _refuse_existing(target: epath.Path) -> None:
-    if target.exists():
-        raise FileExistsError(
-            f"{target} exists and is left as it is; delete it first, or choose another NAME or "
-            "--data_dir"
-        )
-
-
-def _write_split(
-    directory: epath.Path, name: str, split: str, content: archives.Split
-) -> tfds.core.SplitInfo:
-    n = len(content.labels)
-    shards = max(1, min(n, -(-content.num_bytes // _SHARD_BYTES)))
-    ends = [n * (shard + 1) // shards for shard in range(shards)]
-    lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    examples = zip(_encoded(content), content.labels, strict=True)
-    num_bytes = 0
-    for shard, length in enumerate(lengths):
-        path = directory / f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
-        # PNG and JPEG do not shrink further.
-        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-        for encoded, label in itertools.islice(examples, length):
-            record = _record(encoded, int(label))
-            num_bytes += len(record)
-            writer.write(record)
-        writer.close()
-    return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=num_bytes)
-
-
-def _record(encoded: bytes, label: int) -> bytes:
-    """The tf.train.Example of an image and its label, as TFDS reads it.
-
-    TFDS's own serialiser writes the two in an order that changes from process to process.
-    """
-    image = _field(1, _field(1, encoded))  # a BytesList
-    number = _field(3, _field(1, _varint(label)))  # an Int64List
-    features = ((b"image", image), (b"label", number))
-    return _field(1, b"".join(_field(1, _field(1, k) + _field(2, v)) for k, v in features))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """A field of protobuf's length-delimited kind."""
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    groups = [value >> shift & 127 for shift in range(0, max(1, value.bit_length()), 7)]
-    return bytes([group | 128 for group in groups[:-1]] + groups[-1:])
-
-
-def _encoded(content: archives.Split) -> Iterator[bytes]:
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(content.labels), _AHEAD):
-            yield from pool.map(
-                content.read, range(start, min(start + _AHEAD, len(content.labels)))
-            )
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Runs the command line; returns the exit status."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", metavar="NAME", help="letters, digits and underscores")
     parser.add_argument("--source", nargs="+", action="extend", required=True, metavar="PATH")
     parser.add_argument("--data_dir", required=True, metavar="DIR", help="gets DIR/NAME/1.0.0")
-    parser.add_argument("--test_fraction", type=float, metavar="PART", help="of each class folder")
+    parser.add_argument("--test_fraction", type=float, metavar="PART", help="of each class")
+    parser.add_argument("--labels", metavar="FILE", help="classes of a tar of images alone")
+    parser.add_argument("--min_side", type=int, metavar="PIXELS", help="of photographs (1)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="threads (one a core)")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status."""
     # --source=A B C is to mean --source A B C.
     words = (word.split("=", 1) if word.startswith("--source=") else [word] for word in arguments)
-    flags = parser.parse_args(list(itertools.chain.from_iterable(words)))
-    report = archives.Report(functools.partial(print, flush=True))
+    flags = _parser().parse_args(list(itertools.chain.from_iterable(words)))
+    report = sources.Report(functools.partial(print, flush=True))
+    jobs = len(os.sched_getaffinity(0)) if flags.jobs is None else flags.jobs
+    data_dir = epath.Path(flags.data_dir)
     try:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", flags.name):
             raise ValueError(f"NAME must be like cifar10 or my_photos, not {flags.name!r}")
         if "://" in flags.data_dir:
             raise ValueError(f"write to a local folder, then copy it to {flags.data_dir}")
-        data_dir = epath.Path(flags.data_dir)
-        _refuse_existing(data_dir / flags.name / _VERSION)
-        for left in (data_dir / flags.name).glob(f"{_VERSION}.unfinished-*"):
-            report.found(
-                str(left), "left by a run that was killed, unless one is at work; delete it"
-            )
-        archive = open_source(flags.source, report, test_fraction=flags.test_fraction)
-        target = write(archive, name=flags.name, data_dir=data_dir)
+        if jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, not {jobs}")
+        image_writer.refuse_existing(flags.name, data_dir)
+        archive = open_source(
+            flags.source,
+            report,
+            test_fraction=flags.test_fraction,
+            labels=flags.labels,
+            min_side=flags.min_side,
+            jobs=jobs,
+        )
+        splits = image_writer.write(
+            archive, name=flags.name, data_dir=data_dir, jobs=jobs, report=report
+        )
+    except KeyboardInterrupt:
+        print("prepare_data: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    except image_writer.UnfinishedError as error:
+        print(f"prepare_data: not complete: {error}", file=sys.stderr)
+        return 2
     except (ValueError, OSError, RuntimeError) as error:
         print(f"prepare_data: nothing is written: {error}", file=sys.stderr)
         return 2
-    for split, content in archive.splits.items():
-        counts = np.bincount(content.labels, minlength=archive.num_classes)
+    target = data_dir / flags.name / image_set.VERSION
+    for split, held in splits.items():
+        print(f"{target}: {split}: {image_set.describe(held, archive.num_classes)}")
+    damaged = sum(len(held.damaged) for held in splits.values())
+    if damaged:
         print(
-            f"{target}: {split}: {len(content.labels)} images, {counts.min()} to {counts.max()} of "
-            f"each of {archive.num_classes} classes"
+            f"{target}: {damaged} damaged images, listed above and in {image_set.DAMAGED}, are "
+            "left out"
         )
-    if archive.skipped:
-        print(f"{target}: {archive.skipped} damaged images, listed above, are left out")
-    return 1 if archive.skipped else 0
+    return 1 if damaged else 0
 
 
 if __name__ == "__main__":

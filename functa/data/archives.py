@@ -14,74 +14,21 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 from PIL import Image
+
+from functa.data import sources
+from functa.data.sources import Archive, Report, Sample, Split
 
 IDX_NAME = re.compile(r"idx\d?|ubyte", re.IGNORECASE)
 CIFAR_NAME = re.compile(r"(data_batch_[1-5]|test_batch)(\.bin)?|batches\.meta(\.txt)?")
 _CIFAR_SPLITS = {"train": [f"data_batch_{k}" for k in range(1, 6)], "test": ["test_batch"]}
 _CIFAR_RECORDS = 10000  # in each of the six files
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
-
-
-class DamagedError(ValueError):
-    """A source of which nothing can be prepared. The report has told why."""
-
-
-class Report:
-    """What was found in a source, file by file.
-
-    Args:
-      show: is given each line as soon as it is known; reading all of ImageNet takes long.
-    """
-
-    def __init__(self, show: Callable[[str], None]):
-        self._show = show
-        self._damaged: list[str] = []
-
-    def found(self, path: str, what: str) -> None:
-        self._show(f"{path}: {what}")
-
-    def damaged(self, path: str, reason: str) -> None:
-        self._damaged.append(path)
-        self._show(f"{path}: DAMAGED: {reason}")
-
-    def refuse_damage(self) -> None:
-        """Raises DamagedError if anything is damaged."""
-        if self._damaged:
-            raise DamagedError(f"{len(self._damaged)} damaged: {', '.join(self._damaged)}")
-
-
-class Split(NamedTuple):
-    """Labels [n] int64; read: k -> PNG or JPEG bytes of image k; num_bytes: about, of them all."""
-
-    labels: np.ndarray
-    read: Callable[[int], bytes]
-    num_bytes: int
-
-
-class Archive(NamedTuple):
-    """A data set ready to be written.
-
-    Attributes:
-      splits: by TFDS name.
-      class_names: in the order of the labels; empty where the source does not tell.
-      num_classes: labels lie in [0, num_classes).
-      image_shape: h, w, c; h and w are None where sizes vary.
-      encoding: "png", "jpeg" or None for both.
-      skipped: how many damaged images were left out of the splits.
-    """
-
-    splits: dict[str, Split]
-    class_names: tuple[str, ...]
-    num_classes: int
-    image_shape: tuple[int | None, ...]
-    encoding: str | None
-    skipped: int
 
 
 def read_idx(paths: Sequence[epath.Path], report: Report) -> Archive:
@@ -250,6 +197,7 @@ def _from_arrays(
     report.refuse_damage()
     num_classes = len(class_names) or int(arrays["y_train"].max(initial=0)) + 1
     splits, shapes = {}, {}
+    parts: list[bytes | memoryview] = list(map(str.encode, class_names))
     for split in ("train", "test"):
         images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
         images = images[..., None] if images.ndim == 3 else images
@@ -260,9 +208,12 @@ def _from_arrays(
             damage = f"its images are {shapes[split]}, those of train {shapes['train']}"
         if damage:
             report.damaged(f"{split} split", damage)
-        splits[split] = Split(labels, functools.partial(_png, images), images.nbytes)
+            continue
+        labels = labels.astype(np.int64)
+        splits[split] = Split(labels, functools.partial(_png, split, images), images.nbytes)
+        parts += [str(images.shape).encode(), np.ascontiguousarray(images).data, labels.data]
     report.refuse_damage()
-    return Archive(splits, class_names, num_classes, shapes["train"], "png", skipped=0)
+    return Archive(splits, class_names, num_classes, sources.digest(parts))
 
 
 def _damage(images: np.ndarray, labels: np.ndarray, num_classes: int) -> str:
@@ -277,8 +228,10 @@ def _damage(images: np.ndarray, labels: np.ndarray, num_classes: int) -> str:
     return ""
 
 
-def _png(images: np.ndarray, k: int) -> bytes:
-    image = images[k, ..., 0] if images.shape[3] == 1 else images[k]
+def _png(split: str, images: np.ndarray, k: int) -> Sample:
+    grey = images.shape[3] == 1
     encoded = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(encoded, "PNG")
-    return encoded.getvalue()
+    image = Image.fromarray(np.ascontiguousarray(images[k, ..., 0] if grey else images[k]))
+    image.save(encoded, "PNG")
+    kind = f"PNG {image.mode}"
+    return Sample(f"{split} {k}", encoded.getvalue(), kind, (image.height, image.width), damage="")

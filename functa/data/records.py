@@ -5,10 +5,9 @@ dataset_info.json is; `name` may be NAME or NAME/CONFIG, either with :VERSION be
 features "image" and "label" are read.
 """
 
-import contextlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
 
@@ -156,6 +155,20 @@ def _check_file(instruction: Any) -> str | None:
     )
 
 
+def open_image(encoded: bytes) -> Image.Image:
+    """Reads the header of a PNG or JPEG file; `load` of what is returned decodes it.
+
+    Raises:
+      ValueError: more than 8 bits a channel. Pillow would cut those of colour images to 8.
+      OSError, SyntaxError: bytes that do not begin like a PNG or JPEG.
+    """
+    image = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
+    # The header of a PNG has its depth at a fixed place; deeper JPEGs are unknown to Pillow.
+    if image.mode[0] in "IF" or (image.format == "PNG" and encoded[24] > 8):
+        raise ValueError(f"the image has more than 8 bits a channel (mode {image.mode})")
+    return image
+
+
 def decode_image(encoded: bytes, *, image_shape: Sequence[int], resize: bool) -> np.ndarray:
     """PNG or JPEG bytes -> [h, w, c] uint8.
 
@@ -172,32 +185,31 @@ def decode_image(encoded: bytes, *, image_shape: Sequence[int], resize: bool) ->
       ValueError: another size while `resize` is false, or more than 8 bits a channel.
       OSError, SyntaxError: bytes that are not a whole PNG or JPEG.
     """
+    with open_image(encoded) as image:
+        image.load()
+        return fit_image(image, image_shape=image_shape, resize=resize)
+
+
+def fit_image(image: Image.Image, *, image_shape: Sequence[int], resize: bool) -> np.ndarray:
+    """A decoded image -> [h, w, c] uint8; arguments and ValueError as of `decode_image`."""
     h, w, c = image_shape
-    with _opened(encoded, c) as pixels:
-        if resize and pixels.size != (w, h):
-            scale = min(pixels.width / w, pixels.height / h)
-            left, top = (pixels.width - w * scale) / 2, (pixels.height - h * scale) / 2
-            box = (left, top, pixels.width - left, pixels.height - top)
-            pixels = pixels.resize((w, h), Image.Resampling.BICUBIC, box)
-        if pixels.size != (w, h):
-            raise ValueError(f"the image is {pixels.height}x{pixels.width}, not {h}x{w}")
-        return np.asarray(pixels).reshape(h, w, c)
+    pixels = image if image.mode == _MODES[c] else image.convert(_MODES[c])
+    if resize and pixels.size != (w, h):
+        scale = min(pixels.width / w, pixels.height / h)
+        left, top = (pixels.width - w * scale) / 2, (pixels.height - h * scale) / 2
+        box = (left, top, pixels.width - left, pixels.height - top)
+        pixels = pixels.resize((w, h), Image.Resampling.BICUBIC, box)
+    if pixels.size != (w, h):
+        raise ValueError(f"the image is {pixels.height}x{pixels.width}, not {h}x{w}")
+    return np.asarray(pixels).reshape(h, w, c)
 
 
 def decode_whole(encoded: bytes, *, channels: int) -> np.ndarray:
     """PNG or JPEG bytes -> [H, W, channels] uint8, as `decode_image` but in the image's own size."""
-    with _opened(encoded, channels) as pixels:
-        return np.asarray(pixels).reshape(pixels.height, pixels.width, channels)
-
-
-@contextlib.contextmanager
-def _opened(encoded: bytes, channels: int) -> Iterator[Image.Image]:
-    """The decoded image, grey or RGB."""
-    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
-        if image.mode[0] in "IF":
-            raise ValueError(f"the image has more than 8 bits a channel (mode {image.mode})")
+    with open_image(encoded) as image:
         image.load()
-        yield image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
+        shape = (image.height, image.width, channels)
+        return fit_image(image, image_shape=shape, resize=False)
 
 
 class Records:
