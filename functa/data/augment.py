@@ -5,6 +5,7 @@ the same bytes.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -63,6 +64,42 @@ def augment(
     elif crop == "resize":
         images_uint8 = _crop_resize(images_uint8, random, crop_min_area)
     return np.ascontiguousarray(images_uint8)
+
+
+def read_copies(
+    read: Callable[[np.ndarray], dict[str, np.ndarray]],
+    rows: range,
+    *,
+    num_copies: int,
+    seed: int,
+    flip: bool,
+    crop: str,
+    crop_padding: int,
+    crop_min_area: float,
+) -> dict[str, np.ndarray]:
+    """Images with so many copies each, counted as example * num_copies + copy; see `augment`.
+
+    Args:
+      read: of an ImageSource: examples [k] -> image, label, id.
+      rows: of the copies that are wanted; not empty.
+    Returns:
+      image [k, h, w, c] uint8, label [k], id [k], copy [k].
+    """
+    examples, copies = np.divmod(np.arange(rows.start, rows.stop), num_copies)
+    batch = read(np.arange(examples[0], examples[-1] + 1))
+    batch = {name: batch[name][examples - examples[0]] for name in ("image", "label", "id")}
+    for k in np.flatnonzero(copies):
+        batch["image"][k] = augment(
+            batch["image"][k],
+            seed=seed,
+            example_id=int(batch["id"][k]),
+            copy=int(copies[k]),
+            flip=flip,
+            crop=crop,
+            crop_padding=crop_padding,
+            crop_min_area=crop_min_area,
+        )
+    return batch | {"copy": copies}
 
 
 def _crop_pad(image: np.ndarray, random: np.random.Generator, padding: int) -> np.ndarray:
