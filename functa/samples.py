@@ -19,7 +19,7 @@ from functa.tasks import generation
 from functa.trained import Generator
 
 _PER_SHARD = 10_000
-_COMPRESSION = "zstd"
+_COMPRESSION = "none"
 
 
 def draw(

@@ -105,7 +105,7 @@ KNOBS: dict[str, Knob] = {
     "meta_learn.checkpoint_every": Knob(5, "meta_learn.loop"),
     "encode.batch_size": Knob(8, "encode"),
     "encode.dtype": Knob("float32", "encode"),
-    "encode.compression": Knob("none", "encode"),
+    "encode.compression": Knob("zstd", "encode"),
     "encode.shard_megabytes": Knob(0.008, "encode"),
     "encode.num_augmentations": Knob(3, "encode"),
     "encode.flip": Knob(NEGATED, "encode"),

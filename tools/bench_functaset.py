@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--records", type=positive, default=1_300_000)
     parser.add_argument("--latent_shape", type=latent_shape, default="2x2x4")
     parser.add_argument("--dtype", choices=functaset_format.STORED_AS, default="float16")
-    parser.add_argument("--compression", choices=writer_lib.COMPRESSIONS, default="zstd")
+    parser.add_argument("--compression", choices=writer_lib.COMPRESSIONS, default="none")
     parser.add_argument("--shard_megabytes", type=float, default=0.4)
     parser.add_argument("--processes", type=positive, default=2)
     parser.add_argument("--batch_size", type=positive, default=1024, help="of all processes")

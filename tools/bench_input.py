@@ -43,7 +43,7 @@ def write_noise(
         field_digest="sha256:none",
         config={},
         layout=functaset_format.RecordLayout(latent_shape=(i, j, d), dtype=dtype),
-        compression="zstd",
+        compression="none",
         class_names=(),
         num_records={"train": records, "validation": 0, "test": 0},
     )

@@ -79,7 +79,7 @@ class Recipe:
       field_digest: of the field and the inner rates.
       config: JSON values that decide what the records hold.
       layout: of the records.
-      compression: of the shards: none, zstd.
+      compression: of the shards, one of COMPRESSIONS.
       class_names: in the order of the labels; none: unknown, labels are stored as plain integers.
       num_records: records of every split.
     """
