@@ -94,9 +94,7 @@ def base() -> ConfigDict:
     config.encode = ConfigDict()
     config.encode.batch_size = 128  # images a device at a time
     config.encode.dtype = "float16"  # float16, bfloat16, float32, int8
-    config.encode.compression = (
-        "none"  # none, zstd: 4 % smaller as float16, no smaller as int8, slower
-    )
+    config.encode.compression = "none"  # none, zstd (4 % smaller as float16, slower)
     # Million bytes of a shard before compression, at least one record. What a killed process has begun is made
     # again, and each shard is made by one process: small sets on many processes want it small.
     config.encode.shard_megabytes = 200.0
