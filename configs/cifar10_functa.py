@@ -38,6 +38,7 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.field.w0 = 10.0
     config.meta_learn.cells_per_image = 0
     config.meta_learn.steps = 200_000
+    config.encode.shard_megabytes = 5.0  # 4,436 records of 1x1x512
     config.encode.num_augmentations = 50
     config.encode.flip = True
     config.encode.crop = "pad"

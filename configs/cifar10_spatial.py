@@ -45,6 +45,7 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.meta_learn.steps = 50_000
     config.meta_learn.eval_every = 2500
     config.meta_learn.checkpoint_every = 1000
+    config.encode.shard_megabytes = 10.0  # 4,649 records
     config.encode.num_augmentations = 50
     config.encode.flip = True
     config.encode.crop = "pad"

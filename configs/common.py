@@ -5,6 +5,7 @@ Every default of the software is in this folder; the code itself has none. An ex
 `--config=configs/NAME.py:8x8x16,nearest,two_core`.
 """
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -98,7 +99,10 @@ def base() -> ConfigDict:
     config.encode = ConfigDict()
     config.encode.batch_size = 128  # images a device at a time
     config.encode.dtype = "float16"  # float16, bfloat16, float32, int8
-    config.encode.examples_per_shard = 5000
+    config.encode.compression = "none"  # none, zstd (4 % smaller as float16, slower)
+    # Million bytes of a shard before compression, at least one record. What a killed process has begun is made
+    # again, and each shard is made by one process: small sets on many processes want it small.
+    config.encode.shard_megabytes = 200.0
     config.encode.num_augmentations = 1  # copies of a training image; the first is the image itself
     config.encode.flip = False  # left-right, with probability one half
     config.encode.crop = "none"  # none, pad (and crop back), resize (a crop to full size)
@@ -244,7 +248,9 @@ def use_tiny(config: ConfigDict) -> None:
         batch_size=16, steps=12, eval_batch_size=16, log_every=4, eval_every=6, checkpoint_every=3
     )
     config.meta_learn.optimizer.warmup_steps = 2
-    config.encode.update(batch_size=16, examples_per_shard=40, num_augmentations=2)
+    config.encode.update(batch_size=16, num_augmentations=2)
+    # 40 records, as float16.
+    config.encode.shard_megabytes = 40e-6 * (100 + 2 * math.prod(config.field.latent_shape))
     if config.classify.model.name == "transformer":
         config.classify.model.update(width=16, depth=1, heads=2, mlp_width=32)
     elif config.classify.model.name == "convnext":

@@ -35,7 +35,7 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.meta_learn.batch_size = 128
     config.meta_learn.cells_per_image = 4 if lookup != "bilinear" else 0
     config.meta_learn.eval_batch_size = 360
-    config.encode.examples_per_shard = 2000
+    config.encode.shard_megabytes = 0.3  # 1,840 records: several processes have something to do
     config.encode.num_augmentations = 8
     config.encode.crop = "pad"
     config.encode.crop_padding = 1

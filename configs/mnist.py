@@ -31,6 +31,7 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.meta_learn.loss = "mse"  # 1.9 dB ahead of log_mse here, see docs/STUDY.md
     config.meta_learn.steps = 20_000
     config.meta_learn.eval_every = 1000
+    config.encode.shard_megabytes = 5.0  # 5,636 records
     config.encode.num_augmentations = 4
     config.encode.crop = "pad"
     config.encode.crop_padding = 2

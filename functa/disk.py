@@ -1,11 +1,15 @@
-"""Where files lie: which paths are of an object store, and a full disk told the same way by all that writes."""
+"""Where files lie: which paths are of an object store, many files at once, and a full disk told the same way by
+all that writes."""
 
 import contextlib
 import errno
 import fcntl
 import os
+import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from typing import TypeVar
 
 import fsspec
 from etils import epath
@@ -18,6 +22,11 @@ for _name in ("gs", "gcs"):
     fsspec.register_implementation(_name, "functa.store.StoreFileSystem", clobber=True)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_AT_ONCE = 32  # requests to an object store under way, where each is a round trip
+_OTHER_HANDLES = 256  # open files that a program has besides those it asks room for
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class StoreAwayError(OSError):
@@ -27,6 +36,30 @@ class StoreAwayError(OSError):
 def is_remote(path: epath.PathLike) -> bool:
     """Whether it is in an object store (gs://...): whole objects, no appending, no locks of the system."""
     return "://" in str(path)
+
+
+def at_once(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """function(item) of all items, in their order, several at a time: for what waits for a store."""
+    with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(function, items))
+
+
+def allow_open_files(count: int) -> None:
+    """Raises this process's limit of open files, if need be, so that `count` may be open together.
+
+    Raises:
+      ValueError: the system's hard limit is below that; names both.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + _OTHER_HANDLES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ValueError(
+            f"{count} files must be open together, and this process may open {hard}: raise its hard limit "
+            "(ulimit -Hn), or make fewer and larger shards (config.encode.shard_megabytes)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 @contextlib.contextmanager

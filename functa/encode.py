@@ -29,8 +29,8 @@ from functa import mesh as mesh_lib
 from functa.data import functaset_format, functaset_writer
 from functa.data.copies import read_copies
 from functa.data.functaset_format import RecordLayout
-from functa.data.functaset_manifest import complete_set, summary, wait_until, write_manifest
-from functa.data.functaset_writer import Recipe, Shard, ShardWriter, finished_part, plan_shards
+from functa.data.functaset_manifest import complete_set, completed, finished_parts, summary
+from functa.data.functaset_writer import Recipe, Shard, ShardWriter
 from functa.data.images import ImageSource
 from functa.data.patience import patient
 
@@ -47,9 +47,14 @@ def check(config: ConfigDict) -> None:
     c = config.encode
     problems = [
         f"encode.{key}={c[key]} must be at least 1"
-        for key in ("batch_size", "examples_per_shard", "num_augmentations")
+        for key in ("batch_size", "num_augmentations")
         if c[key] < 1
     ]
+    if not 0 < c.shard_megabytes < float("inf"):
+        problems.append(f"encode.shard_megabytes={c.shard_megabytes} must be above 0")
+    if c.compression not in functaset_writer.COMPRESSIONS:
+        known = ", ".join(functaset_writer.COMPRESSIONS)
+        problems.append(f"encode.compression={c.compression!r}: known are {known}")
     if c.dtype not in functaset_format.STORED_AS:
         known = ", ".join(functaset_format.STORED_AS)
         problems.append(f"encode.dtype={c.dtype!r}: known are {known}")
@@ -117,20 +122,23 @@ def encode(
     check(config)
     directory = epath.Path(directory)
     recipe = _recipe(splits, field_digest, config, class_names)
-    shards = plan_shards(recipe.num_records, config.encode.examples_per_shard)
-    finished = [part for s in shards if (part := finished_part(directory, s, recipe))]
-    earlier = sum(part["seconds"] for part in finished) / process_count
-    complete = complete_set(directory, shards, recipe)
-    if complete is None:
+    records = functaset_writer.records_per_shard(config.encode.shard_megabytes, recipe.layout)
+    shards = functaset_writer.plan_shards(recipe.num_records, records)
+    parts = finished_parts(directory, shards, recipe)
+    earlier = sum(part["seconds"] for part in parts.values()) / process_count
+    manifest = complete_set(directory, shards, recipe, parts)
+    if manifest is None:
         directory.mkdir(parents=True, exist_ok=True)
-        unfinished = [s for s in shards if finished_part(directory, s, recipe) is None]
-        functaset_writer.require_space(directory, unfinished, recipe.layout)
+        functaset_writer.require_space(
+            directory, [shard for shard in shards if shard not in parts], recipe.layout
+        )
         if process_index == 0:
             (directory / functaset_format.MANIFEST).unlink(missing_ok=True)
         mine = shards[process_index::process_count]
         _make_shards(
             directory,
-            mine,
+            [shard for shard in mine if shard not in parts],
+            total=sum(shard.records for shard in mine),
             splits=splits,
             fit=fit,
             recipe=recipe,
@@ -138,16 +146,11 @@ def encode(
             progress=progress,
             stop=stop,
         )
-        if process_index == 0:
-            wait_until(
-                directory, lambda: all(finished_part(directory, s, recipe) for s in shards), stop
-            )
-            write_manifest(directory, shards=shards, recipe=recipe)
-        complete = wait_until(directory, lambda: complete_set(directory, shards, recipe), stop)
-    return summary(*complete, process_count=process_count) | {
+        manifest = completed(directory, shards, recipe, parts, writes=process_index == 0, stop=stop)
+    return summary(manifest, parts, process_count=process_count) | {
         "earlier_seconds": earlier,
         "field_digest": field_digest,
-        "functaset_digest": complete[0].digest,
+        "functaset_digest": manifest.digest,
     }
 
 
@@ -177,6 +180,7 @@ def _recipe(
         field_digest=field_digest,
         config=decisive,
         layout=RecordLayout(latent_shape=(i, j, d), dtype=config.encode.dtype),
+        compression=config.encode.compression,
         class_names=tuple(class_names),
         num_records=num_records,
     )
@@ -184,8 +188,9 @@ def _recipe(
 
 def _make_shards(
     directory: epath.Path,
-    shards: list[Shard],
+    todo: list[Shard],
     *,
+    total: int,
     splits: dict[str, ImageSource],
     fit: Fit,
     recipe: Recipe,
@@ -193,9 +198,7 @@ def _make_shards(
     progress: Callable[[int, int], None],
     stop: Callable[[], None],
 ) -> None:
-    """Makes those of `shards` that are not finished."""
-    total = sum(shard.records for shard in shards)
-    todo = [shard for shard in shards if finished_part(directory, shard, recipe) is None]
+    """Makes the shards `todo` of this process, whose shards have `total` records."""
     done = total - sum(shard.records for shard in todo)
     progress(done, total)
     if not todo:
@@ -226,7 +229,7 @@ def _make_shards(
         futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="functaset") as thread,
     ):
         blocks = [
-            (shard, np.arange(start, min(start + batch_size, shard.stop)))
+            (shard, range(start, min(start + batch_size, shard.stop)))
             for shard in todo
             for start in range(shard.start, shard.stop, batch_size)
         ]
@@ -241,7 +244,7 @@ def _make_shards(
         settle(0)
 
 
-def _name(shard: Shard, rows: np.ndarray) -> str:
+def _name(shard: Shard, rows: range) -> str:
     return f"records {rows[0]} to {rows[-1]} of the {shard.split} split"
 
 
@@ -280,13 +283,12 @@ class _Output:
 
 
 def _read(
-    source: ImageSource, split: str, rows: np.ndarray, config: ConfigDict
+    source: ImageSource, split: str, rows: range, config: ConfigDict
 ) -> dict[str, np.ndarray]:
     """Images, labels, ids and copy numbers of records `rows` of a split."""
     c = config.encode
-    examples, copies = rows, np.zeros_like(rows)
-    if split == "train":
-        examples, copies = np.divmod(rows, c.num_augmentations)
+    each = c.num_augmentations if split == "train" else 1
+    examples, copies = np.divmod(np.arange(rows.start, rows.stop), each)
     batch = read_copies(
         source,
         examples,

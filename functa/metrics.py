@@ -1,5 +1,7 @@
 """Measures of quality, each with one definition."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 _SMALLEST_MSE = 1e-10
@@ -26,10 +28,26 @@ def image_cells(images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 def fit_pca(cells: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
     """Principal components of cells [n, k]: (mean [k], basis [k, min(components, k)]), float64."""
-    mean = cells.mean(0, dtype=np.float64)
-    centred = cells - mean.astype(cells.dtype)
-    covariance = (centred.T @ centred).astype(np.float64)
-    _, vectors = np.linalg.eigh(covariance)
+    return fit_pca_in_blocks([cells], components)
+
+
+def fit_pca_in_blocks(
+    blocks: Iterable[np.ndarray], components: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`fit_pca` of cells that come in blocks [n, k], of which one at a time is in memory.
+
+    Source: Chan, Golub and LeVeque 1983 for sums of squares of a whole from those of its parts.
+    """
+    count, mean, scatter = 0, np.zeros(()), np.zeros(())
+    for cells in blocks:
+        own = cells.mean(0, dtype=np.float64)
+        centred = cells - own.astype(cells.dtype)
+        apart, share = own - mean, len(cells) / (count + len(cells))
+        scatter = scatter + (centred.T @ centred).astype(np.float64)
+        scatter = scatter + np.outer(apart, apart) * (count * share)  # of the first block: nothing
+        mean = mean + apart * share
+        count += len(cells)
+    _, vectors = np.linalg.eigh(scatter)
     return mean, vectors[:, ::-1][:, :components]
 
 

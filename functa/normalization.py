@@ -15,7 +15,10 @@ from functa.data.functaset import Functaset, Manifest
 from functa.data.functaset_format import float32_latents
 
 KINDS = ("scalar", "channel", "whitened")
-_COUNTED = 16_384  # examples that the covariance is measured on
+_COUNTED = (
+    16_384  # examples that the covariance is measured on, but no more than of so many numbers:
+)
+_COUNTED_NUMBERS = 1 << 24  # all of 8x8x16, 256 of 32x32x64
 _SMALLEST_VARIANCE = (
     1e-6  # of the largest: below it a direction carries nothing and is not blown up
 )
@@ -33,7 +36,8 @@ def make_normalization(functaset: Functaset, *, kind: str) -> Normalization:
 
     Args:
       kind: "scalar": z / scalar_std; "channel": (z - mean) / std, both of the manifest; "whitened":
-        (z - mean) C^(-1/2), C the covariance [d, d] of the channels, measured on up to 16,384 examples.
+        (z - mean) C^(-1/2), C the covariance [d, d] of the channels, measured on up to 16,384 examples (256 of
+        65,536 numbers, which have as many cells).
     Raises:
       ValueError: an unknown kind, or a standard deviation that is not a positive number.
     """
@@ -64,9 +68,10 @@ def _statistics(manifest: Manifest, kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _whitened(functaset: Functaset) -> Normalization:
     source = functaset.source("train", cache="none")
-    count = min(_COUNTED, source.num_examples)
-    if count == 0:
+    if source.num_examples == 0:
         raise ValueError("normalization=whitened measures the training split, which is empty")
+    numbers = source.read(np.arange(1))["latents"].size
+    count = min(_COUNTED, max(1, _COUNTED_NUMBERS // numbers), source.num_examples)
     # Spread over the split, and the same ones whoever asks.
     rows = np.arange(count) * source.num_examples // count
     latents = np.asarray(float32_latents(source.read(rows)), np.float64)

@@ -19,6 +19,7 @@ from functa.tasks import generation
 from functa.trained import Generator
 
 _PER_SHARD = 10_000
+_COMPRESSION = "none"
 
 
 def draw(
@@ -152,6 +153,7 @@ def write_functaset(
         field_digest=manifest.field_digest,
         config=manifest.config | {"encode": encoded, "sampled": told},
         layout=RecordLayout(latent_shape=latents.shape[1:], dtype=manifest.dtype),
+        compression=_COMPRESSION,
         class_names=tuple(manifest.class_names),
         num_records={"train": count, "validation": 0, "test": 0},
     )

@@ -15,6 +15,7 @@ from PIL import Image
 from configs import digits
 from functa import baseline, checkpoint, config, inner_loop, metrics, siren, trained
 from functa.analysis import chart, fitting, measures, quantisation, space, storage
+from functa.analysis import subject as subject_lib
 from functa.analysis.subject import Subject, image_mse, to_float
 from functa.analysis.table import Column, Table
 from functa.data import crops, functaset_format, images
@@ -264,6 +265,16 @@ def test_float32_loses_nothing_and_fewer_bits_are_never_better(run, subject):
         "float32": 128, "float16": 64, "bfloat16": 64, "int8": layout.latent_bytes,
         "8 bits": 32, "6 bits": 24, "5 bits": 20, "4 bits": 16, "3 bits": 12,
     }  # fmt: skip
+
+
+def test_images_of_many_numbers_have_fewer_references(run, monkeypatch):
+    """Latents of 2x2x8: 21 of them are 672 numbers."""
+    monkeypatch.setattr(subject_lib, "_REFERENCE_NUMBERS", 32 * 21 + 31)
+    _, settings, params, sources = run
+    few = make_subject(settings, params, sources)
+    assert few.reference_latents.shape == (21, 2, 2, 8)
+    (table,) = storage.quantisation(few).values()
+    assert "the latents of the first 21 training images" in table.note
 
 
 # --- rate and distortion

@@ -14,13 +14,17 @@ from PIL import Image
 
 from configs import cifar10_spatial
 from functa import fitting, inner_loop, operations
+from functa.data import pipeline
 from functa.field import make_field
 from functa.tasks import meta_learning
+from tests import functaset_sets as sets
 from tests.conftest import ROOT
 from tests.functaset_tools_test import refusal
 
 sys.path.insert(0, str(ROOT / "tools"))
+import bench_compression  # noqa: E402
 import bench_decode  # noqa: E402
+import bench_functaset  # noqa: E402
 import bench_growth  # noqa: E402
 import bench_input  # noqa: E402
 import bench_scaling  # noqa: E402
@@ -121,6 +125,9 @@ def test_a_benchmark_refuses_what_means_nothing(program_env, tool, argument, tol
         (bench_input, "--records=0", "0 is not at least 1"),
         (bench_decode, "--source=nowhere", "holds no JPEG files"),
         (bench_input, "--latent_shape=8x8", "8x8 is not three numbers"),
+        (bench_functaset, "--batch_size=9", "does not divide by 2 processes"),
+        (bench_functaset, "--shard_megabytes=0", "must be above 0"),
+        (bench_functaset, "--sample=2", "looks like 1% or 0.01"),
         (bench_scaling, "--counts=2,4", "1 among them"),
         (bench_scaling, "--counts=1,two", "want numbers"),
     ],
@@ -160,6 +167,75 @@ def test_bench_decode_says_how_fast_and_how_different(program_env, tmp_path):
     assert ways["draft2"]["changed"] == 0
     assert measured["tiny"] > 0
     assert all(measured["check"][pool] > 0 for pool in ("one_thread", "threads", "processes"))
+
+
+def test_compression_of_every_kind_is_measured(tmp_path, capsys):
+    sets.write(tmp_path / "f", dtype="float32", latent_shape=(4, 4, 8))
+    arguments = [str(tmp_path / "f"), "--repeats=1"]
+    assert bench_compression.main([*arguments, "--json", "--dtypes=float16,int8"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["dtype"] for row in rows] == ["float16"] * 6 + ["int8"] * 6
+    assert {row["records"] for row in rows} == {30}
+    assert all(row["write_per_second"] > 0 and row["read_per_second"] > 0 for row in rows)
+    assert bench_compression.main([*arguments, "--kinds=none"]) == 0
+    assert capsys.readouterr().out.startswith("float32  none ")
+    for wrong, told in (
+        ("--kinds=zip", "Unknown option zip"),
+        ("--dtypes=int4", "--dtypes=int4: the set is stored as float32"),
+        ("--split=dev", "no split 'dev'"),
+    ):
+        assert told in refusal(bench_compression.main, [*arguments, wrong], capsys)
+
+
+@pytest.fixture
+def one_after_the_other(monkeypatch):
+    """The processes of bench_functaset as calls."""
+    monkeypatch.setattr(
+        bench_functaset,
+        "_together",
+        lambda function, work: [function(work, index=k) for k in range(work.processes)],
+    )
+
+
+SMALL_SET = ["--records=700", "--shard_megabytes=0.01", "--batch_size=32", "--json"]
+
+
+@pytest.mark.parametrize("more", [[], ["--dtype=int8", "--latent_shape=4x2x3"]])
+def test_a_set_is_written_verified_and_read(one_after_the_other, capsys, more):
+    assert bench_functaset.main([*SMALL_SET, *more]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["problems"] == []
+    assert found["shards"] == -(-700 // (10_000 // found["record_bytes"]))
+    assert found["verify"]["decoded"] == found["shards"]  # one of each is more than a hundredth
+    assert found["read"]["steps"] == 32
+    assert [len(peaks) for peaks in found["read"]["peak_bytes"]] == [8, 8]
+    assert bench_functaset.main([*SMALL_SET[:-1], *more]) == 0
+    assert capsys.readouterr().out.endswith("nothing wrong\n")
+
+
+@pytest.mark.parametrize(
+    ("shuffled", "told"),
+    [
+        (lambda positions: positions // 2, "records were read"),
+        (lambda positions: np.roll(positions, np.random.default_rng().integers(32)), "are others"),
+    ],
+)
+def test_what_is_read_wrongly_is_told(one_after_the_other, monkeypatch, capsys, shuffled, told):
+    def wrong(positions, *, num_examples, seed):
+        return shuffled(positions) % num_examples
+
+    monkeypatch.setattr(pipeline, "shuffled", wrong)
+    assert bench_functaset.main(SMALL_SET) == 1
+    assert any(told in problem for problem in json.loads(capsys.readouterr().out)["problems"])
+
+
+@pytest.mark.slow
+def test_readers_of_many_records_need_no_more_memory_the_longer_they_read(program_env):
+    result = bench(program_env, "bench_functaset.py", "--records=200000", "--json")
+    assert result.returncode == 0, result.stderr + result.stdout
+    for peaks in json.loads(result.stdout)["read"]["peak_bytes"]:
+        assert peaks[-1] - peaks[1] < 30e6, peaks
+        assert peaks[-1] < 1e9
 
 
 def literal(text):

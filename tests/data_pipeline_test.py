@@ -98,6 +98,47 @@ def test_restarting_continues_exactly(stop):
     assert ids(train(37, last=stop)) + ids(train(37, first=stop, last=12)) == unbroken
 
 
+def test_positions_beyond_32_bits_are_exact():
+    """Step 3,000,000 of 4,096 examples begins at position 1.2e10."""
+    first, batch_size, n = 3_000_000, 4096, 21
+    batches = train(n, batch_size=batch_size, first=first, last=first + 1)
+    epoch, offset = divmod(first * batch_size, n)
+    assert first * batch_size > 2**33
+    expected = []
+    for number in range(epoch, epoch + 3):
+        bits = np.random.Philox(
+            np.random.SeedSequence(rng.stream_seed(0, "order", number))
+        ).random_raw(n)
+        expected += sorted(range(n), key=lambda k: int(bits[k]))
+    assert batches[0]["id"][:40].tolist() == expected[offset : offset + 40]
+
+
+def test_an_order_is_sorted_once_whatever_the_threads(monkeypatch):
+    """All of them want the next one where an epoch ends."""
+    sorted_ = []
+
+    def slow_seed(*path):
+        sorted_.append(path)
+        time.sleep(0.05)
+        return stream_seed(*path)
+
+    stream_seed = rng.stream_seed
+    monkeypatch.setattr(rng, "stream_seed", slow_seed)
+    threads = [
+        threading.Thread(
+            target=pipeline.shuffled,
+            args=(np.arange(5),),
+            kwargs={"num_examples": 12_347, "seed": 9},
+        )
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted_ == [(9, "order", 0)]
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_processes_share_the_global_batch(count):
     parts = [ids(train(37, process_index=p, process_count=count)) for p in range(count)]

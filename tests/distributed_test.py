@@ -198,7 +198,7 @@ def test_unequal_processes_are_told(program_env, tmp_path):
 def test_sigterm_on_one_stops_encoding_everywhere(pair, program_env, tmp_path):
     workdir, arguments = begun(pair, "encode", tmp_path)
     # One record a shard, and thousands of them: a minute of work.
-    many = ("examples_per_shard=1", "batch_size=1", "num_augmentations=50")
+    many = ("shard_megabytes=1e-4", "batch_size=1", "num_augmentations=50")
     slow = (*arguments, *(f"--config.encode.{setting}" for setting in many))
     with processes.start(program_env, workdir, *slow, count=2) as group:
         group.wait_for("encode  field")

@@ -102,7 +102,7 @@ def test_a_disk_that_is_full_for_one_ends_all_with_status_2(
     for folder in ("encode", "functaset", "classify"):
         shutil.rmtree(workdir / folder)
     # Everything else that a process writes is smaller than a shard of this many float32 latents.
-    large = ("--config.encode.examples_per_shard=2000", "--config.encode.num_augmentations=50")
+    large = ("--config.encode.shard_megabytes=0.45", "--config.encode.num_augmentations=50")
     encode = (TINY, "--config.stages=encode", *large, "--config.encode.dtype=float32")
     with start(program_env, workdir, {str(full): {"file_size": 200_000}}, *encode) as group:
         assert group.wait(60) == [2, 2], group.told()

@@ -12,7 +12,12 @@ import numpy as np
 
 from configs import common
 from functa import encode as encode_lib
-from functa.data import functaset_format, functaset_manifest, functaset_writer
+from functa.data import (
+    functaset_format,
+    functaset_manifest,
+    functaset_verify,
+    functaset_writer,
+)
 from functa.data.functaset_format import RecordLayout
 
 DIGEST = "sha256:" + "0" * 64
@@ -45,6 +50,11 @@ def make_splits():
     return {split: Images(SIZES[split], first_id=firsts[split]) for split in SIZES}
 
 
+def megabytes(records):
+    """encode.shard_megabytes that makes shards of so many of the invented records."""
+    return records * RecordLayout(LATENT_SHAPE, "float16").record_bytes / 1e6
+
+
 def make_config(**changes):
     """Three copies a training image, shards of 20 records, four images a device."""
     config = common.base()
@@ -54,7 +64,7 @@ def make_config(**changes):
     config.encode.update(
         {
             "batch_size": 4,
-            "examples_per_shard": 20,
+            "shard_megabytes": megabytes(20),
             "num_augmentations": 3,
             "flip": True,
             "crop": "pad",
@@ -119,6 +129,7 @@ def write(
     sizes=None,
     latent_shape=LATENT_SHAPE,
     per_shard=20,
+    compression="zstd",
     field_digest=DIGEST,
 ):
     """Writes a functaset of random latents without encoding; returns its records by split."""
@@ -128,6 +139,7 @@ def write(
         field_digest=field_digest,
         config={"name": "random", "seed": 0},
         layout=RecordLayout(latent_shape=latent_shape, dtype=dtype),
+        compression=compression,
         class_names=CLASS_NAMES,
         num_records=sizes,
     )
@@ -143,6 +155,13 @@ def write(
             writer.finish(seconds=1.0)
     functaset_manifest.write_manifest(directory, shards=shards, recipe=recipe)
     return splits
+
+
+def problems(directory, *, field_digest=None):
+    """What a reading of everything finds."""
+    found = functaset_verify.verify(directory, field_digest=field_digest, fraction=1.0)
+    assert found.problems or (found.digests, found.decoded) == (found.shards, found.records)
+    return found.problems
 
 
 def contents(directory):
@@ -161,7 +180,7 @@ if __name__ == "__main__":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing too much is then an error
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
         changes["splits"] = make_splits() | {"test": Images(2000)}
-        changes["config"] = make_config(examples_per_shard=2000)
+        changes["config"] = make_config(shard_megabytes=megabytes(2000))
     encode(
         path,
         fit=slow_fit(float(seconds)),

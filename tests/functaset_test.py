@@ -1,7 +1,9 @@
 """functa.data.functaset and the format and writer behind it: what TFDS sees, and what damage is found."""
 
+import itertools
 import json
 import pickle
+import re
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
 
-from functa.data import functaset, functaset_format, functaset_writer
+from functa.data import functaset, functaset_format, functaset_verify, functaset_writer
 from functa.data.functaset_format import RecordLayout
 from tests import functaset_sets as sets
 
@@ -195,6 +197,11 @@ def test_a_foreign_record_is_refused():
 
 
 def test_65536_int8_latents_take_at_most_65_7_kb(tmp_path):
+    """32x32x64, of 256x256 pixels: numbers and scales. Label, id, names and the like are 127 bytes more."""
+    layout = RecordLayout(latent_shape=(32, 32, 64), dtype="int8")
+    assert layout.latent_bytes == 32 * 32 * 64 + 64 * 2 == 65_664
+    assert layout.record_bytes == 65_664 + 127
+    assert functaset_writer.records_per_shard(200, layout) == 3039
     assert RecordLayout(latent_shape=(64, 64, 16), dtype="int8").record_bytes <= 65_700
     sets.write(
         tmp_path / "f", dtype="int8", latent_shape=(64, 64, 16),
@@ -206,11 +213,14 @@ def test_65536_int8_latents_take_at_most_65_7_kb(tmp_path):
 
 def test_an_estimate_is_never_too_small(written, tmp_path):
     """Random bits, which nothing compresses, and records longer than a block of the file."""
-    for shape, count in (((1, 1, 1), 2000), ((64, 64, 16), 40)):
+    counts = {(1, 1, 1): 2000, (64, 64, 16): 40}
+    for (shape, count), kind in itertools.product(
+        counts.items(), functaset_writer.COMPRESSIONS.values()
+    ):
         layout = RecordLayout(latent_shape=shape, dtype="bfloat16")
         file = tmp_path / "shard"
         random = np.random.default_rng(0)
-        writer = array_record_module.ArrayRecordWriter(str(file), functaset_writer._OPTIONS)
+        writer = array_record_module.ArrayRecordWriter(str(file), f"group_size:1,{kind}")
         for _ in range(count):
             writer.write(random.bytes(layout.record_bytes))
         writer.close()
@@ -319,7 +329,7 @@ def test_a_set_without_manifest_is_not_complete(whole):
     (directory / "manifest.json").unlink()
     with pytest.raises(ValueError, match="manifest.json does not exist: no complete functaset"):
         functaset.open_functaset(directory, field_digest=None)
-    assert len(functaset.verify(directory)) == 1
+    assert len(sets.problems(directory)) == 1
 
 
 def test_another_format_version_is_refused(whole):
@@ -353,7 +363,7 @@ def test_a_missing_or_truncated_shard_is_refused(whole):
     file = directory / manifest["splits"]["test"]["shards"][1]["file"]
     content = file.read_bytes()
     file.write_bytes(content[:1000])
-    with pytest.raises(ValueError, match=f"{file.name} has 1000 bytes, not the {len(content)}"):
+    with pytest.raises(ValueError, match=f"{file.name} has 1000 bytes, not {len(content)}"):
         functaset.open_functaset(directory, field_digest=None)
     file.unlink()
     with pytest.raises(ValueError, match=f"{file.name} is missing"):
@@ -365,8 +375,8 @@ def test_a_missing_or_truncated_shard_is_refused(whole):
 
 def test_an_undamaged_set_has_no_problems(written):
     for directory, _ in written.values():
-        assert functaset.verify(directory) == []
-        assert functaset.verify(directory, field_digest=sets.DIGEST) == []
+        assert sets.problems(directory) == []
+        assert sets.problems(directory, field_digest=sets.DIGEST) == []
 
 
 def test_verify_finds_one_flipped_bit_in_any_file(whole):
@@ -380,11 +390,11 @@ def test_verify_finds_one_flipped_bit_in_any_file(whole):
         content[position] ^= 1 << int(random.integers(8))
         before = file.read_bytes()
         file.write_bytes(content)
-        problems = functaset.verify(directory)
+        problems = sets.problems(directory)
         file.write_bytes(before)
         assert len(problems) == 1, (file, position)
         assert str(file) in problems[0]
-    assert functaset.verify(directory) == []
+    assert sets.problems(directory) == []
 
 
 def test_verify_finds_missing_truncated_and_foreign_files(whole):
@@ -396,7 +406,7 @@ def test_verify_finds_missing_truncated_and_foreign_files(whole):
     foreign.write_bytes(shards[2].read_bytes())
     half = directory / f"{shards[0].name}.tmp"
     half.write_bytes(b"half")
-    problems = functaset.verify(directory, field_digest="sha256:other")
+    problems = sets.problems(directory, field_digest="sha256:other")
     assert len(problems) == 5
     for problem, words in zip(
         problems,
@@ -439,20 +449,20 @@ def test_verify_finds_records_that_cannot_be_decoded(whole):
     directory, manifest = whole
     records = packed(np.zeros((20, *sets.LATENT_SHAPE)))
     file = replace_shard(directory, manifest, records)
-    assert functaset.verify(directory) == []
+    assert sets.problems(directory) == []
     replace_shard(directory, manifest, [*records[:11], b"no record", *records[12:]])
-    (problem,) = functaset.verify(directory)
+    (problem,) = sets.problems(directory)
     assert problem.startswith(f"{file}: a record cannot be decoded: record 11 has 9 bytes")
 
 
 def test_verify_counts_records(whole):
     directory, manifest = whole
     file = replace_shard(directory, manifest, packed(np.zeros((19, *sets.LATENT_SHAPE))))
-    (problem,) = functaset.verify(directory)
+    (problem,) = sets.problems(directory)
     assert problem == f"{file} has 19 records, not 20"
     manifest["splits"]["train"]["examples"] = 46
     rewrite(directory, manifest)
-    problems = functaset.verify(directory)
+    problems = sets.problems(directory)
     assert problems[0].endswith("manifest.json: train has 46 examples, its shards 45")
     assert len(problems) == 2
 
@@ -462,13 +472,114 @@ def test_verify_looks_at_the_numbers(whole):
     latents = np.zeros((20, *sets.LATENT_SHAPE))
     latents[6, 1, 1, 2] = np.inf
     file = replace_shard(directory, manifest, packed(latents))
-    assert functaset.verify(directory) == [f"{file}: record 6 (id 206) is not finite"]
+    assert sets.problems(directory) == [f"{file}: record 6 (id 206) is not finite"]
     replace_shard(directory, manifest, packed(np.zeros_like(latents), id=np.arange(20)))
-    (problem,) = functaset.verify(directory)
+    (problem,) = sets.problems(directory)
     assert problem == f"{file}: ids 0 to 19, not in [200, 219]"
 
 
+# --- verify a sample
+
+
+def sampled(directory, fraction):
+    return functaset_verify.verify(directory, field_digest=sets.DIGEST, fraction=fraction)
+
+
+def test_a_sample_is_of_all_shards_and_the_same_every_time(tmp_path, monkeypatch):
+    """100, 7 and 30 records in shards of 10: of each a fifth, a record of the one of 7 counted up."""
+    directory = tmp_path / "f"
+    sets.write(directory, sizes={"train": 100, "validation": 7, "test": 30}, per_shard=10)
+    read, hashed = [], []
+    unpack, digest = RecordLayout.unpack, functaset_format.file_digest
+
+    def recording_unpack(self, records):
+        rows = unpack(self, records)
+        read.append(rows["id"].tolist())
+        return rows
+
+    def recording_digest(file):
+        hashed.append(file.name)
+        return digest(file)
+
+    monkeypatch.setattr(RecordLayout, "unpack", recording_unpack)
+    monkeypatch.setattr(functaset_format, "file_digest", recording_digest)
+    found = sampled(directory, 0.2)
+    assert found == ([], 14, 137, 3, 10 * 2 + 2 + 3 * 2)
+    once = sorted(read), sorted(hashed)
+    assert [len(ids) for ids in once[0]] == [2] * 14
+    assert all(first // 5 + 1 == last // 5 for first, last in (sorted(ids) for ids in once[0][:10]))
+    assert len([name for name in hashed if "array_record" in name]) == 3
+    read.clear(), hashed.clear()
+    assert sampled(directory, 0.2) == found
+    assert (sorted(read), sorted(hashed)) == once
+    assert sampled(directory, 1e-9)[1:] == (14, 137, 1, 14)  # at least one
+    assert sampled(directory, 1.0)[1:] == (14, 137, 14, 137)
+    for fraction in (0.0, 1.01):
+        with pytest.raises(ValueError, match=f"a fraction of {fraction}"):
+            sampled(directory, fraction)
+
+
+def test_a_sample_finds_what_it_looks_at(whole):
+    directory, manifest = whole
+    latents = np.zeros((20, *sets.LATENT_SHAPE))
+    latents[:, 1, 1, 2] = np.inf
+    file = replace_shard(directory, manifest, packed(latents))
+    (problem,) = sampled(directory, 0.01).problems
+    assert re.fullmatch(rf"{file}: record \d+ \(id 2\d\d\) is not finite", problem)
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    (problem,) = sampled(directory, 0.01).problems
+    assert problem == f"{file} has {len(content) - 1} bytes, not {len(content)}"
+    file.unlink()
+    assert sampled(directory, 0.01).problems == [f"{file} is missing"]
+
+
+def test_bytes_flipped_anywhere_in_a_shard_end_in_a_problem_or_in_nothing(whole):
+    """A sample reads files whose digest nobody has compared: no damage may do worse than be told."""
+    directory, manifest = whole
+    random = np.random.default_rng(0)
+    for shard in manifest["splits"]["train"]["shards"]:
+        file = directory / shard["file"]
+        content = file.read_bytes()
+        for _ in range(40):
+            damaged = np.frombuffer(content, np.uint8).copy()
+            places = random.integers(len(content), size=200)
+            damaged[places] ^= random.integers(1, 256, 200).astype(np.uint8)
+            file.write_bytes(damaged.tobytes())
+            found = functaset_verify._of_records(
+                epath.Path(file), shard, RecordLayout(sets.LATENT_SHAPE, "float16"), np.arange(5)
+            )
+            assert all(str(file) in problem for problem in found)
+        file.write_bytes(content)
+
+
 # --- planning
+
+
+def test_a_shard_has_so_many_megabytes_before_compression():
+    layout = RecordLayout(latent_shape=sets.LATENT_SHAPE, dtype="float16")
+    assert layout.record_bytes == 122
+    for megabytes, records in (
+        (200.0, 1_639_344),
+        (0.05, 409),
+        (sets.megabytes(20), 20),
+        (1e-9, 1),
+    ):
+        assert functaset_writer.records_per_shard(megabytes, layout) == records
+
+
+@pytest.mark.parametrize("compression", functaset_writer.COMPRESSIONS)
+def test_compression_changes_the_files_and_nothing_that_is_read(tmp_path, compression):
+    directory = tmp_path / "f"
+    records = sets.write(directory, latent_shape=(8, 8, 16), compression=compression)
+    assert sets.problems(directory) == []
+    (shard, *_) = functaset.read_manifest(directory).shards
+    reader = array_record_module.ArrayRecordReader(str(directory / shard["file"]))
+    assert functaset_writer.COMPRESSIONS[compression] in reader.writer_options_string()
+    source = tfds.builder_from_directory(directory).as_data_source("test")
+    stored = records["test"]["latents"].astype(np.float16)
+    for k in (0, 29):
+        np.testing.assert_array_equal(source[k]["latents"], stored[k])
 
 
 def test_shards_are_contiguous_and_complete():
@@ -485,7 +596,7 @@ def test_shards_are_contiguous_and_complete():
 def test_a_shard_without_all_its_records_is_not_finished(tmp_path):
     recipe = functaset_writer.Recipe(
         field_digest="", config={}, layout=RecordLayout((2, 2, 3), "float16"), class_names=(),
-        num_records={"train": 3, "validation": 0, "test": 0},
+        compression="zstd", num_records={"train": 3, "validation": 0, "test": 0},
     )  # fmt: skip
     (shard,) = functaset_writer.plan_shards(recipe.num_records, 10)
     with functaset_writer.ShardWriter(tmp_path, shard=shard, recipe=recipe) as writer:
@@ -500,7 +611,7 @@ def test_labels_without_classes_are_plain_numbers(tmp_path):
     sizes = {"train": 3, "validation": 0, "test": 1}
     recipe = functaset_writer.Recipe(
         field_digest="", config={}, layout=RecordLayout((2, 2, 3), "float16"), class_names=(),
-        num_records=sizes,
+        compression="zstd", num_records=sizes,
     )  # fmt: skip
     directory.mkdir()
     shards = functaset_writer.plan_shards(sizes, 10)

@@ -89,6 +89,17 @@ def test_verify_passes_what_is_as_written(run, capsys):
     assert verify_functaset.main([str(directory), "--field", str(directory)]) == 0
 
 
+@pytest.mark.parametrize("sample", ["10%", "0.1"])
+def test_verify_of_a_sample_says_what_it_did_not_check(run, capsys, sample):
+    directory, _ = run
+    assert verify_functaset.main([str(directory), f"--sample={sample}"]) == 0
+    output = capsys.readouterr().out
+    assert "nothing wrong in a sample" in output
+    assert "that all 6 shards are there and have their sizes; all bytes of 1 shards" in output
+    assert "; 9 records, some of each shard" in output  # 2, 2, 1 of train, 1, 2 and 1
+    assert "not checked: the digests of 5 shards, 71 records" in output
+
+
 def test_verify_names_a_damaged_file_and_returns_1(run, program_env):
     directory, _ = run
     file = directory / "functaset" / "functaset-train.array_record-00001-of-00003"
@@ -119,6 +130,9 @@ def test_verify_refuses_bad_arguments(run, capsys):
     assert "is not a directory" in refusal(verify_functaset.main, [directory / "no"], capsys)
     message = refusal(verify_functaset.main, [directory, "--field", "elsewhere"], capsys)
     assert "elsewhere has no field" in message
+    for sample in ("0", "101%", "1.5", "some"):
+        message = refusal(verify_functaset.main, [directory, f"--sample={sample}"], capsys)
+        assert "a sample looks like 1% or 0.01" in message
     refusal(verify_functaset.main, [], capsys)
 
 

@@ -93,7 +93,28 @@ def test_a_cache_without_room_is_refused(opened, monkeypatch):
     monkeypatch.setattr(latent_batches.jax, "local_devices", lambda: [device])
     with pytest.raises(ValueError, match=f"cache=device: the splits have {needed:,} bytes"):
         LatentBatches(opened_set, cache="device", **ONE)
-    LatentBatches(opened_set, cache="host", **ONE)
+    for room, refused in ((needed, False), (needed - 1, True)):
+        monkeypatch.setattr(latent_batches, "_host_bytes", lambda room=room: room)
+        LatentBatches(opened_set, cache="none", **ONE)
+        if refused:
+            with pytest.raises(ValueError, match=rf"cache=host: .* {needed:,} bytes.* use none"):
+                LatentBatches(opened_set, cache="host", **ONE)
+        else:
+            LatentBatches(opened_set, cache="host", **ONE)
+    # Of three copies the first are fewer.
+    monkeypatch.setitem(opened_set.manifest.config, "encode", {"num_augmentations": 3})
+    LatentBatches(opened_set, cache="host", **ONE | {"copies": "first"})
+
+
+def test_a_device_counts_to_two_thousand_million(opened, monkeypatch):
+    opened_set, _ = opened["float16"]
+    for examples, refused in ((2**31 - 1, False), (2**31, True)):
+        monkeypatch.setattr(opened_set, "num_examples", lambda split, n=examples: n)
+        if refused:
+            with pytest.raises(ValueError, match=r"2,147,483,648 examples, and devices count to"):
+                LatentBatches(opened_set, cache="device", **ONE)
+        else:
+            LatentBatches(opened_set, cache="device", **ONE)
 
 
 def test_an_unknown_cache_is_refused(opened):

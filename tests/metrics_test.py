@@ -36,5 +36,17 @@ def test_pca_against_explicit_projection():
     for seed in range(5):
         other = np.linalg.qr(np.random.default_rng(seed).normal(size=(4, 2)))[0]
         assert metrics.pca_mse(images, (2, 2), mean, other).mean() > fast.mean()
+    # In parts: of one part the same bits, of several the same subspace.
+    one = metrics.fit_pca_in_blocks([cells], 2)
+    np.testing.assert_array_equal(one[0], mean)
+    np.testing.assert_array_equal(one[1], basis)
+    shifted = cells + np.float32([0, 3, 0, 0])  # the parts' means must count
+    parts = [shifted[:7], cells[7:100], shifted[100:]]
+    mean_of_parts, basis_of_parts = metrics.fit_pca_in_blocks(iter(parts), 2)
+    expected = metrics.fit_pca(np.concatenate(parts), 2)
+    np.testing.assert_allclose(mean_of_parts, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        basis_of_parts @ basis_of_parts.T, expected[1] @ expected[1].T, atol=1e-5
+    )
     full = metrics.pca_mse(images, (2, 2), *metrics.fit_pca(cells, 99))
     assert full.max() < 1e-6

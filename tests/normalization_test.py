@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from functa import normalization
 from functa.normalization import KINDS, make_normalization
 from tests.classification_test import FakeFunctaset
 
@@ -51,6 +52,18 @@ def test_what_cannot_be_normalised_is_told(scalar_std, std, kind, message):
     manifest = SimpleNamespace(mean=[0.0] * 4, std=std, scalar_std=scalar_std)
     with pytest.raises(ValueError, match=message):
         make_normalization(SimpleNamespace(manifest=manifest), kind=kind)
+
+
+def test_the_covariance_is_of_so_many_numbers_and_no_more(monkeypatch):
+    """Spread over the split: with room for a tenth of it, every tenth."""
+    made = FakeFunctaset(train=50, validation=1, test=1)
+    latents = made.arrays["train"]["latents"]
+    monkeypatch.setattr(normalization, "_COUNTED_NUMBERS", 5 * latents[0].size)
+    whitened = make_normalization(made, kind="whitened").normalize(latents[::10])
+    cells = np.asarray(whitened).reshape(-1, latents.shape[-1])
+    np.testing.assert_allclose(
+        np.cov(cells, rowvar=False, ddof=0), np.eye(cells.shape[-1]), atol=1e-3
+    )
 
 
 def test_latents_that_do_not_vary_cannot_be_whitened(functaset):

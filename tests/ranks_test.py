@@ -58,6 +58,7 @@ RANKS = {
     "functa.data.crops": 0,
     "functa.data.folders": 3,
     "functa.data.functaset_manifest": 3,
+    "functa.data.functaset_verify": 3,
     "functa.data.latent_batches": 3,
     "functa.data.pipeline": 2,
     "functa.denoiser": 2,

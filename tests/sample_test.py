@@ -12,6 +12,7 @@ from functa import config as config_lib
 from functa import samples, sampling, trained
 from functa.data import functaset
 from functa.tasks import generation
+from tests import functaset_sets as sets
 from tests import generator_runs
 from tests.functaset_tools_test import load, refusal
 
@@ -95,7 +96,7 @@ def test_the_functaset_is_whole_and_opens_elsewhere(run, generator, tmp_path):
     written = records(run, tmp_path / "out", "--count=12", "--classes=7,2")
     directory = tmp_path / "out" / "functaset"
     digest = generator.functaset.manifest.field_digest
-    assert functaset.verify(directory, field_digest=digest) == []
+    assert sets.problems(directory, field_digest=digest) == []
     source = tfds.builder_from_directory(directory).as_data_source("train")
     assert [record["label"] for record in source] == [7, 2] * 6
     np.testing.assert_array_equal([record["latents"] for record in source], written["latents"])

@@ -43,6 +43,7 @@ def write_noise(
         field_digest="sha256:none",
         config={},
         layout=functaset_format.RecordLayout(latent_shape=(i, j, d), dtype=dtype),
+        compression="none",
         class_names=(),
         num_records={"train": records, "validation": 0, "test": 0},
     )
@@ -108,7 +109,7 @@ def bench(
     }
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def latent_shape(text: str) -> tuple[int, ...]:
     numbers = tuple(map(int, text.split("x")))
     if len(numbers) != 3 or min(numbers) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not three numbers as in 8x8x16")
@@ -121,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--functaset", metavar="FOLDER", help="a complete functaset")
     parser.add_argument("--records", type=positive, default=50_000, help="of noise")
-    parser.add_argument("--latent_shape", type=_shape, default="8x8x16", help="of noise")
+    parser.add_argument("--latent_shape", type=latent_shape, default="8x8x16", help="of noise")
     parser.add_argument(
         "--dtype", choices=functaset_format.STORED_AS, default="float16", help="of noise"
     )

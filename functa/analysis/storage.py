@@ -11,7 +11,6 @@ from PIL import Image
 from functa import baseline, metrics
 from functa.analysis import quantisation as bits_lib
 from functa.analysis.subject import (
-    REFERENCE_IMAGES,
     Subject,
     image_mse,
     mean_psnr,
@@ -23,11 +22,14 @@ from functa.data import functaset_format
 
 BITS = (8, 6, 5, 4, 3)  # a value, by the uniform quantiser
 QUALITIES = (5, 15, 30, 50, 70, 85, 95)  # of JPEG and WebP, 100 the best
-_UNIFORM = (
-    "int8: a scale for each image and channel, as functasets have it. N bits: a uniform quantiser "
-    f"for each channel, its range fitted to the latents of the first training images, {REFERENCE_IMAGES:,} "
-    "or as many as there are, to the least squared error and shared by all, so that it costs an image nothing."
-)
+
+
+def _uniform_note(subject: Subject) -> str:
+    return (
+        "int8: a scale for each image and channel, as functasets have it. N bits: a uniform quantiser "
+        f"for each channel, its range fitted to the latents of the first {len(subject.reference_latents):,} training "
+        "images, to the least squared error and shared by all, so that it costs an image nothing."
+    )
 
 
 class Stored(NamedTuple):
@@ -93,7 +95,7 @@ def quantisation(subject: Subject) -> dict[str, Table]:
         Column("lost", "dB", "psnr of the inner loop's own latents less this one"),
     )
     count = len(subject.images)
-    return {"quantisation": Table("PSNR by storage", _UNIFORM, count, columns, rows)}
+    return {"quantisation": Table("PSNR by storage", _uniform_note(subject), count, columns, rows)}
 
 
 def rate_distortion(subject: Subject) -> dict[str, Table]:
@@ -122,10 +124,10 @@ def rate_distortion(subject: Subject) -> dict[str, Table]:
 
 def _rate_note(subject: Subject) -> str:
     h, w, c = subject.field.image_shape
-    count = min(baseline.PCA_IMAGES, subject.train.num_examples)
+    count = baseline.pca_images(subject.train, subject.field)
     chroma = "" if c == 1 else ", chroma at half resolution"
     return (
-        f"{_UNIFORM} entropy_bytes is an estimate, no file: what an ideal coder would spend "
+        f"{_uniform_note(subject)} entropy_bytes is an estimate, no file: what an ideal coder would spend "
         "with one table a channel, counted on those training images. The field, PCA's basis and "
         "the tables are shared by all images and not counted. PCA: of the same cells, fitted to "
         f"{count:,} training images; first as many floats as the field has, then, within the bytes "
@@ -149,13 +151,9 @@ def pca_rows(subject: Subject, budgets: list[int]) -> list[dict[str, Any]]:
       budgets: bytes of an image.
     """
     grid, d = subject.field.latent_shape[:2], subject.field.latent_shape[2]
-    known = subject.train.read(np.arange(min(baseline.PCA_IMAGES, subject.train.num_examples)))[
-        "image"
-    ]
-    cells = metrics.image_cells(known, grid) / np.float32(255)
-    size = cells.shape[-1]
-    mean, basis = metrics.fit_pca(cells.reshape(-1, size), size)
     images = to_float(subject.images)
+    size = images[0].size // (grid[0] * grid[1])
+    mean, basis = baseline.fit_pca(subject.train, subject.field, size)
     exact = metrics.pca_mse(images, grid, mean, basis[:, :d])
     floats = grid[0] * grid[1] * min(d, size)
     rows = [_row("PCA", f"{min(d, size)} floats a cell, float32", 4 * floats, mean_psnr(exact))]
@@ -164,7 +162,8 @@ def pca_rows(subject: Subject, budgets: list[int]) -> list[dict[str, Any]]:
         return (cells - mean.astype(np.float32)) @ basis.astype(np.float32)
 
     found = coefficients(metrics.image_cells(images, grid))  # [n, i * j, size]
-    known = coefficients(cells[:REFERENCE_IMAGES].reshape(-1, size))
+    known = metrics.image_cells(to_float(subject.reference_images), grid)
+    known = coefficients(known.reshape(-1, size))
     energy = np.square(found, dtype=np.float64).sum(1)
     beyond = energy.sum(-1, keepdims=True) - energy.cumsum(-1)  # of the coefficients left out
     psnr: dict[int, np.ndarray] = {}  # by bits, then number of coefficients less one
@@ -175,7 +174,7 @@ def pca_rows(subject: Subject, budgets: list[int]) -> list[dict[str, Any]]:
         rounding = np.square(quantiser.restore(symbols) - found, dtype=np.float64).sum(1)
         mse = (np.maximum(beyond, 0) + rounding.cumsum(-1)) / images[0].size
         psnr[bits] = metrics.psnr(mse).mean(0)
-        coded[bits] = quantiser.symbols(known), symbols
+        coded[bits] = quantiser.symbols(known).astype(np.uint8), symbols.astype(np.uint8)
     chosen = {}
     for budget in budgets:
         most = {bits: min(size, budget * 8 // (bits * grid[0] * grid[1])) for bits in BITS}
@@ -197,12 +196,13 @@ def codec_rows(images: np.ndarray, codec: str, **options: Any) -> list[dict[str,
     """A row for each of QUALITIES: images [n, h, w, c] uint8 in Pillow's format `codec`."""
     rows = []
     for quality in QUALITIES:
-        sizes, decoded = [], []
+        sizes, errors = [], []
         for image in images:
             file = _encode(image, codec, quality=quality, **options)
             sizes.append(len(file))
-            decoded.append(_decode(file, image.shape))
-        mse = image_mse(to_float(np.stack(decoded)), to_float(images))
+            decoded = _decode(file, image.shape)
+            errors.append(image_mse(to_float(decoded)[None], to_float(image)[None]))
+        mse = np.concatenate(errors)
         flat = len(_encode(np.full_like(images[0], 128), codec, quality=quality, **options))
         setting = f"quality {quality}"
         rows.append(_row(codec, setting, float(np.mean(sizes)), mean_psnr(mse), flat=float(flat)))

@@ -1,6 +1,7 @@
 """What is analysed: a trained field and the images it is asked about."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,10 @@ from functa.data.images import ImageSource
 from functa.field import make_field
 from functa.tasks import meta_learning
 
-REFERENCE_IMAGES = 1000  # of the train split: for ranges and tables of what is stored in few bits
+# Of the train split, for ranges and tables of what is stored in few bits: so many images, but no more than of so
+# many numbers: 128 of 65,536.
+_REFERENCE_IMAGES = 1000
+_REFERENCE_NUMBERS = 1 << 23
 
 
 class Fitted(NamedTuple):
@@ -98,11 +102,17 @@ class Subject:
         """Of `images`."""
         return self.fit(self.images)
 
+    @property
+    def reference_images(self) -> np.ndarray:
+        """The first training images: [m, h, w, c] uint8."""
+        most = max(1, _REFERENCE_NUMBERS // math.prod(self.field.latent_shape))
+        count = min(_REFERENCE_IMAGES, most, self.train.num_examples)
+        return self.train.read(np.arange(count))["image"]
+
     @functools.cached_property
     def reference_latents(self) -> np.ndarray:
-        """Latents [m, i, j, d] of the first 1,000 training images."""
-        count = min(REFERENCE_IMAGES, self.train.num_examples)
-        return self.fit(self.train.read(np.arange(count))["image"]).latents
+        """Latents [m, i, j, d] of `reference_images`."""
+        return self.fit(self.reference_images).latents
 
     @functools.cached_property
     def channel_std(self) -> np.ndarray:

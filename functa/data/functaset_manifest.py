@@ -1,6 +1,8 @@
 """The manifest of a functaset, made from the parts of its shards, and what TFDS reads beside it."""
 
 import contextlib
+import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +12,43 @@ from absl import logging
 from etils import epath
 
 from functa import config as config_lib
-from functa import metrics
+from functa import disk, metrics
 from functa.data import functaset_format
 from functa.data.functaset import Manifest, read_manifest
-from functa.data.functaset_writer import Recipe, Shard, finished_part, part_file
+from functa.data.functaset_writer import Recipe, Shard, part_file
 
 _POLL_SECONDS = 0.5
 _STALL_SECONDS = 600.0  # without a change in the directory, other processes are taken for dead
+# In an object store a look is several requests, and a shard shows only when it is whole.
+_REMOTE_POLL_SECONDS = 2.0
+_REMOTE_STALL_SECONDS = 3600.0
+
+Parts = dict[Shard, dict[str, Any]]
+
+
+def finished_parts(directory: epath.PathLike, shards: list[Shard], recipe: Recipe) -> Parts:
+    """The parts of those shards that stand finished and are of this recipe; the others must be made.
+
+    Looks at sizes only; functaset_verify.py reads the bytes. Asks for what the folder of parts lists, several at
+    a time.
+    """
+    directory, identity = epath.Path(directory), recipe.identity
+    listed: set[str] = set()
+    with contextlib.suppress(FileNotFoundError):
+        listed = {file.name for file in (directory / functaset_format.PARTS).iterdir()}
+    known = [shard for shard in shards if part_file(directory, shard).name in listed]
+    parts = disk.at_once(lambda shard: _finished_part(directory, shard, identity), known)
+    return {shard: part for shard, part in zip(known, parts, strict=True) if part is not None}
+
+
+def _finished_part(directory: epath.Path, shard: Shard, identity: str) -> dict[str, Any] | None:
+    try:
+        part = json.loads(part_file(directory, shard).read_text())
+        same = part["identity"] == identity
+        same = same and part["shard"]["bytes"] == (directory / shard.file).stat().length
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None  # no shard, or a damaged part, which says nothing of its shard
+    return part if same else None
 
 
 def write_manifest(
@@ -24,19 +56,22 @@ def write_manifest(
 ) -> dict[str, Any]:
     """Writes what TFDS reads and then the manifest, which makes the set valid.
 
-    Shards and parts of earlier, incomplete attempts with another recipe are removed.
+    Made of the shards' parts; no record is read. Shards and parts of earlier, incomplete attempts
+    with another recipe are removed.
 
     Raises:
       ValueError: a shard is not finished.
     """
     directory = epath.Path(directory)
-    parts = {shard: finished_part(directory, shard, recipe) for shard in shards}
-    missing = [shard.file for shard, part in parts.items() if part is None]
+    parts = finished_parts(directory, shards, recipe)
+    missing = [shard.file for shard in shards if shard not in parts]
     if missing:
         raise ValueError(f"{directory}: {len(missing)} shards are not finished, first {missing[0]}")
     _remove_strangers(directory, shards)
-    _write_metadata(directory, shards, recipe)
-    statistics = _statistics([parts[shard] for shard in shards if shard.split == "train"], recipe)
+    _write_metadata(directory, parts, recipe)
+    statistics = _statistics(
+        [part for shard, part in parts.items() if shard.split == "train"], recipe
+    )
     manifest = (
         recipe.header()
         | statistics
@@ -59,10 +94,12 @@ def write_manifest(
 
 
 def complete_set(
-    directory: epath.PathLike, shards: list[Shard], recipe: Recipe
-) -> tuple[Manifest, list[dict[str, Any]]] | None:
-    """The manifest and the parts of the functaset that stands complete in `directory`, if one does.
+    directory: epath.PathLike, shards: list[Shard], recipe: Recipe, parts: Parts
+) -> Manifest | None:
+    """The manifest of the functaset that stands complete in `directory`, if one does.
 
+    Args:
+      parts: what is known of finished ones; gets those that are found.
     Raises:
       MendableError: it is of another field or config. It is left alone: it may have taken days.
     """
@@ -88,18 +125,49 @@ def complete_set(
             f"{directory} holds a complete functaset of another making: {'; '.join(differing)}."
             " Remove it, or choose another workdir"
         )
-    parts = [finished_part(directory, shard, recipe) for shard in shards]
-    if [part and part["shard"] for part in parts] != manifest.shards:
-        return None
-    return manifest, [part for part in parts if part is not None]
+    _all_there(directory, shards, recipe, parts)
+    described = [parts[shard]["shard"] for shard in shards if shard in parts]
+    return manifest if described == manifest.shards else None
 
 
-def summary(
-    manifest: Manifest, parts: list[dict[str, Any]], *, process_count: int
-) -> dict[str, Any]:
+def completed(
+    directory: epath.Path,
+    shards: list[Shard],
+    recipe: Recipe,
+    parts: Parts,
+    *,
+    writes: bool,
+    stop: Callable[[], None],
+) -> Manifest:
+    """Waits for the shards of all processes and for the manifest.
+
+    Args:
+      parts: what is known of finished shards; gets all others.
+      writes: this process makes the manifest.
+      stop: called again and again; what it raises ends the waiting.
+    Raises:
+      TimeoutError: nothing has changed for long.
+    """
+    if writes:
+        wait_until(directory, lambda: _all_there(directory, shards, recipe, parts), stop)
+        write_manifest(directory, shards=shards, recipe=recipe)
+    return wait_until(directory, lambda: complete_set(directory, shards, recipe, parts), stop)
+
+
+def _all_there(
+    directory: epath.PathLike, shards: list[Shard], recipe: Recipe, parts: Parts
+) -> bool:
+    """Adds to `parts` what has been finished since; whether none is missing now."""
+    missing = [shard for shard in shards if shard not in parts]
+    if missing:
+        parts.update(finished_parts(directory, missing, recipe))
+    return len(parts) == len(shards)
+
+
+def summary(manifest: Manifest, parts: Parts, *, process_count: int) -> dict[str, Any]:
     """The metrics of the encode stage; encode.encode describes them."""
     examples = sum(split["examples"] for split in manifest.splits.values())
-    seconds = sum(part["seconds"] for part in parts) / process_count
+    seconds = math.fsum(part["seconds"] for part in parts.values()) / process_count
     test = manifest.splits["test"]
     result = {"psnr": test["psnr"], "psnr_of_mean_mse": test["psnr_of_mean_mse"]}
     for split in ("train", "validation"):
@@ -140,7 +208,7 @@ def _statistics(parts, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _write_metadata(directory: epath.Path, shards: list[Shard], recipe: Recipe) -> None:
+def _write_metadata(directory: epath.Path, parts: Parts, recipe: Recipe) -> None:
     """dataset_info.json and features.json."""
     import tensorflow_datasets as tfds  # here: reading a functaset needs no second for its import
 
@@ -171,13 +239,13 @@ def _write_metadata(directory: epath.Path, shards: list[Shard], recipe: Recipe) 
         )
     infos = []
     for split in functaset_format.SPLITS:
-        own = [shard for shard in shards if shard.split == split]
+        own = [part["shard"] for shard, part in parts.items() if shard.split == split]
         if own:
             infos.append(
                 tfds.core.SplitInfo(
                     name=split,
-                    shard_lengths=[shard.records for shard in own],
-                    num_bytes=sum((directory / shard.file).stat().length for shard in own),
+                    shard_lengths=[shard["records"] for shard in own],
+                    num_bytes=sum(shard["bytes"] for shard in own),
                 )
             )
     tfds.folder_dataset.write_metadata(
@@ -195,30 +263,41 @@ def _remove_strangers(directory: epath.Path, shards: list[Shard]) -> None:
     """Removes shards, parts and unfinished files that are not of this plan."""
     files = {shard.file for shard in shards}
     parts = {part_file(directory, shard).name for shard in shards}
-    for file in directory.iterdir():
-        if file.name.startswith(f"{functaset_format.NAME}-") and file.name not in files:
-            file.unlink()
-    for file in (directory / functaset_format.PARTS).iterdir():
-        if file.name not in parts:
-            file.unlink()
+    strangers = [
+        file
+        for file in directory.iterdir()
+        if file.name.startswith(f"{functaset_format.NAME}-") and file.name not in files
+    ]
+    folder = directory / functaset_format.PARTS
+    strangers += [file for file in folder.iterdir() if file.name not in parts]
+    disk.at_once(lambda file: file.unlink(), strangers)
 
 
 def wait_until(directory: epath.Path, ready: Callable[[], Any], stop: Callable[[], None]) -> Any:
     """The first true result of `ready`; other processes must go on writing until then."""
+    remote = disk.is_remote(directory)
+    patience = _REMOTE_STALL_SECONDS if remote else _STALL_SECONDS
     seen: dict[str, int] = {}
     since = time.monotonic()
     while not (result := ready()):
-        state = {}
-        for file in directory.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # renamed since it was listed
-                state[file.name] = file.stat().length
+        state = _state(directory)
         if state != seen:
             seen, since = state, time.monotonic()
-        elif time.monotonic() - since > _STALL_SECONDS:
+        elif time.monotonic() - since > patience:
             raise TimeoutError(
-                f"nothing has changed in {directory} for {_STALL_SECONDS:.0f} s: other processes have"
+                f"nothing has changed in {directory} for {patience:.0f} s: other processes have"
                 " stopped. Shards that are complete stay valid; the same command goes on from there"
             )
         stop()
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_REMOTE_POLL_SECONDS if remote else _POLL_SECONDS)
     return result
+
+
+def _state(directory: epath.Path) -> dict[str, int]:
+    """What changes as long as others write: the files, and the sizes of those that grow."""
+    state = {}
+    for file in directory.iterdir():
+        growing = file.name.endswith(functaset_format.TEMPORARY)
+        with contextlib.suppress(FileNotFoundError):  # renamed since it was listed
+            state[file.name] = file.stat().length if growing else 0
+    return state

@@ -8,6 +8,7 @@
 """
 
 import functools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from functa.data.functaset import FileSource, Functaset, HostSource
 CACHES = ("none", "host", "device")
 _NAMES = ("latents", "scale", "label", "mask")  # what models read, of all that a record holds
 _SPARED = 0.5  # of a device's memory, for the model
+_MOST_NUMBERS = 1 << 31  # examples on devices, where they are counted in int32
 
 
 class LatentBatches:
@@ -31,7 +33,7 @@ class LatentBatches:
       copies: of each training image, "all" augmented ones or the "first", which is the image itself.
       process_index, process_count: which share of every global batch is yielded.
     Raises:
-      ValueError: an unknown cache, or a train split too large for a device.
+      ValueError: an unknown cache, or splits too large for a device or this machine.
     """
 
     def __init__(
@@ -47,8 +49,8 @@ class LatentBatches:
             raise ValueError(f"cache must be {', '.join(CACHES)}, not {cache!r}")
         self._functaset, self._cache, self._copies = functaset, cache, copies
         self._processes = {"process_index": process_index, "process_count": process_count}
-        if cache == "device":
-            _require_room(functaset)
+        if cache != "none":
+            _require_room(functaset, cache=cache, copies=copies)
         self._open = functools.cache(self._opened)
 
     def train(
@@ -129,14 +131,30 @@ def _chosen(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: batch[name] for name in _NAMES if name in batch}
 
 
-def _require_room(functaset: Functaset) -> None:
-    size = (
-        sum(map(functaset.num_examples, functaset_format.SPLITS))
-        * functaset.manifest.layout.latent_bytes
-    )
+def _require_room(functaset: Functaset, *, cache: str, copies: str) -> None:
+    examples = {split: functaset.num_examples(split) for split in functaset_format.SPLITS}
+    if copies == "first":
+        examples["train"] //= functaset.manifest.config["encode"]["num_augmentations"]
+    size = sum(examples.values()) * functaset.manifest.layout.latent_bytes
+    if cache == "host":
+        if size > (there := _host_bytes()):
+            raise ValueError(
+                f"cache=host: the splits have {size:,} bytes of latents, this machine {there:,} bytes of "
+                "memory; use none"
+            )
+        return
+    if (most := max(examples.values())) >= _MOST_NUMBERS:
+        raise ValueError(
+            f"cache=device: a split has {most:,} examples, and devices count to {_MOST_NUMBERS - 1:,}; "
+            "use host or none"
+        )
     memory = jax.local_devices()[0].memory_stats() or {}
     if size > _SPARED * memory.get("bytes_limit", np.inf):
         raise ValueError(
             f"cache=device: the splits have {size:,} bytes of latents, a device "
             f"{memory['bytes_limit']:,} bytes of memory; use host or none"
         )
+
+
+def _host_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
