@@ -194,6 +194,7 @@ def test_bfloat16_rounds_what_is_multiplied_and_nothing_else(x):
     hidden = rounded(0.5 * hidden * (1 + np.tanh(inner)))
     expected = dense(jax.tree.map(rounded, params["output"]), hidden)
     np.testing.assert_allclose(got, expected, rtol=0.02, atol=0.02)
+    np.testing.assert_array_equal(got, rounded(got))  # the last product too
     exact = slow_feed_forward(params, x)
     assert np.abs(got - exact).max() > 1e-4  # it does round
 
