@@ -11,6 +11,10 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
+# Keys of models that may be large. remat: compute blocks again on the way back, in less memory; dtype of matrix
+# products: float32, bfloat16.
+LARGE = {"remat": False, "dtype": "float32"}
+
 
 def optimizer(name: str, learning_rate: float, **changes) -> ConfigDict:
     """An outer optimiser: see functa/optim.py for what each key does."""
@@ -112,13 +116,21 @@ def base() -> ConfigDict:
     config.classify = ConfigDict()
     config.classify.model = transformer()
     config.classify.normalization = "channel"  # scalar, channel: of the functaset's statistics
-    config.classify.latent_noise = 0.0  # standard deviation, in units of normalised latents
+    config.classify.copies = "all"  # of training images that encode has augmented; first: none
+    # Changes of normalised latents, drawn anew at every step.
+    config.classify.augment = ConfigDict()
+    config.classify.augment.flip = False  # mirror the grid left-right, with probability one half
+    config.classify.augment.crop = 0  # cells; pad the grid by so many on every side and crop back
+    config.classify.augment.drop = 0.0  # part of the cells that become zeros
+    config.classify.augment.noise = 0.0  # standard deviation
     config.classify.mixup = 0.0  # Beta(a, a) parameter; 0: off
     config.classify.label_smoothing = 0.1
     config.classify.batch_size = 128
     config.classify.micro_batches = 1
     config.classify.steps = 1000
     config.classify.optimizer = optimizer("adamw", 1e-3, weight_decay=0.05)
+    # Learning rate of a block as a part of that of the next one; 1: one for all. For models with blocks.
+    config.classify.optimizer.layer_decay = 1.0
     config.classify.ema_decay = 0.99
     config.classify.cache = "host"  # host, none, device: the whole split on every device
     config.classify.eval_batch_size = 500
@@ -159,14 +171,14 @@ def base() -> ConfigDict:
 def dit(**changes) -> ConfigDict:
     """Diffusion transformer over patches of patch x patch cells."""
     config = ConfigDict(dict(name="dit", patch=1, width=128, depth=4, heads=4, mlp_width=512))
-    config.update(changes)
+    config.update(LARGE, **changes)
     return config
 
 
 def unet(**changes) -> ConfigDict:
     """Small convolutional denoiser; one entry of widths and depths a resolution."""
     config = ConfigDict(dict(name="unet", widths=(64, 128), depths=(2, 2), heads=4))
-    config.update(changes)
+    config.update(LARGE, **changes)
     return config
 
 
@@ -194,10 +206,11 @@ def karras(**changes) -> ConfigDict:
 
 
 def transformer(**changes) -> ConfigDict:
-    """Pre-LN transformer with a CLS token."""
+    """Pre-LN transformer with a CLS token, over patches of patch x patch cells."""
     config = ConfigDict(
-        dict(name="transformer", width=128, depth=4, heads=4, mlp_width=256, dropout=0.1)
+        dict(name="transformer", patch=1, width=128, depth=4, heads=4, mlp_width=256)
     )
+    config.update(LARGE, drop_path=0.0, dropout=0.1)
     config.update(changes)
     return config
 
@@ -214,7 +227,7 @@ def convnext(**changes) -> ConfigDict:
     config = ConfigDict(
         dict(name="convnext", widths=(64, 128), depths=(2, 2), drop_path=0.1, dropout=0.0)
     )
-    config.update(changes)
+    config.update(LARGE, **changes)
     return config
 
 

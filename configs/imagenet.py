@@ -51,18 +51,24 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.encode.num_augmentations = 2
     config.encode.flip = True
     config.encode.crop = "resize"
+    # ViT-S of 2x2 cells.
+    config.classify.model = common.transformer(
+        width=384, depth=12, heads=6, mlp_width=1536, dropout=0.0, patch=2, drop_path=0.1, remat=True,
+        dtype="bfloat16",
+    )  # fmt: skip
     config.classify.cache = "none"
     config.classify.batch_size = 1024
     config.classify.mixup = 0.2
     config.classify.steps = 112_000  # 90 epochs of the images themselves
-    config.classify.optimizer = common.optimizer(
-        "adamw", 1e-3, weight_decay=0.05, warmup_steps=10_000
-    )
+    config.classify.optimizer.warmup_steps = 10_000
     config.classify.ema_decay = 0.9999
     config.classify.eval_batch_size = 1024
     config.classify.eval_every = 5000
     config.classify.checkpoint_every = 1000
-    config.generate.model = common.dit(width=768, depth=12, heads=12, mlp_width=3072, patch=2)
+    # DiT-B of 2x2 cells.
+    config.generate.model = common.dit(
+        width=768, depth=12, heads=12, mlp_width=3072, patch=2, remat=True, dtype="bfloat16"
+    )
     config.generate.steps = 400_000
     config.generate.cache = "none"
     config.generate.eval_batch_size = 1024

@@ -2,8 +2,10 @@
 
 All map normalised latents [b, i, j, d] float32 to logits [b, num_classes] float32. With
 `train=True` dropout and drop-path draw from the key of `apply(..., rngs={"dropout": key})`.
+`remat` and `dtype` are those of functa/transformer.py.
 """
 
+import re
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from functa import transformer
+from functa.patches import patches
 
 POSITION_SCALE = 0.02  # standard deviation of fresh position embeddings, as in ViT
 
@@ -37,29 +40,42 @@ class Mlp(nn.Module, kw_only=True):
 
 
 class TransformerClassifier(nn.Module, kw_only=True):
-    """Pre-LN transformer over the cells; the CLS token's last state is classified.
+    """Pre-LN transformer over patches of patch x patch cells; the CLS token's last state is classified.
 
-    Source: Bauer et al. 2023 as restated by LH-NeF: dropout before the head only.
+    Source: Bauer et al. 2023 as restated by LH-NeF: dropout before the head only; patches and sizes of large ones:
+    Dosovitskiy et al. 2021.
     """
 
     num_classes: int
+    patch: int
     width: int
     depth: int
     heads: int
     mlp_width: int
+    drop_path: float
     dropout: float
+    remat: bool
+    dtype: str
 
     @nn.compact
     def __call__(self, latents: jax.Array, *, train: bool) -> jax.Array:
-        b, i, j, d = latents.shape
-        x = nn.Dense(self.width, name="embedding")(latents.reshape(b, i * j, d))
+        """Raises ValueError where the patch does not divide the grid."""
+        tokens = patches(latents, self.patch)
+        b, rows, columns, k = tokens.shape
+        x = nn.Dense(self.width, name="embedding")(tokens.reshape(b, rows * columns, k))
         fresh = nn.initializers.normal(POSITION_SCALE)
-        x = x + self.param("position", fresh, (1, i * j, self.width))
+        x = x + self.param("position", fresh, (1, rows * columns, self.width))
         cls = self.param("cls", nn.initializers.zeros, (1, 1, self.width))
         x = jnp.concatenate([jnp.broadcast_to(cls, (b, 1, self.width)), x], axis=1)
         x = transformer.Transformer(
-            depth=self.depth, heads=self.heads, mlp_width=self.mlp_width, name="transformer"
-        )(x)
+            depth=self.depth,
+            heads=self.heads,
+            mlp_width=self.mlp_width,
+            drop_path=self.drop_path,
+            remat=self.remat,
+            dtype=self.dtype,
+            name="transformer",
+        )(x, train=train)
         return Head(num_classes=self.num_classes, dropout=self.dropout, name="head")(
             x[:, 0], train=train
         )
@@ -68,7 +84,6 @@ class TransformerClassifier(nn.Module, kw_only=True):
 class ConvNext(nn.Module, kw_only=True):
     """Stages of ConvNeXt blocks, halving the grid between them; mean over the cells, then the head.
 
-    Drop-path grows linearly from 0 at the first block to `drop_path` at the last.
     Source: Liu et al. 2022, "A ConvNet for the 2020s"; deviations: 3x3 depthwise kernels (a latent
     grid is small), no layer scale (its networks are 4 to 10 times deeper).
     """
@@ -78,18 +93,24 @@ class ConvNext(nn.Module, kw_only=True):
     depths: tuple[int, ...]
     drop_path: float
     dropout: float
+    remat: bool
+    dtype: str
 
     @nn.compact
     def __call__(self, latents: jax.Array, *, train: bool) -> jax.Array:
         x = nn.Dense(self.widths[0], name="embedding")(latents)
         x = nn.LayerNorm(name="embedding_norm")(x)
-        rates = [self.drop_path * k / max(sum(self.depths) - 1, 1) for k in range(sum(self.depths))]
+        rates = transformer.drop_rates(self.drop_path, sum(self.depths))
+        block = transformer.recomputed(ConvNextBlock, remat=self.remat)
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             if stage > 0:
                 x = nn.LayerNorm(name=f"downsample_norm_{stage}")(x)
-                x = nn.Conv(width, (2, 2), strides=(2, 2), name=f"downsample_{stage}")(x)
+                downsample = nn.Conv(
+                    width, (2, 2), strides=(2, 2), dtype=self.dtype, name=f"downsample_{stage}"
+                )
+                x = downsample(x).astype(jnp.float32)
             for number in range(depth):
-                hidden = ConvNextBlock(name=f"block_{stage}_{number}")(x)
+                hidden = block(dtype=self.dtype, name=f"block_{stage}_{number}")(x)
                 drop_path = nn.Dropout(rates.pop(0), broadcast_dims=(1, 2, 3))
                 x = x + drop_path(hidden, deterministic=not train)
         x = nn.LayerNorm(name="norm")(jnp.mean(x, axis=(1, 2)))
@@ -99,13 +120,18 @@ class ConvNext(nn.Module, kw_only=True):
 class ConvNextBlock(nn.Module, kw_only=True):
     """The branch of a ConvNeXt block: depthwise 3x3, norm, four times wider, GELU, back."""
 
+    dtype: str
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [b, i, j, width] float32 -> [b, i, j, width]."""
         width = x.shape[-1]
-        x = Depthwise3x3(name="depthwise")(x)
+        x = Depthwise3x3(name="depthwise")(x)  # no matrix product, and in float32
         x = nn.LayerNorm(name="norm")(x)
-        return transformer.FeedForward(mlp_width=4 * width, name="feed_forward")(x)
+        feed_forward = transformer.FeedForward(
+            mlp_width=4 * width, dtype=self.dtype, name="feed_forward"
+        )
+        return feed_forward(x)
 
 
 class Depthwise3x3(nn.Module, kw_only=True):
@@ -176,10 +202,47 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def layer_rates(params: Any, *, decay: float) -> Any:
+    """What the learning rate of each parameter is multiplied by, for classifiers made of blocks.
+
+    Returns:
+      A pytree of floats: 1 for the last norm and the head, decay for the last block, decay^2 for the one before it,
+      ..., and decay^(blocks + 1) for embeddings. The halving of a grid goes with the block after it.
+    Raises:
+      ValueError: a model without blocks.
+    Source: Clark et al. 2020 ("ELECTRA"), as BEiT and MAE count layers.
+    """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    blocks = sorted({block for path in paths if (block := _block(path)) is not None})
+    if not blocks:
+        raise ValueError(
+            f"optimizer.layer_decay={decay} wants a model of blocks: transformer, convnext"
+        )
+
+    def rate(path, _) -> float:
+        block = _block(path)
+        if block is not None:
+            return decay ** (len(blocks) - blocks.index(block))
+        return 1.0 if {key.key for key in path} & {"norm", "head"} else decay ** (len(blocks) + 1)
+
+    return jax.tree_util.tree_map_with_path(rate, params)
+
+
+_BLOCK = re.compile(r"(?:block|downsample|downsample_norm)_(\d+)(?:_(\d+))?")
+
+
+def _block(path: tuple[Any, ...]) -> tuple[int, int] | None:
+    """The block that a parameter belongs to: numbers that grow with depth."""
+    for key in path:
+        if found := _BLOCK.fullmatch(key.key):
+            return int(found[1]), int(found[2] or 0)
+    return None
+
+
 def _problems(**values: Any) -> list[str]:
     """What is wrong with a model's keys, whichever of them it has."""
-    problems = []
-    for key in ("num_classes", "width", "depth", "heads", "mlp_width"):
+    problems = transformer.dtype_problems(values)
+    for key in ("num_classes", "patch", "width", "depth", "heads", "mlp_width"):
         if key in values and values[key] < 1:
             problems.append(f"{key}={values[key]} must be at least 1")
     for key in ("dropout", "drop_path"):

@@ -42,7 +42,7 @@ LAYOUTS: dict[str, dict[str, dict[str, str]]] = {
     },
     "encode": {"quality": {"PSNR, dB": r"psnr"}, "speed": _SPEED},
     "classify": {
-        "quality": {"accuracy": r"accuracy", "loss": r"loss"},
+        "quality": {"accuracy": r"(top5_)?accuracy", "loss": r"loss"},
         "optimisation": _STEPS,
         "speed": _SPEED,
     },

@@ -3,8 +3,10 @@
 All map (inputs [b, i, j, d] float32, condition [b] float32, labels [b] int32) to [b, i, j, d] float32: a `Network`
 of functa/diffusion.py. The condition is what a frame tells of the noise level, a number of about -2 to 2; label
 num_classes means "of any class". All say zero before training, and each of their branches adds nothing then.
+`remat` and `dtype` are those of functa/transformer.py; what comes from the embedding is float32 with each.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from functa import transformer
+from functa.patches import cells, patches
 
 # Standard deviation of fresh class embeddings. With DiT's 0.02 classes are drowned by the noise level at first: under
 # Adam, digits were 71 % of the class asked for after 400 steps, and 91 % with 1. Muon has 92 % with each.
@@ -101,13 +104,12 @@ class Dit(nn.Module, kw_only=True):
     depth: int
     heads: int
     mlp_width: int
+    remat: bool
+    dtype: str
 
     @nn.compact
     def __call__(self, inputs: jax.Array, condition: jax.Array, labels: jax.Array) -> jax.Array:
         """Raises ValueError where the patch does not divide the grid."""
-        i, j, d = inputs.shape[1:]
-        if i % self.patch or j % self.patch:
-            raise ValueError(f"patch={self.patch} must divide the latent grid {i}x{j}")
         tokens = patches(inputs, self.patch)
         rows, columns = tokens.shape[1:3]
         embedding = Embedding(num_classes=self.num_classes, width=self.width, name="embedding")(
@@ -115,12 +117,17 @@ class Dit(nn.Module, kw_only=True):
         )
         x = nn.Dense(self.width, name="patches")(tokens.reshape(len(inputs), rows * columns, -1))
         x = x + self.param("position", lambda _: sine_positions(rows, columns, self.width)[None])
+        adaptive = transformer.recomputed(Adaptive, remat=self.remat)
         for number in range(self.depth):
-            attention = transformer.SelfAttention(heads=self.heads, name=f"attention_{number}")
-            x = Adaptive(branch=attention, name=f"adaptive_attention_{number}")(x, embedding)
-            feed = transformer.FeedForward(mlp_width=self.mlp_width, name=f"feed_forward_{number}")
-            x = Adaptive(branch=feed, name=f"adaptive_feed_forward_{number}")(x, embedding)
-        x = Output(outputs=self.patch**2 * d, name="output")(x, embedding)
+            attention = transformer.SelfAttention(
+                heads=self.heads, dtype=self.dtype, name=f"attention_{number}"
+            )
+            x = adaptive(branch=attention, name=f"adaptive_attention_{number}")(x, embedding)
+            feed = transformer.FeedForward(
+                mlp_width=self.mlp_width, dtype=self.dtype, name=f"feed_forward_{number}"
+            )
+            x = adaptive(branch=feed, name=f"adaptive_feed_forward_{number}")(x, embedding)
+        x = Output(outputs=tokens.shape[-1], name="output")(x, embedding)
         return cells(x.reshape(len(inputs), rows, columns, -1), self.patch)
 
 
@@ -144,7 +151,9 @@ class Mlp(nn.Module, kw_only=True):
         )
         x = nn.Dense(self.width, name="latents")(flat)
         for number in range(self.depth):
-            feed = transformer.FeedForward(mlp_width=self.mlp_width, name=f"feed_forward_{number}")
+            feed = transformer.FeedForward(
+                mlp_width=self.mlp_width, dtype="float32", name=f"feed_forward_{number}"
+            )
             x = Adaptive(branch=feed, name=f"adaptive_feed_forward_{number}")(x, embedding)
         return Output(outputs=flat.shape[-1], name="output")(x, embedding).reshape(inputs.shape)
 
@@ -160,6 +169,8 @@ class UNet(nn.Module, kw_only=True):
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     heads: int
+    remat: bool
+    dtype: str
 
     @nn.compact
     def __call__(self, inputs: jax.Array, condition: jax.Array, labels: jax.Array) -> jax.Array:
@@ -175,80 +186,82 @@ class UNet(nn.Module, kw_only=True):
             condition, labels
         )
         last = len(self.widths) - 1
-        x = Convolution(outputs=self.widths[0], name="latents")(inputs)
+        block = functools.partial(
+            transformer.recomputed(ResidualBlock, remat=self.remat), dtype=self.dtype
+        )
+        convolution = functools.partial(Convolution, dtype="float32")
+        x = convolution(outputs=self.widths[0], name="latents")(inputs)
         skips = []
         for level, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             if level > 0:
-                x = nn.Dense(width, name=f"halve_{level}")(patches(x, 2))
+                halve = nn.Dense(width, dtype=self.dtype, name=f"halve_{level}")
+                x = halve(patches(x, 2)).astype(jnp.float32)
             for number in range(depth):
-                x = ResidualBlock(width=width, name=f"down_{level}_{number}")(x, embedding)
+                x = block(width=width, name=f"down_{level}_{number}")(x, embedding)
                 skips.append(x)
         tokens = x.reshape(len(x), -1, self.widths[-1])
-        attention = transformer.SelfAttention(heads=self.heads, name="attention")
-        x = Adaptive(branch=attention, name="adaptive_attention")(tokens, embedding).reshape(
+        attention = transformer.SelfAttention(heads=self.heads, dtype=self.dtype, name="attention")
+        adaptive = transformer.recomputed(Adaptive, remat=self.remat)
+        x = adaptive(branch=attention, name="adaptive_attention")(tokens, embedding).reshape(
             x.shape
         )
         for level in range(last, -1, -1):
             width = self.widths[level]
             if level < last:
-                x = cells(nn.Dense(4 * width, name=f"double_{level}")(x), 2)
+                double = nn.Dense(4 * width, dtype=self.dtype, name=f"double_{level}")
+                x = cells(double(x).astype(jnp.float32), 2)
             for number in range(self.depths[level]):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = ResidualBlock(width=width, name=f"up_{level}_{number}")(x, embedding)
+                x = block(width=width, name=f"up_{level}_{number}")(x, embedding)
         x = nn.silu(nn.GroupNorm(num_groups=GROUPS, name="norm")(x))
-        return Convolution(outputs=d, kernel_init=nn.initializers.zeros, name="output")(x)
+        return convolution(outputs=d, kernel_init=nn.initializers.zeros, name="output")(x)
 
 
 class Convolution(nn.Module, kw_only=True):
     """3x3, zero-padded; its kernel is one matrix [9 k, outputs], which Muon moves as it moves the others."""
 
     outputs: int
+    dtype: str
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [b, i, j, k] -> [b, i, j, outputs]."""
+        """x [b, i, j, k] float32 -> [b, i, j, outputs] float32."""
         k = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (9 * k, self.outputs))
         bias = self.param("bias", nn.initializers.zeros, (self.outputs,))
         kernel = kernel.reshape(3, 3, k, self.outputs)
         layout = ("NHWC", "HWIO", "NHWC")
-        made = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
-        return made + bias[None, None, None]
+        made = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (1, 1),
+            "SAME",
+            dimension_numbers=layout,
+        )
+        return made.astype(jnp.float32) + bias[None, None, None]
 
 
 class ResidualBlock(nn.Module, kw_only=True):
     """x + convolution(adaptive norm(convolution(norm(x)))), the last convolution zero before training."""
 
     width: int
+    dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         """x [b, i, j, k], embedding [b, e] -> [b, i, j, width]."""
+        convolution = functools.partial(Convolution, outputs=self.width, dtype=self.dtype)
         hidden = nn.silu(nn.GroupNorm(num_groups=GROUPS, name="norm")(x))
-        hidden = Convolution(outputs=self.width, name="hidden")(hidden)
+        hidden = convolution(name="hidden")(hidden)
         shift, scale = Modulation(count=2, width=self.width, name="modulation")(embedding)
         hidden = nn.GroupNorm(num_groups=GROUPS, name="adaptive_norm")(hidden)
         hidden = nn.silu(hidden * (1 + scale[:, None]) + shift[:, None])
-        zeros = nn.initializers.zeros
-        hidden = Convolution(outputs=self.width, kernel_init=zeros, name="output")(hidden)
+        hidden = convolution(kernel_init=nn.initializers.zeros, name="output")(hidden)
         if x.shape[-1] != self.width:
-            x = nn.Dense(self.width, name="shortcut")(x)
+            shortcut = nn.Dense(self.width, dtype=self.dtype, name="shortcut")
+            x = shortcut(x).astype(jnp.float32)
         return x + hidden
-
-
-def patches(grid: jax.Array, size: int) -> jax.Array:
-    """[b, i, j, k] -> [b, i / size, j / size, size * size * k]: the cells of a patch side by side."""
-    b, i, j, k = grid.shape
-    split = grid.reshape(b, i // size, size, j // size, size, k).swapaxes(2, 3)
-    return split.reshape(b, i // size, j // size, size * size * k)
-
-
-def cells(grid: jax.Array, size: int) -> jax.Array:
-    """The inverse of `patches`."""
-    b, rows, columns, _ = grid.shape
-    split = grid.reshape(b, rows, columns, size, size, -1).swapaxes(2, 3)
-    return split.reshape(b, rows * size, columns * size, split.shape[-1])
 
 
 def sine_positions(rows: int, columns: int, width: int) -> jax.Array:
@@ -291,7 +304,7 @@ def make_denoiser(*, name: str, num_classes: int, **rest: Any) -> nn.Module:
 
 def _problems(name: str, **values: Any) -> list[str]:
     """What is wrong with a model's keys, whichever of them it has."""
-    problems = []
+    problems = transformer.dtype_problems(values)
     for key in ("num_classes", "patch", "width", "depth", "heads", "mlp_width"):
         if key in values and values[key] < 1:
             problems.append(f"{key}={values[key]} must be at least 1")

@@ -174,6 +174,17 @@ def _muon_direction() -> optax.GradientTransformation:
     return optax.stateless_with_tree_map(lambda matrix, _: direction(matrix))
 
 
+def scaled(multipliers: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Multiplies the updates, and so learning rates, by multipliers(params), a pytree of numbers; after `make`."""
+
+    def update(updates, state, params=None):
+        if params is None:
+            raise ValueError("scaled needs the params")
+        return jax.tree.map(lambda u, factor: factor * u, updates, multipliers(params)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def clamp(low: float, high: float) -> optax.GradientTransformation:
     """Changes the updates so that params + updates stay within [low, high]; the last of a chain."""
 

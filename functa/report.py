@@ -36,6 +36,7 @@ TITLES = {  # the first charts of a stage, in this order; others follow under th
     "psnr": "PSNR, dB",
     "psnr_of_mean_mse": "PSNR of the mean error, dB",
     "accuracy": "accuracy",
+    "top5_accuracy": "label among the five most likely",
     "explained": "explained part of what the denoiser is to say",
     "loss": "loss",
     "inner_loss": "loss after 0, 1, ... inner steps",

@@ -27,6 +27,7 @@ MEASURES = {
     "train_psnr": Measure("dB", "psnr of the training split, augmented copies included"),
     "accuracy": Measure("%", "test examples given the right label"),
     "accuracy_standard_error": Measure("%", "of the accuracy, by the size of the test split"),
+    "top5_accuracy": Measure("%", "test examples whose label is among the five most likely"),
     "loss": Measure("nats", "mean cross-entropy of the test split; lower is better"),
     "validation_accuracy": Measure("%", "accuracy on the validation split"),
     "label_agreement": Measure(

@@ -48,8 +48,12 @@ class FakeFunctaset:
             mean=train.mean((0, 1, 2)).tolist(),
             std=train.std((0, 1, 2)).tolist(),
             scalar_std=float(train.std()),
+            layout=SimpleNamespace(latent_bytes=train[0].nbytes),
         )
         self.opened = []
+
+    def num_examples(self, split):
+        return len(self.arrays[split]["label"])
 
     def source(self, split, cache):
         self.opened.append((split, cache))
@@ -135,37 +139,12 @@ def test_loss_is_the_slow_one(kind, smoothing):
     np.testing.assert_allclose(logs["accuracy"], np.mean(logits.argmax(1) == batch["label"]))
 
 
-def test_mix_is_mixup_with_a_partner():
-    batch = batch_of(size=200)
-    targets = np.eye(CLASSES, dtype=np.float32)[batch["label"]]
-    key = jax.random.key(1)
-    latents, mixed = classification.mix(batch["latents"], targets, key=key, alpha=0.7)
-    share_key, order_key = jax.random.split(key)
-    share = np.asarray(jax.random.beta(share_key, 0.7, 0.7, shape=(200,)))
-    order = np.asarray(jax.random.permutation(order_key, 200))
-    assert sorted(order) == list(range(200))
-    assert share.std() > 0.2  # one an example, and of the wide distribution Beta(0.7, 0.7)
-    for example, partner in enumerate(order):
-        part, rest = share[example], 1 - share[example]
-        expected = part * batch["latents"][example] + rest * batch["latents"][partner]
-        np.testing.assert_allclose(latents[example], expected, rtol=1e-4, atol=1e-5)
-        expected = part * targets[example] + rest * targets[partner]
-        np.testing.assert_allclose(mixed[example], expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("alpha", [0.1, 5.0])
-def test_share_of_mixup_follows_alpha(alpha):
-    targets = np.zeros((4000, 1), np.float32)
-    latents = np.zeros((4000, 1, 1, 1), np.float32)
-    latents[:2000] = 1
-    mixed, _ = classification.mix(latents, targets, key=jax.random.key(0), alpha=alpha)
-    # between different partners the latents are the share itself, whose variance is 1 / (4 (2 a +
-    # 1))
-    shares = np.asarray(mixed)[(np.asarray(mixed) > 0) & (np.asarray(mixed) < 1)]
-    assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.15)
-
-
-RANDOM = ["classify.mixup", "classify.latent_noise", "classify.model.dropout"]
+RANDOM = [
+    "classify.mixup",
+    "classify.augment.drop",
+    "classify.augment.noise",
+    "classify.model.dropout",
+]
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -185,19 +164,13 @@ def test_randomness_is_of_the_key_alone(name):
     )
 
 
-def test_latent_noise_has_the_stated_scale():
-    """Of normalised latents: a loss linear in the inputs would see exactly this much."""
-    model = SimpleNamespace(apply=lambda variables, inputs, **_: inputs[:, 0, 0])
-    draw = classification.make_draw(
-        lambda latents: latents * 0, num_classes=CLASSES, mixup=0.0, latent_noise=0.3
-    )
-    loss = classification.make_loss(model, label_smoothing=0.0)
-    batch = {"latents": np.zeros((20_000, 1, 1, CLASSES), np.float32)}
-    batch["label"] = np.zeros(20_000, np.int32)
-    value, _ = loss({}, draw(batch, jax.random.key(0)))
-    # E[log sum exp(x) - x_0] for x ~ N(0, s^2) is log 3 + s^2 / 3 to second order
-    assert float(value) == pytest.approx(math.log(3) + 0.3**2 / 3, abs=0.006)
-    assert float(value) > math.log(3) + 0.02
+def test_what_is_drawn_is_augmented_before_it_is_mixed():
+    """A cell is zero where it was dropped in both of a pair; one dropped from a mixture would be so more often."""
+    task = make_task(**{"classify.augment.drop": 0.9, "classify.mixup": 0.5})
+    drawn = jax.jit(task.draw)(batch_of(size=400), jax.random.key(0))
+    assert (np.asarray(drawn["targets"]).max(axis=-1) < 1).mean() > 0.3
+    gone = (np.asarray(drawn["latents"]) == 0).all(axis=-1).mean()
+    assert gone == pytest.approx(0.81, abs=0.04)
 
 
 def test_evaluate_gives_rows():
@@ -220,6 +193,25 @@ def test_evaluate_gives_rows():
         "prediction": ((16,), "int32"),
         "label": ((16,), "int32"),
     }
+
+
+def test_of_more_than_five_classes_the_five_most_likely_count_too():
+    """Against sorting; with five classes, and with three above, they would always be right."""
+    random = np.random.default_rng(0)
+    for classes in (5, 9):
+        logits = random.normal(size=(40, 1, 1, classes)).astype(np.float32)
+        model = SimpleNamespace(apply=lambda variables, inputs, **_: inputs[:, 0, 0])
+        evaluate = classification.make_evaluate(model, lambda latents: latents)
+        label = random.integers(0, classes, 40).astype(np.int32)
+        rows = evaluate({}, {"latents": logits, "label": label})
+        assert ("in_top5" in rows) == (classes == 9)
+    best = np.argsort(-logits[:, 0, 0], axis=-1)[:, :5]
+    expected = [label[row] in best[row] for row in range(40)]
+    assert 10 < sum(expected) < 35
+    np.testing.assert_array_equal(rows["in_top5"], np.float32(expected))
+    metrics = classification.summarize(jax.device_get(rows))
+    assert metrics["top5_accuracy"] == pytest.approx(sum(expected) / 40)
+    assert metrics["top5_accuracy"] > metrics["accuracy"]
 
 
 def test_summarize():
@@ -327,20 +319,58 @@ def test_weight_decay_leaves_the_biases_alone():
         assert (np.abs(np.asarray(update)).max() > 0) == (path[-1].key == "kernel"), path
 
 
+def test_layers_learn_at_rates_of_their_own():
+    """What the first step moves, beside what it moves with one rate for all: Adam's are of one size."""
+    model = common.transformer(width=8, depth=2, heads=2, mlp_width=8, dropout=0.0)
+    alike, apart = (
+        make_task(**{"classify.model": model, "classify.optimizer.layer_decay": decay})
+        for decay in (1.0, 0.5)
+    )
+    params = jax.tree.map(lambda leaf: leaf + 0.1, jax.jit(alike.init)(jax.random.key(0)))
+    gradient = jax.tree.map(jnp.ones_like, params)
+
+    def updates(task):
+        first = jax.jit(
+            lambda: task.optimizer.update(gradient, task.optimizer.init(params), params)
+        )
+        return first()[0]
+
+    ratios = jax.tree.map(lambda a, b: np.asarray(b / a), updates(alike), updates(apart))
+    for path, ratio in jax.tree_util.tree_leaves_with_path(ratios):
+        names = {key.key for key in path}
+        expected = {"block_0": 0.25, "block_1": 0.5, "norm": 1.0, "head": 1.0}
+        (rate,) = [expected[name] for name in names & expected.keys()] or [0.125]
+        np.testing.assert_allclose(ratio, rate, rtol=1e-5, err_msg=str(path))
+    assert float(apart.learning_rate(5)) == float(alike.learning_rate(5))
+
+
 @pytest.mark.parametrize(
     ("changes", "messages"),
     [
         (
             {
                 "classify.mixup": -1.0,
-                "classify.latent_noise": -0.1,
+                "classify.augment.noise": -0.1,
+                "classify.augment.crop": 2,
                 "classify.label_smoothing": 1.0,
                 "classify.normalization": "none",
                 "classify.model.depth": 0,
             },
-            ["mixup=-1.0", "latent_noise=-0.1", "label_smoothing=1.0", "'none'", "depth=0"],
+            [
+                "mixup=-1.0",
+                "classify.augment: crop=2 must be from 0 to 1; noise=-0.1",
+                "label_smoothing=1.0",
+                "'none'",
+                "depth=0",
+            ],
         ),
-        ({"classify.latent_noise": float("nan")}, ["latent_noise=nan"]),
+        ({"classify.augment.noise": float("nan")}, ["noise=nan"]),
+        ({"classify.copies": "last"}, ["classify.copies='last': first, all"]),
+        ({"classify.optimizer.layer_decay": 0.0}, ["classify.optimizer.layer_decay=0.0 must be"]),
+        (
+            {"classify.optimizer.layer_decay": 0.5},
+            ["classify.optimizer.layer_decay=0.5 wants a model of blocks"],
+        ),
         ({"classify.model": common.mlp(widht=3)}, ["widht"]),
     ],
 )

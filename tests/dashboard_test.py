@@ -152,6 +152,7 @@ LOGGED = {
     "classify": {
         "accuracy": ["accuracy"],
         "validation_accuracy": ["accuracy"],
+        "validation_top5_accuracy": ["accuracy"],
         "loss": ["loss"],
         "test_loss": ["loss"],
         "learning_rate": ["learning rate"],

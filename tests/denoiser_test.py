@@ -10,11 +10,28 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from functa import classifier, denoiser, diffusion, transformer
+from tests import fingerprints
 from tests.transformer_test import dense, randomize, slow_attention, slow_feed_forward
 
 SMALL = {
-    "dit": {"name": "dit", "patch": 2, "width": 16, "depth": 2, "heads": 2, "mlp_width": 24},
-    "unet": {"name": "unet", "widths": (16, 24), "depths": (1, 1), "heads": 2},
+    "dit": {
+        "name": "dit",
+        "patch": 2,
+        "width": 16,
+        "depth": 2,
+        "heads": 2,
+        "remat": False,
+        "dtype": "float32",
+        "mlp_width": 24,
+    },
+    "unet": {
+        "name": "unet",
+        "widths": (16, 24),
+        "depths": (1, 1),
+        "remat": False,
+        "dtype": "float32",
+        "heads": 2,
+    },
     "mlp": {"name": "mlp", "width": 80, "depth": 2, "mlp_width": 24},
 }
 CLASSES = 5
@@ -114,8 +131,11 @@ def test_before_training_nothing_is_said(name):
 @pytest.mark.parametrize(
     ("module", "shape"),
     [
-        (denoiser.ResidualBlock(width=16), (2, 2, 3, 16)),
-        (denoiser.Adaptive(branch=transformer.FeedForward(mlp_width=8)), (2, 6, 16)),
+        (denoiser.ResidualBlock(width=16, dtype="float32"), (2, 2, 3, 16)),
+        (
+            denoiser.Adaptive(branch=transformer.FeedForward(mlp_width=8, dtype="float32")),
+            (2, 6, 16),
+        ),
     ],
 )
 def test_before_training_no_branch_adds_anything(module, shape):
@@ -319,9 +339,11 @@ CHANGES = [
     ("dit", {"depth": 1}),
     ("dit", {"heads": 4}),
     ("dit", {"mlp_width": 20}),
+    ("dit", {"dtype": "bfloat16"}),
     ("unet", {"widths": (16, 32)}),
     ("unet", {"depths": (1, 2)}),
     ("unet", {"heads": 4}),
+    ("unet", {"dtype": "bfloat16"}),
     ("mlp", {"width": 24}),
     ("mlp", {"depth": 1}),
     ("mlp", {"mlp_width": 20}),
@@ -365,6 +387,7 @@ def test_a_misspelt_or_missing_key_is_a_type_error(name):
         ("dit", {"patch": 0, "depth": 0}, "patch=0 must be at least 1; depth=0 must be"),
         ("dit", {"width": 18, "heads": 5}, "width=18 must divide by 4.*18 must divide by heads=5"),
         ("dit", {"heads": 0}, "heads=0 must be at least 1"),
+        ("dit", {"dtype": "float64"}, "dtype='float64': known are float32, bfloat16"),
         ("unet", {"widths": (16,)}, r"widths=\(16,\) and depths=\(1, 1\) need one entry"),
         ("unet", {"widths": (), "depths": ()}, "need one entry"),
         ("unet", {"depths": (1, 0)}, "whole numbers of at least 1"),
@@ -394,3 +417,57 @@ def test_num_classes_must_be_positive():
 def test_a_grid_that_does_not_suit_is_named(name, message):
     with pytest.raises(ValueError, match=message):
         shapes(make(name), (4, 3, 2))
+
+
+# Of the version before remat and dtype, as EARLIER of classifier_test.
+EARLIER = {
+    "dit": ("6aac98532bda09bb", 6.2886665, 13.7082922),
+    "unet": ("1406d7c80b9b86ab", -3.8394914, -6.6460624),
+}
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_denoisers_of_an_earlier_version_are_known_again(name):
+    params = fresh(name)
+    said = program(name)(fingerprints.stirred(params), INPUTS, CONDITION, LABELS)
+    structure, *numbers = EARLIER[name]
+    assert fingerprints.structure(params) == structure
+    found = [fingerprints.number(tree) for tree in (params, said)]
+    np.testing.assert_allclose(found, numbers, rtol=1e-4)
+
+
+FEW = tuple(told[:3] for told in (INPUTS, CONDITION, LABELS))
+
+
+@functools.cache
+def gradient(name, **changes):
+    """(what is said, gradient of all params) of three examples."""
+    module = make(name, **changes)
+
+    @jax.jit
+    def both(params):
+        def loss(params):
+            said = module.apply({"params": params}, *FEW)
+            return jnp.sum(jnp.sin(said)), said
+
+        (_, said), slope = jax.value_and_grad(loss, has_aux=True)(params)
+        return said, slope
+
+    return both(trained(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "tolerance"),
+    [
+        ("dit", {"remat": True}, 1e-4),
+        ("dit", {"remat": True, "dtype": "bfloat16"}, 0.1),
+        ("unet", {"remat": True, "dtype": "bfloat16"}, 0.1),
+        pytest.param("unet", {"remat": True}, 1e-4, marks=pytest.mark.slow),
+    ],
+)
+def test_computed_again_and_rounded_they_are_the_same(name, changes, tolerance):
+    assert fingerprints.structure(shapes(make(name, **changes))[0]) == EARLIER[name][0]
+    found = jax.tree.leaves(gradient(name, **changes))
+    for a, b in zip(jax.tree.leaves(gradient(name)), found, strict=True):
+        assert b.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(a).max())

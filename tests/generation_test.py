@@ -159,7 +159,7 @@ def test_pictures_for_the_dashboard(trained):
         ({"generate.sweep": (1.0, 1.0)}, "different numbers"),
         ({"generate.normalization": "z"}, "generate.normalization='z'"),
         ({"generate.cache": "gpu"}, "generate.cache='gpu'"),
-        ({"generate.copies": "one"}, "generate.copies='one': first or all"),
+        ({"generate.copies": "one"}, "generate.copies='one': first, all"),
         ({"generate.label_dropout": 1.5}, "generate.label_dropout=1.5"),
         ({"generate.samples": 39}, "generate.samples=39"),
         ({"generate.optimizer.name": "x"}, "generate.optimizer"),

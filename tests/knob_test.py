@@ -23,6 +23,7 @@ BASES: dict[str, dict[str, Any]] = {
     "photos": {"data.source": "tfds"},
     "whole images": {"meta_learn.cells_per_image": 0},
     "resize": {"encode.crop": "resize"},
+    "two blocks": {"classify.model.depth": 2},
     "mlp": {"classify.model": common.mlp(width=16, depth=1)},
     "convnext": {"classify.model": common.convnext(widths=(8, 16), depths=(1, 1))},
     "unet": {"generate.model": common.unet(widths=(8, 16), depths=(1, 1), heads=2)},
@@ -116,14 +117,18 @@ KNOBS: dict[str, Knob] = {
     "encode.crop_min_area": Knob(0.9, "encode", "resize"),
     "classify.model.name": Knob("mlp", "classify.init classify.gradient", also=BASES["mlp"]),
     "classify.normalization": Knob("scalar", "classify.gradient classify.evaluate"),
-    "classify.latent_noise": Knob(0.1, "classify.gradient"),
+    "classify.copies": Knob("first", "classify.batches"),
+    "classify.augment.flip": Knob(NEGATED, "classify.gradient"),
+    "classify.augment.crop": Knob(1, "classify.gradient"),
+    "classify.augment.drop": Knob(0.1, "classify.gradient"),
+    "classify.augment.noise": Knob(0.1, "classify.gradient"),
     "classify.mixup": Knob(0.2, "classify.gradient"),
     "classify.label_smoothing": Knob(0.0, "classify.gradient"),
     "classify.batch_size": Knob(8, "classify.batches"),
     "classify.micro_batches": Knob(2, "classify.step"),
     "classify.steps": Knob(16, "classify.loop classify.optimizer"),
     **optimizer("classify", name="lamb", learning_rate=1e-2, schedule="constant", warmup_steps=3),
-    **optimizer("classify", end_fraction=0.1, weight_decay=0.1, clip_norm=1.0),
+    **optimizer("classify", end_fraction=0.1, weight_decay=0.1, clip_norm=1.0, layer_decay=0.5),
     "classify.ema_decay": Knob(0.5, "classify.loop"),
     "classify.cache": Knob("none", "classify.batches"),
     "classify.eval_batch_size": Knob(32, "classify.evaluate"),
@@ -170,27 +175,36 @@ KNOBS: dict[str, Knob] = {
 
 
 def model_knobs(base: str, *, stage: str = "classify", **values: Any) -> dict[str, Knob]:
-    """Of the model of a stage; dropout and drop_path are of training only."""
+    """Of the model of a stage; dropout, drop_path and remat are of training only."""
     return {
         f"{stage}.model.{key}": Knob(
             value,
-            f"{stage}.gradient" + ("" if key.startswith("drop") else f" {stage}.evaluate"),
+            f"{stage}.gradient"
+            + ("" if key.startswith(("drop", "remat")) else f" {stage}.evaluate"),
             base,
         )
         for key, value in values.items()
     }
 
 
+LARGE = dict(remat=NEGATED, dtype="bfloat16")
 MODELS = {
-    "transformer": model_knobs("digits", width=8, depth=2, heads=4, mlp_width=16, dropout=0.3),
+    "transformer": {
+        **model_knobs("digits", width=8, depth=2, heads=4, mlp_width=16, dropout=0.3, patch=2),
+        # the first of several blocks is never dropped
+        **model_knobs("two blocks", drop_path=0.3),
+        **model_knobs("digits", **LARGE),
+    },
     "mlp": model_knobs("mlp", width=8, depth=2, dropout=0.3),
-    "convnext": model_knobs("convnext", widths=(8, 8), depths=(1, 2), drop_path=0.2, dropout=0.1),
+    "convnext": model_knobs(
+        "convnext", widths=(8, 8), depths=(1, 2), drop_path=0.2, dropout=0.1, **LARGE
+    ),
 }
 GENERATORS = {
     "dit": model_knobs(
-        "digits", stage="generate", patch=2, width=8, depth=2, heads=4, mlp_width=16
+        "digits", stage="generate", patch=2, width=8, depth=2, heads=4, mlp_width=16, **LARGE
     ),
-    "unet": model_knobs("unet", stage="generate", widths=(16, 16), depths=(1, 2), heads=4),
+    "unet": model_knobs("unet", stage="generate", widths=(16, 16), depths=(1, 2), heads=4, **LARGE),
     "mlp": model_knobs("denoising mlp", stage="generate", width=8, depth=2, mlp_width=16),
 }
 ROWS = [

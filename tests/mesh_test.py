@@ -163,17 +163,22 @@ def test_images_that_cannot_be_shared_are_told(changes, told):
 CONVNEXT = common.convnext(widths=(128, 128), depths=(1, 1), drop_path=0.5, dropout=0.3)
 
 
+def stirred(task):
+    """The last layer begins at zero, and with it every gradient before it; here it does not."""
+    task_init = task.init
+
+    def init(key):
+        noise = lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape)  # noqa: E731
+        return jax.tree.map(noise, task_init(key))
+
+    return task._replace(init=init)
+
+
 def test_a_model_over_fsdp_is_the_model_on_one_device():
     task = make_task(
-        **{"classify.mixup": 0.5, "classify.latent_noise": 0.5, "classify.model": CONVNEXT}
+        **{"classify.mixup": 0.5, "classify.augment.noise": 0.5, "classify.model": CONVNEXT}
     )
-    task_init = task.init
-    # The last layer begins at zero, and with it every gradient before it.
-    task = task._replace(
-        init=lambda key: jax.tree.map(
-            lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape), task_init(key)
-        )
-    )
+    task = stirred(task)
     expected, _ = gradients(task, batch_of())
     found, gradient = gradients(task, batch_of(), fsdp=2)
     assert_close(found, expected)
@@ -181,6 +186,25 @@ def test_a_model_over_fsdp_is_the_model_on_one_device():
     assert kernel.shape == (128, 512)
     assert np.abs(kernel).max() > 1e-3
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(128, 256)}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [("bfloat16", 0.02), pytest.param("float32", 1e-5, marks=pytest.mark.slow)],
+)
+def test_a_transformer_computed_again_over_fsdp_is_the_one_on_one_device(dtype, tolerance):
+    vit = common.transformer(
+        width=128, depth=2, heads=2, mlp_width=128, drop_path=0.5, remat=True, dtype=dtype
+    )
+    augment = {"classify.augment.flip": True, "classify.augment.crop": 1}
+    task = stirred(make_task(**{"classify.model": vit, **augment}))
+    expected, _ = gradients(task, batch_of())
+    found, gradient = gradients(task, batch_of(), fsdp=2)
+    assert_close(found, expected, tolerance=tolerance)
+    kernel = gradient["transformer"]["block_1"]["attention"]["query_key_value"]["kernel"]
+    assert kernel.dtype == np.float32
+    assert np.abs(kernel).max() > 1e-3
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(128, 192)}
 
 
 def test_a_state_over_fsdp_trains_like_a_state_on_one_device():

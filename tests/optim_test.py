@@ -151,6 +151,23 @@ def test_muon_decays_by_the_mask_whatever_it_leaves_to_adam():
     np.testing.assert_array_equal(updates["vector"], 0)
 
 
+def test_scaled_updates_are_learning_rates_of_their_own():
+    """Decay included: as with another learning rate for a part."""
+    params = {"slow": jnp.ones((2,)), "fast": jnp.ones((2,))}
+    gradient = {"slow": jnp.float32([1, 2]), "fast": jnp.float32([1, 2])}
+
+    def updates(transformation):
+        return transformation.update(gradient, transformation.init(params), params)[0]
+
+    settings = SETTINGS | {"weight_decay": 0.5}
+    made = optim.make(name="adamw", **settings).transformation
+    quarter = optim.make(name="adamw", **(settings | {"learning_rate": 0.025})).transformation
+    scaled = optim.scaled(lambda params: {"slow": 0.25, "fast": 1.0})
+    found = updates(optax.chain(made, scaled))
+    np.testing.assert_allclose(found["slow"], updates(quarter)["slow"], rtol=1e-6)
+    np.testing.assert_array_equal(found["fast"], updates(made)["fast"])
+
+
 def test_clamp_keeps_params_inside():
     clamp = optim.clamp(-1.0, 2.0)
     params = jnp.float32([-0.9, 0.0, 1.9])

@@ -20,6 +20,7 @@ from functa.data import functaset_format, pipeline
 from functa.data.functaset import FileSource, Functaset, HostSource
 
 CACHES = ("none", "host", "device")
+COPIES = ("first", "all")
 _NAMES = ("latents", "scale", "label", "mask")  # what models read, of all that a record holds
 _SPARED = 0.5  # of a device's memory, for the model
 _MOST_NUMBERS = 1 << 31  # examples on devices, where they are counted in int32

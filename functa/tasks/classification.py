@@ -1,5 +1,6 @@
 """The classify stage: a classifier trained on the latents of a functaset."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -15,12 +16,15 @@ from functa import classifier, optim
 from functa import mesh as mesh_lib
 from functa.config import outside
 from functa.data import functaset as functasets
+from functa.data import latent_augment
 from functa.data.functaset_format import float32_latents
-from functa.data.latent_batches import CACHES, LatentBatches
+from functa.data.latent_batches import CACHES, COPIES, LatentBatches
 from functa.normalization import KINDS, make_normalization
 from functa.tasks import Illustrations, PyTree, Task
 
 ILLUSTRATED_EXAMPLES = 256
+TOP = 5  # classes that an example may be told to be of, in top5_accuracy
+_MEANS = {"correct": "accuracy", "in_top5": "top5_accuracy", "loss": "loss"}  # of rows
 
 
 def make(
@@ -48,7 +52,7 @@ def make(
     batches = LatentBatches(
         functaset,
         cache=settings.cache,
-        copies="all",
+        copies=settings.copies,
         process_index=process_index,
         process_count=process_count,
     )
@@ -57,9 +61,9 @@ def make(
         init=make_init(module, latent_shape=tuple(config.field.latent_shape)),
         draw=make_draw(
             normalize,
+            make_augment(config),
             num_classes=num_classes,
             mixup=settings.mixup,
-            latent_noise=settings.latent_noise,
         ),
         loss=make_loss(module, label_smoothing=settings.label_smoothing),
         finish=lambda logs: logs,
@@ -89,33 +93,61 @@ def check(config: ConfigDict) -> list[str]:
     """Every impossible value in `config.classify`, each with its number; [] if there is none."""
     settings = config.classify
     problems = []
+    params = None
     try:
         model = classifier.make_model(num_classes=config.data.num_classes, **settings.model)
         init = make_init(model, latent_shape=tuple(config.field.latent_shape))
-        jax.eval_shape(init, jax.random.key(0))
+        params = jax.eval_shape(init, jax.random.key(0))
     except (TypeError, ValueError, flax.errors.FlaxError) as error:
         problems.append(f"classify.model: {error}")
     try:
         make_optimizer(config)
+        if params is not None and settings.optimizer.layer_decay < 1:
+            classifier.layer_rates(params, decay=settings.optimizer.layer_decay)
     except (TypeError, ValueError) as error:
         told = str(error).replace("optimizer.", "classify.optimizer.")
         problems += told.splitlines()
+    try:
+        make_augment(config)
+    except (TypeError, ValueError) as error:
+        problems.append(f"classify.augment: {error}")
     if settings.normalization not in KINDS:
         problems.append(f"classify.normalization={settings.normalization!r}: {', '.join(KINDS)}")
     if settings.cache not in CACHES:
         problems.append(f"classify.cache={settings.cache!r}: {', '.join(CACHES)}")
+    if settings.copies not in COPIES:
+        problems.append(f"classify.copies={settings.copies!r}: {', '.join(COPIES)}")
     return problems + outside(
         {
             "classify.mixup": (settings.mixup, 0.0, 1e3),
-            "classify.latent_noise": (settings.latent_noise, 0.0, 1e3),
             "classify.label_smoothing": (settings.label_smoothing, 0.0, 0.999),
         }
     )
 
 
 def make_optimizer(config: ConfigDict) -> optim.Optimizer:
+    """The optimiser of config.classify, with a learning rate for each block where layer_decay is below 1.
+
+    Raises:
+      ValueError, TypeError: impossible values.
+    """
     settings = config.classify
-    return optim.make(**settings.optimizer, steps=settings.steps, decay_mask=classifier.decay_mask)
+    shared = dict(settings.optimizer)
+    decay = shared.pop("layer_decay")
+    problems = outside({"optimizer.layer_decay": (decay, 1e-3, 1.0)})
+    if problems:
+        raise ValueError("\n".join(problems))
+    made = optim.make(**shared, steps=settings.steps, decay_mask=classifier.decay_mask)
+    if decay == 1:
+        return made
+    rates = optim.scaled(functools.partial(classifier.layer_rates, decay=decay))
+    return optim.Optimizer(optax.chain(made.transformation, rates), made.learning_rate)
+
+
+def make_augment(config: ConfigDict) -> latent_augment.Augment:
+    """As config.classify.augment says; raises ValueError for what it cannot be."""
+    shape = tuple(config.field.latent_shape)
+    return latent_augment.make(latent_shape=shape, **config.classify.augment)
 
 
 def make_init(module: nn.Module, *, latent_shape: tuple[int, ...]) -> Callable[[jax.Array], PyTree]:
@@ -134,27 +166,25 @@ def _logits(module: nn.Module, params: PyTree, inputs: jax.Array, **mode: Any) -
 
 def make_draw(
     normalize: Callable[[jax.Array], jax.Array],
+    augment: latent_augment.Augment,
     *,
     num_classes: int,
     mixup: float,
-    latent_noise: float,
 ) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
     """draw of Task: what the model is given and is to say.
 
     Returns:
-      (batch, key) -> latents [b, i, j, d] float32, normalised, mixed and with noise; targets [b, num_classes]
+      (batch, key) -> latents [b, i, j, d] float32, normalised, augmented and mixed; targets [b, num_classes]
       float32, probabilities; keys [b] of dropout. Every random number is a function of the key and of the
       position in the global batch.
     """
 
     def draw(batch: Any, key: jax.Array) -> dict[str, jax.Array]:
-        mixup_key, noise_key, model_key = jax.random.split(key, 3)
-        latents = normalize(float32_latents(batch))
+        mixup_key, augment_key, model_key = jax.random.split(key, 3)
+        latents = augment(normalize(float32_latents(batch)), augment_key)
         targets = jax.nn.one_hot(batch["label"], num_classes, dtype=jnp.float32)
         if mixup > 0:
-            latents, targets = mix(latents, targets, key=mixup_key, alpha=mixup)
-        if latent_noise > 0:
-            latents = latents + latent_noise * jax.random.normal(noise_key, latents.shape)
+            latents, targets = latent_augment.mix(latents, targets, key=mixup_key, alpha=mixup)
         keys = jax.random.split(model_key, len(latents))
         return {"latents": latents, "targets": targets, "keys": keys}
 
@@ -183,43 +213,27 @@ def make_loss(
     return loss
 
 
-def mix(
-    latents: jax.Array, targets: jax.Array, *, key: jax.Array, alpha: float
-) -> tuple[jax.Array, jax.Array]:
-    """Mixup: every example with a partner from a permutation of the batch.
-
-    Args:
-      latents: [b, i, j, d] float32.
-      targets: [b, k] float32, probabilities.
-      alpha: each example's share is drawn from Beta(alpha, alpha).
-    Returns:
-      (mixed latents, mixed targets), of the same shapes.
-    Source: Zhang et al. 2018, "mixup", equation 2; deviation: one share an example, not a batch.
-    """
-    share_key, order_key = jax.random.split(key)
-    share = jax.random.beta(share_key, alpha, alpha, shape=latents.shape[:1], dtype=jnp.float32)
-    order = jax.random.permutation(order_key, latents.shape[0])
-    weight = share[:, None, None, None]
-    mixed = weight * latents + (1 - weight) * latents[order]
-    return mixed, share[:, None] * targets + (1 - share[:, None]) * targets[order]
-
-
 def make_evaluate(
     module: nn.Module, normalize: Callable[[jax.Array], jax.Array]
 ) -> Callable[[PyTree, Any], dict[str, jax.Array]]:
     """evaluate(params, batch) -> rows [b]: correct (0 or 1) and loss float32, prediction and label
-    int32. The loss is the plain cross-entropy in nats, without label smoothing."""
+    int32; of more than five classes also in_top5 (0 or 1) float32. The loss is the plain
+    cross-entropy in nats, without label smoothing."""
 
     def evaluate(params: PyTree, batch: Any) -> dict[str, jax.Array]:
         logits = _logits(module, params, normalize(float32_latents(batch)), train=False)
         label = batch["label"]
         prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return {
+        rows = {
             "correct": (prediction == label).astype(jnp.float32),
             "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
             "prediction": prediction,
             "label": label,
         }
+        if logits.shape[-1] > TOP:
+            likely = jax.lax.top_k(logits, TOP)[1].astype(label.dtype)
+            rows["in_top5"] = jnp.any(likely == label[:, None], axis=-1).astype(jnp.float32)
+        return rows
 
     return evaluate
 
@@ -229,6 +243,7 @@ def summarize(rows: dict[str, np.ndarray]) -> dict[str, float]:
 
     Returns:
       accuracy, a fraction in [0, 1]; accuracy_standard_error, the binomial sqrt(a (1 - a) / N);
+      top5_accuracy, of more than five classes: the fraction whose label is one of the five most likely;
       loss, the mean cross-entropy in nats.
     Raises:
       ValueError: there are no rows.
@@ -236,11 +251,10 @@ def summarize(rows: dict[str, np.ndarray]) -> dict[str, float]:
     count = len(rows["correct"]) if rows else 0
     if count == 0:
         raise ValueError("a split of 0 examples has no accuracy; data.validation_examples sets one")
-    accuracy = float(np.mean(rows["correct"], dtype=np.float64))
-    return {
-        "accuracy": accuracy,
-        "accuracy_standard_error": (accuracy * (1 - accuracy) / count) ** 0.5,
-        "loss": float(np.mean(rows["loss"], dtype=np.float64)),
+    means = {key: float(np.mean(rows[key], dtype=np.float64)) for key in rows if key in _MEANS}
+    accuracy = means["correct"]
+    return {_MEANS[key]: mean for key, mean in means.items()} | {
+        "accuracy_standard_error": (accuracy * (1 - accuracy) / count) ** 0.5
     }
 
 

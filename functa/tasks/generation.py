@@ -19,7 +19,7 @@ from functa import mesh as mesh_lib
 from functa.config import outside
 from functa.data import functaset as functasets
 from functa.data.functaset_format import float32_latents
-from functa.data.latent_batches import CACHES, LatentBatches
+from functa.data.latent_batches import CACHES, COPIES, LatentBatches
 from functa.diffusion import Denoise, Frame
 from functa.normalization import KINDS, Normalization, make_normalization
 from functa.tasks import Illustrations, PyTree, Task
@@ -117,8 +117,8 @@ def check(config: ConfigDict) -> list[str]:
         problems.append(f"generate.normalization={settings.normalization!r}: {', '.join(KINDS)}")
     if settings.cache not in CACHES:
         problems.append(f"generate.cache={settings.cache!r}: {', '.join(CACHES)}")
-    if settings.copies not in ("first", "all"):
-        problems.append(f"generate.copies={settings.copies!r}: first or all")
+    if settings.copies not in COPIES:
+        problems.append(f"generate.copies={settings.copies!r}: {', '.join(COPIES)}")
     swept = {f"generate.sweep[{k}]": scale for k, scale in enumerate(settings.sweep)}
     words = [key for key, scale in swept.items() if not isinstance(scale, int | float)]
     if words or len(set(settings.sweep)) < len(settings.sweep):
