@@ -1,0 +1,153 @@
+"""How many multiply-adds classifiers and denoisers of latents need, from the shapes of their layers.
+
+Only matrix products and convolutions are counted, as in functa/operations.py: the nine shifted products of a
+depthwise convolution are none. A training step takes three times the forward pass, since the pass back costs as
+much for the activations and as much again for the weights, but for the first layers, which need the latter alone.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+
+from functa import classifier, denoiser, samplers
+
+LatentShape = tuple[int, int, int]
+_FEATURES = 2 * len(denoiser.FREQUENCIES)  # of the noise level
+
+
+@functools.singledispatch
+def forward(module: nn.Module, latent_shape: LatentShape) -> int:
+    """Multiply-adds of `module`, a classifier or a denoiser, on the latents [i, j, d] of one example."""
+    raise TypeError(f"{type(module).__name__} is no model of latents")
+
+
+def training(module: nn.Module, latent_shape: LatentShape) -> int:
+    """Multiply-adds of one example in a training step."""
+    return 3 * forward(module, latent_shape) - _first_layers(module, latent_shape)
+
+
+def _first_layers(module: nn.Module, latent_shape: LatentShape) -> int:
+    """Of `forward`, what is done with inputs that nothing is learned from: latents and noise level."""
+    i, j, d = latent_shape
+    pyramid = isinstance(module, classifier.ConvNext | denoiser.UNet)
+    width = module.widths[0] if pyramid else module.width  # type: ignore[attr-defined]
+    taps = 9 if isinstance(module, denoiser.UNet) else 1
+    features = _FEATURES if type(module) in denoiser.MODELS.values() else 0
+    return (taps * i * j * d + features) * width
+
+
+def evaluations(
+    *, schedule: dict[str, Any], solver: dict[str, Any], scale: float, interval: tuple[float, float]
+) -> int:
+    """How often a sample's denoiser is evaluated, guidance included: with it, twice inside its interval.
+
+    Args:
+      schedule, solver: of samplers.make_schedule and make_solver.
+      scale, interval: of samplers.guided; any scale but 1 costs the same.
+    """
+    made = samplers.make_solver(**solver)
+    sigmas = np.asarray(samplers.make_schedule(**schedule), np.float64)
+    upper = sigmas[:-1] * (
+        1 + made.churn(sigmas)
+    )  # where each step begins, noise that is added included
+    asked = np.concatenate([upper, sigmas[1:-1]]) if made.second_order else upper
+    low, high = interval
+    inside = int(np.sum((low <= asked) & (asked <= high))) if scale != 1 else 0
+    return len(asked) + inside
+
+
+def _attention(tokens: int, width: int) -> int:
+    """Queries, keys, values and output; scores and their mixture."""
+    return tokens * 4 * width**2 + 2 * tokens**2 * width
+
+
+def _feed_forward(tokens: int, width: int, mlp_width: int) -> int:
+    return tokens * 2 * width * mlp_width
+
+
+@forward.register
+def _(module: classifier.Mlp, latent_shape: LatentShape) -> int:
+    i, j, d = latent_shape
+    width = module.width
+    return i * j * d * width + module.depth * 2 * width**2 + width * module.num_classes
+
+
+@forward.register
+def _(module: classifier.TransformerClassifier, latent_shape: LatentShape) -> int:
+    i, j, d = latent_shape
+    tokens, width = i * j + 1, module.width  # with CLS
+    block = _attention(tokens, width) + _feed_forward(tokens, width, module.mlp_width)
+    return i * j * d * width + module.depth * block + width * module.num_classes
+
+
+@forward.register
+def _(module: classifier.ConvNext, latent_shape: LatentShape) -> int:
+    i, j, before = latent_shape
+    total = 0
+    for stage, (width, depth) in enumerate(zip(module.widths, module.depths, strict=True)):
+        taps = 1
+        if stage > 0:
+            i, j, taps = -(-i // 2), -(-j // 2), 4
+        total += i * j * taps * before * width + depth * _feed_forward(i * j, width, 4 * width)
+        before = width
+    return total + before * module.num_classes
+
+
+def _embedding(width: int) -> int:
+    """Of the noise level; the class is looked up."""
+    return _FEATURES * width + width**2
+
+
+@forward.register
+def _(module: denoiser.Dit, latent_shape: LatentShape) -> int:
+    i, j, d = latent_shape
+    tokens, width = i * j // module.patch**2, module.width
+    ends = 2 * i * j * d * width  # patches and output
+    block = _attention(tokens, width) + _feed_forward(tokens, width, module.mlp_width)
+    modulations = (2 * 3 * module.depth + 2) * width**2
+    return _embedding(width) + ends + module.depth * block + modulations
+
+
+@forward.register
+def _(module: denoiser.Mlp, latent_shape: LatentShape) -> int:
+    i, j, d = latent_shape
+    width = module.width
+    block = _feed_forward(1, width, module.mlp_width) + 3 * width**2
+    return _embedding(width) + 2 * i * j * d * width + module.depth * block + 2 * width**2
+
+
+@forward.register
+def _(module: denoiser.UNet, latent_shape: LatentShape) -> int:
+    i, j, d = latent_shape
+    first, last = module.widths[0], module.widths[-1]
+    levels = list(enumerate(zip(module.widths, module.depths, strict=True)))
+
+    def places(level: int) -> int:
+        return (i >> level) * (j >> level)
+
+    def block(level: int, inputs: int, width: int) -> int:
+        convolutions = 9 * places(level) * (inputs * width + width**2)
+        shortcut = places(level) * inputs * width if inputs != width else 0
+        return convolutions + shortcut + 2 * first * width
+
+    total = _embedding(first) + 9 * places(0) * 2 * d * first  # and the ends
+    total += _attention(places(len(levels) - 1), last) + 3 * first * last
+    skips, now = [], first
+    for level, (width, depth) in levels:
+        if level > 0:
+            total += places(level) * 4 * now * width  # halve
+            now = width
+        for _ in range(depth):
+            total += block(level, now, width)
+            now = width
+            skips.append(now)
+    for level, (width, depth) in reversed(levels):
+        if level < len(levels) - 1:
+            total += places(level + 1) * now * 4 * width  # double
+            now = width
+        for _ in range(depth):
+            total += block(level, now + skips.pop(), width)
+            now = width
+    return total

@@ -1,0 +1,252 @@
+"""What each stage of a config costs on a cluster that is not at hand: a projection.
+
+Multiply-adds are counted (functa/operations.py and its neighbours), sizes are read from described arrays and, where
+asked for, from compiled programs; everything that depends on a machine is a published number (functa/clusters.py)
+or an assumption, and all assumptions are in `costs.Assumptions`. A step of training takes
+
+    max(products / (peak x utilisation), bytes moved / bandwidth of the memory) + all-reduce
+
+and no less than its input takes; a batch of encoding likewise, without the all-reduce, and no less than writing it.
+Not counted: compiling, pauses for checkpoints, restarts, augmentation, pictures, PCA, and the judge of samples.
+"""
+
+import functools
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from functa import classifier, downstream_operations, fitting, program_operations, shares
+from functa import generate as generate_lib
+from functa.clusters import Cluster
+from functa.costs import HOUR, Assumptions, Stage
+from functa.data import functaset_size
+from functa.data.functaset_format import RecordLayout
+from functa.data.functaset_writer import Shard, plan_shards
+from functa.field import make_field
+from functa.program_operations import Cost
+from functa.tasks import generation
+
+_STATES_KEPT, _BEST_KEPT = 2, 3  # checkpoints of a stage, functa/train.py
+_LEVELS = 8  # noise levels of an evaluation of a denoiser, functa/tasks/generation.py
+
+
+class Planner:
+    """The stages of one config on one cluster; a method a stage."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        cluster: Cluster,
+        splits: dict[str, int],
+        assumptions: Assumptions,
+        *,
+        compiles: bool,
+    ):
+        """
+        Args:
+          splits: images of train, validation and test.
+          compiles: whether programs are compiled, see shares.program.
+        Raises:
+          ValueError: config.mesh does not make up the cluster.
+        """
+        self.config, self.cluster, self.splits = config, cluster, splits
+        self.assumptions, self.compiles = assumptions, compiles
+        self.mesh = shares.described_mesh(config, cluster.devices)
+        self.latent_shape: tuple[int, int, int] = tuple(config.field.latent_shape)
+
+    @functools.cached_property
+    def record_bytes(self) -> float:
+        layout = RecordLayout(latent_shape=self.latent_shape, dtype=self.config.encode.dtype)
+        return functaset_size.record_bytes(layout)
+
+    @functools.cached_property
+    def records(self) -> dict[str, int]:
+        """Of the functaset, by split."""
+        copies = self.config.encode.num_augmentations
+        return self.splits | {"train": self.splits["train"] * copies}
+
+    def meta_learn(self) -> Stage:
+        config, loop, settings = self.config, self.config.inner_loop, self.config.meta_learn
+        devices_of_image = self.mesh.shape["cell"]
+        images = settings.batch_size * devices_of_image // self.cluster.devices
+        cost = program_operations.training(
+            fitting.training_band(config),
+            steps=loop.steps,
+            second_order=loop.second_order,
+            chunks=1 if settings.cells_per_image else loop.chunks,
+        )
+        h, w, _ = config.data.image_shape
+        stage = self._trained(
+            "meta_learn",
+            examples=self.splits["train"],
+            each=images * (settings.cells_per_image or 1),
+            cost=cost,
+            of_evaluation=program_operations.fit(make_field(config), steps=loop.steps).each,
+            read=self.assumptions.image_bytes,
+            decoded=h * w,
+            kept=sum(self.splits.values()) if config.data.cache == "host" else 0,
+        )
+        stage.storage_bytes += 4 * stage.parameters  # the exported field
+        return stage
+
+    def encode(self) -> Stage:
+        config, cluster, assumed = self.config, self.cluster, self.assumptions
+        h, w, _ = config.data.image_shape
+        shards = plan_shards(self.records, config.encode.examples_per_shard)
+        total = sum(self.records.values())
+        batch = config.encode.batch_size * cluster.devices
+        steps = most_batches(shards, cluster.hosts, batch // cluster.hosts)
+        cost = program_operations.fit(make_field(config), steps=config.inner_loop.steps)
+        # Copies of an image are neighbours, so it is read and decoded once for those of a batch.
+        images = batch / cluster.hosts * sum(self.splits.values()) / total
+        moved = images * assumed.image_bytes + batch / cluster.hosts * self.record_bytes
+        program = shares.program(config, "encode", self.mesh) if self.compiles else None
+        share = shares.of_stage(config, "meta_learn", self.mesh)
+        parameters = program_operations.numbers(share.parameters)
+        return Stage(
+            name="encode",
+            examples=total,
+            steps=steps,
+            batch_size=batch,
+            parameters=0,
+            state_bytes=4 * parameters,
+            cost=cost,
+            optimizer=0,
+            operations=2.0 * (cost.each * total + cost.once * steps * cluster.devices),
+            program=program,
+            sent_bytes=0.0,
+            seconds={
+                "products": self._seconds(cost.each * config.encode.batch_size + cost.once),
+                "optimizer": 0.0,
+                "memory": self._memory_seconds(program),
+                "all-reduce": 0.0,
+                "input": images * h * w / assumed.decode_pixels,
+                "storage": moved / assumed.storage_bandwidth,
+            },
+            extra_hours={},
+            host_bytes=moved,
+            storage_bytes=functaset_size.shard_bytes(shards, self.record_bytes),
+            shards=len(shards),
+        )
+
+    def classify(self) -> Stage:
+        module = classifier.make_model(
+            num_classes=self.config.data.num_classes, **self.config.classify.model
+        )
+        return self._of_latents("classify", module, examples=self.records["train"], levels=1)
+
+    def generate(self) -> Stage:
+        config, settings = self.config, self.config.generate
+        module = generation.make_model(config)
+        examples = (self.splits if settings.copies == "first" else self.records)["train"]
+        stage = self._of_latents("generate", module, examples=examples, levels=_LEVELS)
+        count = min(settings.samples, self.splits["test"])
+        seconds = self._drawing_seconds(module, count, settings.guidance.scale)
+        # Scales that are compared share a program, which is always guided.
+        swept = self._drawing_seconds(module, min(count, generate_lib.MOST_SWEPT), math.inf)
+        stage.extra_hours["sampling"] = (seconds + len(settings.sweep) * swept) / HOUR
+        return stage
+
+    def _drawing_seconds(self, module: Any, count: int, scale: float) -> float:
+        """Of so many samples at a scale of guidance; every device draws whole blocks."""
+        settings = self.config.generate
+        blocks = -(-count // settings.sample_batch_size)
+        evaluations = downstream_operations.evaluations(
+            schedule=settings.schedule,
+            solver=settings.solver,
+            scale=scale,
+            interval=tuple(settings.guidance.interval),
+        )
+        one = downstream_operations.forward(module, self.latent_shape)
+        turns = -(-blocks // self.cluster.devices)
+        return turns * self._seconds(evaluations * one * settings.sample_batch_size)
+
+    def _of_latents(self, stage: str, module: Any, *, examples: int, levels: int) -> Stage:
+        """levels: how often an evaluation asks the module."""
+        settings = self.config[stage]
+        kept = examples + self.splits["validation"] + self.splits["test"]
+        return self._trained(
+            stage,
+            examples=examples,
+            each=settings.batch_size // self.cluster.devices,
+            cost=Cost(downstream_operations.training(module, self.latent_shape), 0),
+            of_evaluation=levels * downstream_operations.forward(module, self.latent_shape),
+            read=self.record_bytes,
+            decoded=0,
+            kept=0 if settings.cache == "none" else kept,
+        )
+
+    def _trained(
+        self,
+        stage: str,
+        *,
+        examples: int,
+        each: int,
+        cost: Cost,
+        of_evaluation: int,
+        read: float,
+        decoded: int,
+        kept: int,
+    ) -> Stage:
+        """
+        Args:
+          each: examples of a step on a device; cost: of a step.
+          of_evaluation: multiply-adds of one example.
+          read, decoded: bytes and pixels of an example; kept: examples that a host reads before the first step and
+            keeps, 0 where it reads those of every step.
+        """
+        cluster, assumed, settings = self.cluster, self.assumptions, self.config[stage]
+        share = shares.of_stage(self.config, stage, self.mesh)
+        parameters = program_operations.numbers(share.parameters)
+        optimizer = program_operations.optimizer(settings.optimizer.name, share.parameters)
+        program = shares.program(self.config, stage, self.mesh) if self.compiles else None
+        in_step = 0.0 if kept else settings.batch_size / cluster.hosts
+        evaluated = -(-settings.steps // settings.eval_every) * self.splits["validation"]
+        evaluated += self.splits["test"]
+        first = kept * max(decoded / assumed.decode_pixels, read / assumed.storage_bandwidth)
+        products = cost.each * each + cost.once
+        peak_highest = cluster.chip.peak_highest * assumed.utilisation
+        return Stage(
+            name=stage,
+            examples=examples,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            parameters=parameters,
+            state_bytes=share.state_bytes,
+            cost=cost,
+            optimizer=optimizer,
+            operations=2.0 * settings.steps * cluster.devices * (products + optimizer),
+            program=program,
+            sent_bytes=share.sent_bytes,
+            seconds={
+                "products": self._seconds(products),
+                "optimizer": 2 * optimizer / peak_highest,
+                "memory": self._memory_seconds(program),
+                "all-reduce": cluster.send_seconds(share.sent_bytes, share.collectives),
+                "input": in_step * decoded / assumed.decode_pixels,
+                "storage": in_step * read / assumed.storage_bandwidth,
+            },
+            extra_hours={
+                "evaluation": self._seconds(evaluated * of_evaluation) / cluster.devices / HOUR,
+                "first read": first / HOUR,
+            },
+            host_bytes=in_step * read,
+            storage_bytes=float(_STATES_KEPT * share.whole_bytes + _BEST_KEPT * 4 * parameters),
+            shards=0,
+        )
+
+    def _seconds(self, multiply_adds: float) -> float:
+        """Of products on one device."""
+        return 2 * multiply_adds / (self.cluster.chip.peak * self.assumptions.utilisation)
+
+    def _memory_seconds(self, program: shares.Program | None) -> float:
+        return program.moved_bytes / self.cluster.chip.bandwidth if program else 0.0
+
+
+def most_batches(shards: list[Shard], hosts: int, batch_size: int) -> int:
+    """Batches of the host that has most: shard s belongs to host s % hosts, and no batch spans two shards."""
+    return max(
+        sum(-(-shard.records // batch_size) for shard in shards[host::hosts])
+        for host in range(hosts)
+    )
