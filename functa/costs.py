@@ -41,6 +41,8 @@ class Stage:
       seconds: of a step: products, optimizer, memory, all-reduce, input, storage.
       extra_hours: beside the steps, by what takes them.
       host_bytes: that a host reads and writes in a step, from and to where images and functasets lie.
+      read_bytes: that all hosts read in the whole stage, from there.
+      kept_bytes: that it keeps in the memory of every host or of every device: {"host": ...} or {"device": ...}.
       storage_bytes: that the stage leaves behind; shards: files of the functaset.
     """
 
@@ -58,6 +60,8 @@ class Stage:
     seconds: dict[str, float]
     extra_hours: dict[str, float]
     host_bytes: float
+    read_bytes: float
+    kept_bytes: dict[str, float]
     storage_bytes: float
     shards: int
 

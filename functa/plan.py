@@ -12,7 +12,7 @@ Not counted: compiling, pauses for checkpoints, restarts, augmentation, pictures
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -31,6 +31,29 @@ _STATES_KEPT, _BEST_KEPT = 2, 3  # checkpoints of a stage, functa/train.py
 _LEVELS = 8  # noise levels of an evaluation of a denoiser, functa/tasks/generation.py
 
 
+class _Source(NamedTuple):
+    """Where a stage's examples come from.
+
+    Attributes:
+      examples: of the train split; all_splits: of all three.
+      stored_bytes: of an example in storage; pixels: that are decoded; kept_bytes: of it in memory.
+      cache: none, host or device.
+    """
+
+    examples: int
+    all_splits: int
+    stored_bytes: float
+    pixels: int
+    kept_bytes: int
+    cache: str
+
+    def read_seconds(self, assumed: Assumptions) -> float:
+        """That a host takes for an example."""
+        return max(
+            self.pixels / assumed.decode_pixels, self.stored_bytes / assumed.storage_bandwidth
+        )
+
+
 class Planner:
     """The stages of one config on one cluster; a method a stage."""
 
@@ -41,24 +64,47 @@ class Planner:
         splits: dict[str, int],
         assumptions: Assumptions,
         *,
+        stages: tuple[str, ...],
         compiles: bool,
     ):
         """
         Args:
           splits: images of train, validation and test.
+          stages: names of those that are planned, of one run.
           compiles: whether programs are compiled, see shares.program.
         Raises:
           ValueError: config.mesh does not make up the cluster.
         """
         self.config, self.cluster, self.splits = config, cluster, splits
-        self.assumptions, self.compiles = assumptions, compiles
+        self.assumptions, self.names, self.compiles = assumptions, stages, compiles
         self.mesh = shares.described_mesh(config, cluster.devices)
         self.latent_shape: tuple[int, int, int] = tuple(config.field.latent_shape)
+        self.layout = RecordLayout(latent_shape=self.latent_shape, dtype=config.encode.dtype)
+
+    def stages(self) -> list[Stage]:
+        made = {
+            "meta_learn": self.meta_learn,
+            "encode": self.encode,
+            "classify": self.classify,
+            "generate": self.generate,
+        }
+        return [made[name]() for name in self.names]
+
+    @functools.cached_property
+    def images(self) -> "_Source":
+        h, w, c = self.config.data.image_shape
+        return _Source(
+            examples=self.splits["train"],
+            all_splits=sum(self.splits.values()),
+            stored_bytes=self.assumptions.image_bytes,
+            pixels=h * w,
+            kept_bytes=h * w * c,
+            cache=self.config.data.cache,
+        )
 
     @functools.cached_property
     def record_bytes(self) -> float:
-        layout = RecordLayout(latent_shape=self.latent_shape, dtype=self.config.encode.dtype)
-        return functaset_size.record_bytes(layout)
+        return functaset_size.record_bytes(self.layout)
 
     @functools.cached_property
     def records(self) -> dict[str, int]:
@@ -76,30 +122,29 @@ class Planner:
             second_order=loop.second_order,
             chunks=1 if settings.cells_per_image else loop.chunks,
         )
-        h, w, _ = config.data.image_shape
         stage = self._trained(
             "meta_learn",
-            examples=self.splits["train"],
+            self.images,
             each=images * (settings.cells_per_image or 1),
             cost=cost,
             of_evaluation=program_operations.fit(make_field(config), steps=loop.steps).each,
-            read=self.assumptions.image_bytes,
-            decoded=h * w,
-            kept=sum(self.splits.values()) if config.data.cache == "host" else 0,
         )
         stage.storage_bytes += 4 * stage.parameters  # the exported field
         return stage
 
     def encode(self) -> Stage:
         config, cluster, assumed = self.config, self.cluster, self.assumptions
-        h, w, _ = config.data.image_shape
+        source = self.images
         shards = plan_shards(self.records, config.encode.examples_per_shard)
         total = sum(self.records.values())
         batch = config.encode.batch_size * cluster.devices
         steps = most_batches(shards, cluster.hosts, batch // cluster.hosts)
         cost = program_operations.fit(make_field(config), steps=config.inner_loop.steps)
-        # Copies of an image are neighbours, so it is read and decoded once for those of a batch.
-        images = batch / cluster.hosts * sum(self.splits.values()) / total
+        # What is kept in memory has been read by meta_learn. Else an image is read and decoded once for those of its
+        # copies that are in a batch: they are neighbours.
+        keeps = source.cache != "none"
+        images = 0.0 if keeps else batch / cluster.hosts * source.all_splits / total
+        again = source.all_splits if keeps and "meta_learn" not in self.names else 0
         moved = images * assumed.image_bytes + batch / cluster.hosts * self.record_bytes
         program = shares.program(config, "encode", self.mesh) if self.compiles else None
         share = shares.of_stage(config, "meta_learn", self.mesh)
@@ -121,11 +166,14 @@ class Planner:
                 "optimizer": 0.0,
                 "memory": self._memory_seconds(program),
                 "all-reduce": 0.0,
-                "input": images * h * w / assumed.decode_pixels,
+                "input": images * source.pixels / assumed.decode_pixels,
                 "storage": moved / assumed.storage_bandwidth,
             },
-            extra_hours={},
+            extra_hours={"first read": again * source.read_seconds(assumed) / HOUR},
             host_bytes=moved,
+            read_bytes=(again * cluster.hosts if keeps else source.all_splits)
+            * source.stored_bytes,
+            kept_bytes={source.cache: source.all_splits * source.kept_bytes} if keeps else {},
             storage_bytes=functaset_size.shard_bytes(shards, self.record_bytes),
             shards=len(shards),
         )
@@ -165,51 +213,46 @@ class Planner:
     def _of_latents(self, stage: str, module: Any, *, examples: int, levels: int) -> Stage:
         """levels: how often an evaluation asks the module."""
         settings = self.config[stage]
-        kept = examples + self.splits["validation"] + self.splits["test"]
+        source = _Source(
+            examples=examples,
+            all_splits=examples + self.splits["validation"] + self.splits["test"],
+            stored_bytes=self.record_bytes,
+            pixels=0,
+            kept_bytes=self.layout.latent_bytes,
+            cache=settings.cache,
+        )
         return self._trained(
             stage,
-            examples=examples,
+            source,
             each=settings.batch_size // self.cluster.devices,
             cost=Cost(downstream_operations.training(module, self.latent_shape), 0),
             of_evaluation=levels * downstream_operations.forward(module, self.latent_shape),
-            read=self.record_bytes,
-            decoded=0,
-            kept=0 if settings.cache == "none" else kept,
         )
 
     def _trained(
-        self,
-        stage: str,
-        *,
-        examples: int,
-        each: int,
-        cost: Cost,
-        of_evaluation: int,
-        read: float,
-        decoded: int,
-        kept: int,
+        self, stage: str, source: "_Source", *, each: int, cost: Cost, of_evaluation: int
     ) -> Stage:
         """
         Args:
           each: examples of a step on a device; cost: of a step.
           of_evaluation: multiply-adds of one example.
-          read, decoded: bytes and pixels of an example; kept: examples that a host reads before the first step and
-            keeps, 0 where it reads those of every step.
         """
         cluster, assumed, settings = self.cluster, self.assumptions, self.config[stage]
         share = shares.of_stage(self.config, stage, self.mesh)
         parameters = program_operations.numbers(share.parameters)
         optimizer = program_operations.optimizer(settings.optimizer.name, share.parameters)
         program = shares.program(self.config, stage, self.mesh) if self.compiles else None
-        in_step = 0.0 if kept else settings.batch_size / cluster.hosts
+        # What a host reads: all at first, or what it needs of every batch.
+        keeps = source.cache != "none"
+        in_step = 0.0 if keeps else settings.batch_size / cluster.hosts
+        at_first = source.all_splits if keeps else 0
+        read = at_first * cluster.hosts if keeps else settings.steps * settings.batch_size
         evaluated = -(-settings.steps // settings.eval_every) * self.splits["validation"]
         evaluated += self.splits["test"]
-        first = kept * max(decoded / assumed.decode_pixels, read / assumed.storage_bandwidth)
         products = cost.each * each + cost.once
-        peak_highest = cluster.chip.peak_highest * assumed.utilisation
         return Stage(
             name=stage,
-            examples=examples,
+            examples=source.examples,
             steps=settings.steps,
             batch_size=settings.batch_size,
             parameters=parameters,
@@ -221,17 +264,19 @@ class Planner:
             sent_bytes=share.sent_bytes,
             seconds={
                 "products": self._seconds(products),
-                "optimizer": 2 * optimizer / peak_highest,
+                "optimizer": 2 * optimizer / (cluster.chip.peak_highest * assumed.utilisation),
                 "memory": self._memory_seconds(program),
                 "all-reduce": cluster.send_seconds(share.sent_bytes, share.collectives),
-                "input": in_step * decoded / assumed.decode_pixels,
-                "storage": in_step * read / assumed.storage_bandwidth,
+                "input": in_step * source.pixels / assumed.decode_pixels,
+                "storage": in_step * source.stored_bytes / assumed.storage_bandwidth,
             },
             extra_hours={
                 "evaluation": self._seconds(evaluated * of_evaluation) / cluster.devices / HOUR,
-                "first read": first / HOUR,
+                "first read": at_first * source.read_seconds(assumed) / HOUR,
             },
-            host_bytes=in_step * read,
+            host_bytes=in_step * source.stored_bytes,
+            read_bytes=read * source.stored_bytes,
+            kept_bytes={source.cache: at_first * source.kept_bytes} if keeps else {},
             storage_bytes=float(_STATES_KEPT * share.whole_bytes + _BEST_KEPT * 4 * parameters),
             shards=0,
         )

@@ -151,7 +151,10 @@ def test_the_host_with_most_batches_is_waited_for():
 
 def planner(config, devices=8, **assumed):
     cluster = Cluster("by hand", CHIP, devices)
-    return plan.Planner(config, cluster, SPLITS, ASSUMED._replace(**assumed), compiles=False)
+    assumptions = ASSUMED._replace(**assumed)
+    return plan.Planner(
+        config, cluster, SPLITS, assumptions, stages=("meta_learn", "encode"), compiles=False
+    )
 
 
 def test_a_stage_that_trains_by_hand():
@@ -180,6 +183,8 @@ def test_a_stage_that_trains_by_hand():
         12 * stage.step_seconds / 3600 + sum(stage.extra_hours.values())
     )
     assert stage.limit == "first read"
+    assert stage.read_bytes == 2 * 1600 * 100
+    assert stage.kept_bytes == {"host": 1600 * 64}
     # Two states, of parameters, average, two moments and counters, three sets of parameters, and the export.
     assert stage.storage_bytes == pytest.approx(4 * stage.parameters * (2 * 4 + 3 + 1), rel=0.02)
 
@@ -193,6 +198,7 @@ def test_images_that_are_not_kept_are_read_in_every_step():
     assert stage.seconds["input"] == pytest.approx(config.meta_learn.batch_size / 2 * 64 / 1e3)
     assert stage.step_seconds == stage.seconds["input"]
     assert (stage.extra_hours["first read"], stage.limit) == (0, "input")
+    assert stage.read_bytes == stage.steps * stage.batch_size * 100
 
 
 def test_muon_takes_its_time_at_highest_precision_on_every_device():
@@ -217,6 +223,7 @@ def test_random_cells_are_counted_as_cells():
 
 def test_encoding_by_hand():
     config = digits.get_config("tiny")  # two copies, batches of 16 a device, shards of 40
+    config.data.cache = "none"
     found = planner(config)
     stage = found.encode()
     records = 2 * 1200 + 40 + 360
@@ -229,7 +236,15 @@ def test_encoding_by_hand():
     assert stage.seconds["storage"] == pytest.approx(written / 1e5)
     assert stage.seconds["input"] == pytest.approx(images * 64 / 1e6)
     assert stage.storage_bytes == 70 * 2 * 65_536  # as small as files of ArrayRecord can be
+    assert stage.read_bytes == 1600 * 100
     assert (stage.sent_bytes, stage.limit) == (0, "storage")
+    config.data.cache = "host"
+    found = planner(config)
+    after = found.encode()  # images are in memory
+    assert (after.seconds["input"], after.host_bytes) == (0, 64 * found.record_bytes)
+    assert (after.extra_hours["first read"], after.read_bytes) == (0, 0)
+    found.names = ("encode",)
+    assert found.encode().extra_hours["first read"] == pytest.approx(1600 * 100 / 1e5 / 3600)
 
 
 def test_samples_are_drawn_in_whole_blocks_by_every_device():

@@ -94,7 +94,7 @@ RANKS = {
     "functa.preflight": 7,
     "functa.shares": 7,
     "functa.costs": 8,
-    "functa.plan": 9,
+    "functa.plan": 10,
     "functa.sampling": 2,
     "functa.normalization": 3,
     "functa.trained": 6,

@@ -83,7 +83,7 @@ class Crops:
 
 def planner(config: ConfigDict, splits: dict[str, int]) -> plan.Planner:
     assumed = costs.Assumptions(0.5, 1e6, 1e3, 1e6)  # of no matter here
-    return plan.Planner(config, parse("cpu:1"), splits, assumed, compiles=False)
+    return plan.Planner(config, parse("cpu:1"), splits, assumed, stages=(), compiles=False)
 
 
 def products_of(config: ConfigDict, stage: str, found: jax.stages.Compiled) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def plan_of(config: ConfigDict, topology: str) -> Planner:
     problems += preflight.check(config, None, stages=stages, mesh=mesh)
     if problems:
         raise ValueError("\n".join(problems))
-    return Planner(config, cluster, *found, compiles=_COMPILE.value)
+    return Planner(config, cluster, *found, stages=stages, compiles=_COMPILE.value)
 
 
 def main(argv: list[str]) -> int:
@@ -186,7 +186,7 @@ def main(argv: list[str]) -> int:
         planner = plan_of(config, _TOPOLOGY[0])
     except ValueError as error:
         return command.refuse("plan", str(error))
-    stages = [getattr(planner, name)() for name in named(config)]
+    stages = planner.stages()
     told = report(planner, stages)
     if _JSON.value:
         print(json.dumps(told))

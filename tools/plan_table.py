@@ -60,7 +60,8 @@ def table(stages: list[Stage], memory: float) -> list[str]:
             return "not compiled"
         used = stage.program.memory
         told = f"{size(used['argument_bytes'])} + {size(used['temporary_bytes'])}"
-        return told if stage.program.peak_bytes <= memory else f"{told}: TOO MUCH"
+        needed = stage.program.peak_bytes + stage.kept_bytes.get("device", 0)
+        return told if needed <= memory else f"{told}: TOO MUCH"
 
     def part(name: str) -> Callable[[Stage], str]:
         return lambda stage: seconds(stage.seconds[name])
@@ -90,6 +91,10 @@ def table(stages: list[Stage], memory: float) -> list[str]:
             f"{name} {seconds(HOUR * hours)}" for name, hours in s.extra_hours.items() if hours
         ),
         "**stage**": lambda s: f"**{seconds(HOUR * s.hours)}**",
+        "cached on every host or device": lambda s: ", ".join(
+            f"{place} {size(kept)}" for place, kept in s.kept_bytes.items()
+        ),
+        "all hosts read": lambda s: size(s.read_bytes),
         "leaves": lambda s: size(s.storage_bytes),
         "shards": lambda s: f"{s.shards:,}" if s.shards else "",
         "what limits": lambda s: s.limit,
