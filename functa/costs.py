@@ -14,13 +14,13 @@ class Assumptions(NamedTuple):
 
     Attributes:
       utilisation: of the chip's peak, in matrix products.
-      decode_pixels: that a host decodes a second.
+      decode_rate: images that a host decodes a second.
       image_bytes: of an image where it is stored.
       storage_bandwidth: bytes a second between a host and where images and functasets lie.
     """
 
     utilisation: float
-    decode_pixels: float
+    decode_rate: float
     image_bytes: float
     storage_bandwidth: float
 

@@ -36,21 +36,22 @@ class _Source(NamedTuple):
 
     Attributes:
       examples: of the train split; all_splits: of all three.
-      stored_bytes: of an example in storage; pixels: that are decoded; kept_bytes: of it in memory.
+      stored_bytes: of an example in storage; decoded: images to decode in it, 1 or 0;
+        kept_bytes: of it in memory.
       cache: none, host or device.
     """
 
     examples: int
     all_splits: int
     stored_bytes: float
-    pixels: int
+    decoded: int
     kept_bytes: int
     cache: str
 
     def read_seconds(self, assumed: Assumptions) -> float:
         """That a host takes for an example."""
         return max(
-            self.pixels / assumed.decode_pixels, self.stored_bytes / assumed.storage_bandwidth
+            self.decoded / assumed.decode_rate, self.stored_bytes / assumed.storage_bandwidth
         )
 
 
@@ -97,7 +98,7 @@ class Planner:
             examples=self.splits["train"],
             all_splits=sum(self.splits.values()),
             stored_bytes=self.assumptions.image_bytes,
-            pixels=h * w,
+            decoded=1,
             kept_bytes=h * w * c,
             cache=self.config.data.cache,
         )
@@ -166,7 +167,7 @@ class Planner:
                 "optimizer": 0.0,
                 "memory": self._memory_seconds(program),
                 "all-reduce": 0.0,
-                "input": images * source.pixels / assumed.decode_pixels,
+                "input": images * source.decoded / assumed.decode_rate,
                 "storage": moved / assumed.storage_bandwidth,
             },
             extra_hours={"first read": again * source.read_seconds(assumed) / HOUR},
@@ -217,7 +218,7 @@ class Planner:
             examples=examples,
             all_splits=examples + self.splits["validation"] + self.splits["test"],
             stored_bytes=self.record_bytes,
-            pixels=0,
+            decoded=0,
             kept_bytes=self.layout.latent_bytes,
             cache=settings.cache,
         )
@@ -267,7 +268,7 @@ class Planner:
                 "optimizer": 2 * optimizer / (cluster.chip.peak_highest * assumed.utilisation),
                 "memory": self._memory_seconds(program),
                 "all-reduce": cluster.send_seconds(share.sent_bytes, share.collectives),
-                "input": in_step * source.pixels / assumed.decode_pixels,
+                "input": in_step * source.decoded / assumed.decode_rate,
                 "storage": in_step * source.stored_bytes / assumed.storage_bandwidth,
             },
             extra_hours={

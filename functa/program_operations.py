@@ -44,8 +44,9 @@ def _push(field: Field) -> tuple[int, int]:
     return h * w * c * field.num_modulations + operations.map_operations(field), look_up(field)
 
 
-def _start(field: Field) -> int:
-    """Values and Jacobian of the field at zero latents, at all points that differ."""
+def _start(field: Field) -> tuple[int, int]:
+    """Values and Jacobian of the field at zero latents, at all points that differ: (products with what depends on
+    parameters, products with constants: of the zeros with the map, and lookup)."""
     h, w, c = field.image_shape
     cells = field.uses_cells((h, w))
     same = cells and field.coords in ("local", "periodic")
@@ -57,14 +58,14 @@ def _start(field: Field) -> int:
     if cells and field.is_linear:
         d = field.latent_shape[2] * (9 if field.map == "conv3x3" else 1)
         total += points * c * field.num_modulations * d
-    return total + operations.map_operations(field) + look_up(field)
+    return total, operations.map_operations(field) + look_up(field)
 
 
 def fit(field: Field, *, steps: int) -> Cost:
     """Of inner_loop.fit, without a derivative of it."""
     learned, constant = _push(field)
     each = operations.fit(field, steps=steps) + learned + constant
-    return Cost(each + look_up(field) * (2 * steps - 1), _start(field))
+    return Cost(each + look_up(field) * (2 * steps - 1), sum(_start(field)))
 
 
 def training(field: Field, *, steps: int, second_order: bool, chunks: int) -> Cost:
@@ -75,11 +76,12 @@ def training(field: Field, *, steps: int, second_order: bool, chunks: int) -> Co
         # The derivative runs through the values after the last step alone.
         passes, again = 2 * steps, 1
         each = needed + learned + constant + look_up(field) * passes
-        once = _start(field)
+        once = sum(_start(field))
     else:
         passes, again = 4 * steps - 2, 2 * steps - 1
         each = needed + 3 * learned + 2 * constant + look_up(field) * passes
-        once = 3 * _start(field)
+        at_start, of_constants = _start(field)
+        once = 3 * at_start + 2 * of_constants
     if chunks > 1:
         of_points = operations.forward(field) - operations.shared_layers(field)
         each += again * (of_points - operations.map_operations(field))

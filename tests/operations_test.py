@@ -113,9 +113,11 @@ def small(options="8x8x16,nearest,tiny", **changes):
     ids=str,
 )
 def test_the_formulas_are_of_the_program_as_it_is(changes):
-    """The first layer, which they leave out, is a large part of so narrow a field."""
-    counted, planned = traced_step(small(**changes))
-    assert planned == pytest.approx(counted, rel=0.02)
+    """What they leave out, the first layer and the basis of bilinear fields, is largest in so narrow a field."""
+    config = small(**changes)
+    counted, planned = traced_step(config)
+    left_out = 0.01 if config.field.lookup == "bilinear" else 0.003
+    assert planned == pytest.approx(counted, rel=left_out)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_fitting_is_counted_as_it_is(changes):
     fit, arguments = compiled.described_encoder(config, mesh.make_mesh(jax.devices()[:1]))
     cost = program_operations.fit(make_field(config), steps=config.inner_loop.steps)
     planned = cost.each * config.encode.batch_size + cost.once
-    assert planned == pytest.approx(products.multiply_adds(fit, *arguments), rel=0.02)
+    assert planned == pytest.approx(products.multiply_adds(fit, *arguments), rel=0.01)
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (12, 12)])

@@ -30,7 +30,7 @@ CHIP = Chip(
     most=64, torus=2, hop_seconds=1e-6, cores=2, utilisation=0.5,
 )  # fmt: skip
 ASSUMED = costs.Assumptions(
-    utilisation=0.5, decode_pixels=1e6, image_bytes=100.0, storage_bandwidth=1e5
+    utilisation=0.5, decode_rate=1e6 / 64, image_bytes=100.0, storage_bandwidth=1e5
 )
 SPLITS = {"train": 1200, "validation": 40, "test": 360}
 
@@ -171,8 +171,8 @@ def test_a_stage_that_trains_by_hand():
     ring = 2 * 7 / 8 * 4 * (stage.parameters + 20)
     assert stage.seconds["all-reduce"] == pytest.approx(ring / 1e8 + 2 * 2 * 2 * 1e-6)
     assert stage.step_seconds == stage.seconds["products"] + stage.seconds["all-reduce"]
-    # Two hosts decode everything once: 1,600 images of 64 pixels at a million a second, while 1,600 of 100 bytes at
-    # 0.1 MB a second take longer.
+    # Two hosts decode everything once: 1,600 images of 64 pixels at a million of these a second, while 1,600 of 100
+    # bytes at 0.1 MB a second take longer.
     assert stage.extra_hours["first read"] == pytest.approx(1600 * 100 / 1e5 / 3600)
     fit = 5 / 15 * needed
     evaluated = 3 * 40 + 360
@@ -192,7 +192,7 @@ def test_a_stage_that_trains_by_hand():
 def test_images_that_are_not_kept_are_read_in_every_step():
     config = digits.get_config("tiny")
     config.data.cache = "none"
-    stage = planner(config, decode_pixels=1e3).meta_learn()
+    stage = planner(config, decode_rate=1e3 / 64).meta_learn()
     assert stage.host_bytes == config.meta_learn.batch_size / 2 * 100
     assert stage.seconds["storage"] == pytest.approx(stage.host_bytes / 1e5)
     assert stage.seconds["input"] == pytest.approx(config.meta_learn.batch_size / 2 * 64 / 1e3)

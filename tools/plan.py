@@ -47,13 +47,16 @@ IMAGES = {
     "imagenet2012": (1_281_167, 50_000),
 }
 
+# Seconds of an image and of each of its pixels, PNG, two cores: docs/PERFORMANCE.md, "Start".
+_DECODE_IMAGE, _DECODE_PIXEL = 50e-6, 13e-9
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
 _IMAGES = flags.DEFINE_list("images", None, "TRAIN,TEST of the data set; as published.")
 _UTILISATION = flags.DEFINE_float(
     "utilisation", None, "Of the chip's peak, in products; that of functa/clusters.py."
 )
 _DECODE = flags.DEFINE_float(
-    "decode_pixels", 75e6, "A host decodes a second: two cores on PNG, docs/PERFORMANCE.md."
+    "decode_rate", None, "Images that a host decodes a second; that of two cores, PNG."
 )
 _IMAGE_BYTES = flags.DEFINE_float(
     "image_bytes", None, "Of a stored image; its pixels, not compressed."
@@ -103,10 +106,11 @@ def assumptions_of(config: ConfigDict, cluster: Cluster) -> Assumptions:
     Raises:
       ValueError: a number that cannot be.
     """
-    utilisation, image_bytes = _UTILISATION.value, _IMAGE_BYTES.value
+    utilisation, image_bytes, rate = _UTILISATION.value, _IMAGE_BYTES.value, _DECODE.value
+    h, w, _ = config.data.image_shape
     found = Assumptions(
         utilisation=cluster.chip.utilisation if utilisation is None else utilisation,
-        decode_pixels=_DECODE.value,
+        decode_rate=1 / (_DECODE_IMAGE + h * w * _DECODE_PIXEL) if rate is None else rate,
         image_bytes=math.prod(config.data.image_shape) if image_bytes is None else image_bytes,
         storage_bandwidth=_STORAGE.value,
     )

@@ -18,7 +18,7 @@ def lines(planner: Planner, stages: list[Stage], told: dict[str, Any]) -> list[s
         f" it sends {size(cluster.bandwidth)}/s over {cluster.hops} hops of {seconds(chip.hop_seconds)}"
         f" ({chip.source})",
         f"assumed: {assumed.utilisation:.0%} of the peak in products; a host decodes"
-        f" {number(assumed.decode_pixels)} pixels/s, and reads and writes {size(assumed.storage_bandwidth)}/s; an"
+        f" {assumed.decode_rate:,.0f} images/s, and reads and writes {size(assumed.storage_bandwidth)}/s; an"
         f" image is stored in {size(assumed.image_bytes)}",
         "",
         *table(stages, chip.memory),
