@@ -1,5 +1,7 @@
 """A functaset that is not there: enough of one to make the tasks that would train on it, and their programs."""
 
+from typing import Any
+
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -25,7 +27,7 @@ class _Noise:
 class Described(Functaset):
     """Holds no records; what measures them is given noise."""
 
-    def source(self, split: str, cache: str):
+    def source(self, split: str, cache: str) -> Any:
         return _Noise(tuple(self.manifest.latent_shape))
 
 

@@ -8,7 +8,7 @@ functa/operations.py counts what is needed for every image. Programs do more:
     Muon         five steps of Newton and Schulz, once a step, on every device the same
 
 The first layer's products, which all images share, and the basis of bilinear fields are left out: below one
-hundredth together wherever a device has a few images. tests/plan_test.py holds these counts against those of
+hundredth together wherever a device has a few images. tests/operations_test.py holds these counts against those of
 the traced programs.
 """
 

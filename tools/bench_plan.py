@@ -52,13 +52,14 @@ _HERE = pathlib.Path(__file__).resolve()
 
 
 def config_of(side: int) -> ConfigDict:
-    """Batches are small, as these machines want them."""
+    """The smaller the images, the more of them: a program must need more than what any program brings along."""
     config = cifar10_spatial.get_config("8x8x16,nearest,two_core")
     config.data.image_shape = (side, side, 3)
     config.field.latent_shape = (side // 4, side // 4, 16)
-    config.meta_learn.batch_size = 4
-    config.encode.update(batch_size=8, num_augmentations=1, flip=False, crop="none")
-    config.classify.batch_size = config.generate.batch_size = 64
+    images = max(512 // side, 1)
+    config.meta_learn.batch_size = images
+    config.encode.update(batch_size=8 * images, num_augmentations=1, flip=False, crop="none")
+    config.classify.batch_size = config.generate.batch_size = 16 * images
     return config
 
 

@@ -44,7 +44,9 @@ IMAGES = {
     "fashion_mnist": (60_000, 10_000),
     "cifar10": (50_000, 10_000),
     "cifar100": (50_000, 10_000),
+    "imagenet": (1_281_167, 50_000),
     "imagenet2012": (1_281_167, 50_000),
+    "imagenet_resized": (1_281_167, 50_000),
 }
 
 # Seconds of an image and of each of its pixels, PNG, two cores: docs/PERFORMANCE.md, "Start".
@@ -96,7 +98,7 @@ def splits_of(config: ConfigDict, images: list[str] | None) -> dict[str, int]:
         "validation": data.validation_examples,
         "test": test,
     }
-    most = data.max_examples or train
+    most = data.max_examples or train + test
     return {split: min(count, most) for split, count in found.items()}
 
 
