@@ -123,7 +123,9 @@ def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
 def moved_bytes(compiled: jax.stages.Compiled) -> int:
     """That one device reads and writes in its memory, by XLA's own cost analysis: every operand and result of what it
     did not fuse. What is in a loop counts once."""
-    return int(compiled.cost_analysis()["bytes accessed"])
+    found = compiled.cost_analysis()
+    assert found is not None, "this compiler does not tell"
+    return int(found["bytes accessed"])
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:

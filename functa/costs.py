@@ -38,7 +38,9 @@ class Stage:
       operations: of all steps on all devices, two a multiply-add.
       program: what XLA says of the compiled program; None if it was not compiled.
       sent_bytes: by a device in a step.
-      seconds: of a step: products, optimizer, memory, all-reduce, input, storage.
+      seconds: of a step: products, optimizer, all-reduce, input, storage.
+      traffic_seconds: that the memory of a device takes to move what the compiled program moves in a step. It is no
+        part of the step's seconds: the program is one for CPUs, and other compilers keep more to themselves.
       extra_hours: beside the steps, by what takes them.
       host_bytes: that a host reads and writes in a step, from and to where images and functasets lie.
       read_bytes: that all hosts read in the whole stage, from there.
@@ -58,6 +60,7 @@ class Stage:
     program: shares.Program | None
     sent_bytes: float
     seconds: dict[str, float]
+    traffic_seconds: float
     extra_hours: dict[str, float]
     host_bytes: float
     read_bytes: float
@@ -68,7 +71,7 @@ class Stage:
     @property
     def step_seconds(self) -> float:
         s = self.seconds
-        computing = max(s["products"] + s["optimizer"], s["memory"]) + s["all-reduce"]
+        computing = s["products"] + s["optimizer"] + s["all-reduce"]
         return max(computing, s["input"], s["storage"])
 
     @property

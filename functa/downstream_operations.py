@@ -32,7 +32,7 @@ def _first_layers(module: nn.Module, latent_shape: LatentShape) -> int:
     """Of `forward`, what is done with inputs that nothing is learned from: latents and noise level."""
     i, j, d = latent_shape
     pyramid = isinstance(module, classifier.ConvNext | denoiser.UNet)
-    width = module.widths[0] if pyramid else module.width  # type: ignore[attr-defined]
+    width = module.widths[0] if pyramid else module.width
     taps = 9 if isinstance(module, denoiser.UNet) else 1
     features = _FEATURES if type(module) in denoiser.MODELS.values() else 0
     return (taps * i * j * d + features) * width

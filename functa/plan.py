@@ -4,9 +4,10 @@ Multiply-adds are counted (functa/operations.py and its neighbours), sizes are r
 asked for, from compiled programs; everything that depends on a machine is a published number (functa/clusters.py)
 or an assumption, and all assumptions are in `costs.Assumptions`. A step of training takes
 
-    max(products / (peak x utilisation), bytes moved / bandwidth of the memory) + all-reduce
+    products / (peak x utilisation) + all-reduce
 
-and no less than its input takes; a batch of encoding likewise, without the all-reduce, and no less than writing it.
+and no less than its input takes; a batch of encoding no less than writing it takes. Sines, norms and what moves
+through memory are in the utilisation, which is for that reason far below one.
 Not counted: compiling, pauses for checkpoints, restarts, augmentation, pictures, PCA, and the judge of samples.
 """
 
@@ -165,11 +166,11 @@ class Planner:
             seconds={
                 "products": self._seconds(cost.each * config.encode.batch_size + cost.once),
                 "optimizer": 0.0,
-                "memory": self._memory_seconds(program),
                 "all-reduce": 0.0,
                 "input": images * source.decoded / assumed.decode_rate,
                 "storage": moved / assumed.storage_bandwidth,
             },
+            traffic_seconds=self._traffic_seconds(program),
             extra_hours={"first read": again * source.read_seconds(assumed) / HOUR},
             host_bytes=moved,
             read_bytes=(again * cluster.hosts if keeps else source.all_splits)
@@ -266,11 +267,11 @@ class Planner:
             seconds={
                 "products": self._seconds(products),
                 "optimizer": 2 * optimizer / (cluster.chip.peak_highest * assumed.utilisation),
-                "memory": self._memory_seconds(program),
                 "all-reduce": cluster.send_seconds(share.sent_bytes, share.collectives),
                 "input": in_step * source.decoded / assumed.decode_rate,
                 "storage": in_step * source.stored_bytes / assumed.storage_bandwidth,
             },
+            traffic_seconds=self._traffic_seconds(program),
             extra_hours={
                 "evaluation": self._seconds(evaluated * of_evaluation) / cluster.devices / HOUR,
                 "first read": at_first * source.read_seconds(assumed) / HOUR,
@@ -286,7 +287,7 @@ class Planner:
         """Of products on one device."""
         return 2 * multiply_adds / (self.cluster.chip.peak * self.assumptions.utilisation)
 
-    def _memory_seconds(self, program: shares.Program | None) -> float:
+    def _traffic_seconds(self, program: shares.Program | None) -> float:
         return program.moved_bytes / self.cluster.chip.bandwidth if program else 0.0
 
 

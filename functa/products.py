@@ -50,7 +50,7 @@ def _of_equation(equation: Any, used: list[bool]) -> int:
         # An input that is spread out, as in the gradient of a stride, is zeros in between: those are not counted.
         spread = math.prod(params["lhs_dilation"])
         return equation.outvars[0].aval.size * (kernel.size // outputs) // spread
-    inner = [_jaxpr(value) for value in _flat(params.values()) if _jaxpr(value) is not None]
+    inner = [one for value in _flat(params.values()) if (one := _jaxpr(value)) is not None]
     # What a turn of a loop leaves to the next is needed, whether or not the last one's is.
     loops = name in ("scan", "while")
     counts = [

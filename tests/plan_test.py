@@ -167,7 +167,7 @@ def test_a_stage_that_trains_by_hand():
     products = 2 * (2 * stage.cost.each + stage.cost.once)  # two images a device
     assert stage.seconds["products"] == pytest.approx(products / (1e12 * 0.5))
     assert stage.operations == pytest.approx(12 * 8 * products)
-    assert stage.seconds["optimizer"] == stage.seconds["memory"] == stage.optimizer == 0
+    assert stage.seconds["optimizer"] == stage.optimizer == stage.traffic_seconds == 0
     ring = 2 * 7 / 8 * 4 * (stage.parameters + 20)
     assert stage.seconds["all-reduce"] == pytest.approx(ring / 1e8 + 2 * 2 * 2 * 1e-6)
     assert stage.step_seconds == stage.seconds["products"] + stage.seconds["all-reduce"]
@@ -261,12 +261,10 @@ def test_samples_are_drawn_in_whole_blocks_by_every_device():
     assert swept.extra_hours["sampling"] * 3600 == pytest.approx(4 * seconds / 2 + 2 * 4 * seconds)
 
 
-def test_memory_and_products_of_a_step_overlap():
+def test_a_step_is_computing_or_waiting():
     stage = planner(digits.get_config("tiny")).classify()
-    stage.seconds |= {"products": 1.0, "optimizer": 0.5, "memory": 2.0, "all-reduce": 0.25}
-    assert stage.step_seconds == 2.25
-    stage.seconds |= {"memory": 1.25}
-    assert stage.step_seconds == 1.75
+    stage.seconds |= {"products": 1.0, "optimizer": 0.5, "all-reduce": 0.25, "input": 1.5}
+    assert (stage.step_seconds, stage.limit) == (1.75, "input")
     stage.seconds |= {"storage": 3.0}
     assert (stage.step_seconds, stage.limit) == (3.0, "storage")
 

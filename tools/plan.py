@@ -11,8 +11,7 @@ functa/plan.py says how hours come of them. Everything that is assumed is printe
 Batches must suit the devices, as in a run: what does not is told, exit status 2.
 
 Programs are compiled, a device's share of each, by the compiler for CPUs: what they need of memory is near to what
-another compiler makes of them, not equal (tools/compile_for.py has the TPU's). --nocompile leaves that out, and
-with it the time that memory takes.
+another compiler makes of them, not equal (tools/compile_for.py has the TPU's). --nocompile leaves that out.
 
 --json prints one object: cluster, devices, hosts, chip, config, assumptions, images, stages: [the attributes of
 costs.Stage, step_seconds, hours, limit], hours, device_hours, storage_bytes.
