@@ -123,9 +123,19 @@ def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
 def moved_bytes(compiled: jax.stages.Compiled) -> int:
     """That one device reads and writes in its memory, by XLA's own cost analysis: every operand and result of what it
     did not fuse. What is in a loop counts once."""
+    return int(_cost(compiled)["bytes accessed"])
+
+
+def xla_operations(compiled: jax.stages.Compiled) -> int:
+    """Operations of one device by XLA's own cost analysis: two a multiply-add, and everything that is none. What is
+    in a loop counts once."""
+    return int(_cost(compiled)["flops"])
+
+
+def _cost(compiled: jax.stages.Compiled) -> Any:
     found = compiled.cost_analysis()
     assert found is not None, "this compiler does not tell"
-    return int(found["bytes accessed"])
+    return found
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:

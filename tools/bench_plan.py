@@ -99,7 +99,7 @@ def products_of(config: ConfigDict, stage: str, found: jax.stages.Compiled) -> d
     else:
         step = compiled.described_step(config, stage, mesh)
         counted = products.multiply_adds(step.function, *step.arguments)
-    xla = round(found.cost_analysis()["flops"] / 2)
+    xla = compiled.xla_operations(found) // 2
     return {"planned": planned, "measured": counted, "xla": xla}
 
 
