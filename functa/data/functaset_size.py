@@ -18,7 +18,8 @@ def record_bytes(layout: RecordLayout) -> float:
     """Bytes that a record adds to a shard, compression included, from a shard of noise.
 
     Latents are standard normal numbers. What compression saves is the likeness of their exponents, whatever the unit
-    is: those of images, whose channels differ in size, take up to two hundredths more (docs/SCALE.md, "Plan").
+    is: those of images, whose channels and cells differ in size, take two to three hundredths more or less
+    (docs/SCALE.md, "Plan and measurement").
     """
     count = int(np.clip(_SAMPLE_BYTES // layout.record_bytes, 16, 20_000))
     shard = Shard("train", 0, 1, 0, count)
