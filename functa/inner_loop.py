@@ -63,7 +63,7 @@ def fit(
       images: [b, h, w, c] float32 in [0, 1], of the field's image_shape.
       steps: gradient steps, at least one.
       second_order: whether a derivative of the result by params runs through the inner gradients; if not they
-        are constants (first-order MAML).
+        are constants (first-order MAML), and so are all losses but the last.
       chunks: rows of cells are worked on in so many parts, one after the other, and a derivative
         of the result computes each part again: memory for a part instead of for all, a third more
         time, the same numbers to rounding. Other than 1 only in the cell layout.
@@ -93,6 +93,8 @@ def fit(
             losses.append(errors)
         if not second_order:
             gradient = jax.lax.stop_gradient(gradient)
+            # What only the log sees: its derivative is zero, and was worked out all the same.
+            losses[-1] = jax.lax.stop_gradient(losses[-1])
         latents = descend(field, latents, rates[step][None], gradient)
     values, errors = synthesise.values(field.modulations(params, latents))
     losses.append(errors)

@@ -5,12 +5,13 @@ exceptions, each off at size 1: the parameters and optimiser of a large downstre
 in meta-learning on whole images the devices of `cell` share the rows of cells of each image.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "cell")
@@ -32,21 +33,31 @@ def make_mesh(
       ValueError: the sizes do not make up the devices, or `cell` would reach over processes.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": data, "fsdp": fsdp, "cell": cell}
+    sizes = axis_sizes(len(devices), data=data, fsdp=fsdp, cell=cell)
     told = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
-    rest = [name for name, size in sizes.items() if size == -1]
-    given = np.prod([size for size in sizes.values() if size != -1], dtype=int)
-    if len(rest) > 1 or min(size for size in (*sizes.values(), 1) if size != -1) < 1:
-        raise ValueError(f"{told}: want numbers from 1, and at most one -1 for the rest")
-    if len(devices) % given or (not rest and given != len(devices)):
-        raise ValueError(f"{told} do not make up the {len(devices)} devices")
-    sizes |= {name: len(devices) // given for name in rest}
     in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
     own = sum(device.process_index == in_order[0].process_index for device in in_order)
     if own % sizes["cell"]:
         raise ValueError(f"{told}: the {own} devices of a process must be a multiple of mesh.cell")
     grid = np.asarray(in_order).reshape([sizes[name] for name in AXES])
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def axis_sizes(count: int, *, data: int, fsdp: int, cell: int) -> dict[str, int]:
+    """Sizes of the axes over so many devices, the -1 replaced.
+
+    Raises:
+      ValueError: they do not make up the devices.
+    """
+    sizes = {"data": data, "fsdp": fsdp, "cell": cell}
+    told = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+    rest = [name for name, size in sizes.items() if size == -1]
+    given = math.prod(size for size in sizes.values() if size != -1)
+    if len(rest) > 1 or min(size for size in (*sizes.values(), 1) if size != -1) < 1:
+        raise ValueError(f"{told}: want numbers from 1, and at most one -1 for the rest")
+    if count % given or (not rest and given != count):
+        raise ValueError(f"{told} do not make up the {count} devices")
+    return sizes | dict.fromkeys(rest, count // given)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -58,7 +69,7 @@ def batched(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BY_EXAMPLE)
 
 
-def sharded_axes(mesh: Mesh, tree: Any) -> Any:
+def sharded_axes(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
     """For every array of `tree` (or its shape) the axis that lies over `fsdp`: the longest one that divides,
     -1 for what is replicated."""
     size = mesh.shape["fsdp"]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from functa import encode as encode_lib
@@ -23,6 +23,7 @@ def check(
     *,
     stages: Sequence[str],
     first_step: bool = False,
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> list[str]:
     """All problems of a config and its data, one line each; [] if there is none.
 
@@ -32,6 +33,7 @@ def check(
       stages: that will run; only their batches must divide by the devices.
       first_step: whether the first inner step will be taken, so that it must be stable. It is measured
         where the config is in order, while images are decoded, and told where all else is.
+      mesh: that batches are shared out on; None: that of this machine.
     """
     problems = shapes(config)
     if problems:
@@ -49,7 +51,7 @@ def check(
     problems += generation.check(config)
     problems += generate_lib.check(config)
     problems += outside({"seed": (config.seed, 0, 2**32 - 1)})
-    problems += _numbers(config, stages)
+    problems += _numbers(config, stages, mesh)
     sources: dict[str, ImageSource] = {}
     if open_sources is not None:
         attempt(lambda: sources.update(open_sources()))
@@ -78,10 +80,12 @@ def shapes(config: ConfigDict) -> list[str]:
     ]
 
 
-def _numbers(config: ConfigDict, stages: Sequence[str]) -> list[str]:
+def _numbers(
+    config: ConfigDict, stages: Sequence[str], mesh: Mesh | AbstractMesh | None
+) -> list[str]:
     """Of devices, batches and steps."""
     try:
-        problems = batches(config, mesh_lib.make_mesh(**config.mesh), stages)
+        problems = batches(config, mesh or mesh_lib.make_mesh(**config.mesh), stages)
     except ValueError as error:
         problems = [str(error)]
     for stage in _trained(stages):
@@ -93,7 +97,7 @@ def _numbers(config: ConfigDict, stages: Sequence[str]) -> list[str]:
     return problems
 
 
-def batches(config: ConfigDict, mesh: Mesh, stages: Sequence[str]) -> list[str]:
+def batches(config: ConfigDict, mesh: Mesh | AbstractMesh, stages: Sequence[str]) -> list[str]:
     """Batches that cannot be shared out; [] if there is none."""
     problems = []
     for stage in _trained(stages):

@@ -44,14 +44,17 @@ def refusing():
         raise Refused(str(error)) from error
 
 
+def named(config: ConfigDict) -> tuple[str, ...]:
+    """config.stages; stages=encode,classify comes from the command line as one word."""
+    return tuple(word for entry in config.stages for word in str(entry).split(",") if word)
+
+
 class Run:
     """What all stages share: config, directories, devices, data."""
 
     def __init__(self, config: ConfigDict, workdir: epath.PathLike, say: Callable[[str], None]):
         self.config, self.say = config, say
-        # stages=encode,classify comes from the command line as one word.
-        words = [word for entry in config.stages for word in str(entry).split(",")]
-        self.stages = tuple(filter(None, words))
+        self.stages = named(config)
         self.workdir = epath.Path(workdir)
         self.processes = {
             "process_index": jax.process_index(),

@@ -5,7 +5,6 @@ import functools
 import json
 import subprocess
 import sys
-import warnings
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import cifar10_spatial
-from functa import fitting, inner_loop, operations
+from functa import fitting, inner_loop
 from functa.data import pipeline
 from functa.field import make_field
 from functa.tasks import meta_learning
@@ -29,9 +28,6 @@ import bench_growth  # noqa: E402
 import bench_input  # noqa: E402
 import bench_scaling  # noqa: E402
 import plain  # noqa: E402
-
-with warnings.catch_warnings(action="ignore"):  # of how ml_collections loads a default config
-    import project_scaling
 
 
 @pytest.fixture(scope="module")
@@ -269,26 +265,3 @@ def test_every_row_of_growth_is_a_config_that_works(capsys):
         assert meta_learning.check(config) == [], row
     assert bench_growth.main(["--rows=nothing"]) == 2
     assert "no row begins with 'nothing'" in capsys.readouterr().err
-
-
-def test_a_projection_is_compute_and_one_all_reduce(config):
-    """By hand: 128 devices, a ring's share of 4 bytes a number, and what the compute of one image takes."""
-    cluster = project_scaling.Cluster(128, 1e12, 0.5, 1e9, 10, 1e-6)
-    assert project_scaling.allreduce_seconds(cluster, 1_000_000) == pytest.approx(
-        2 * 127 / 128 * 4e6 / 1e9 + 10e-6
-    )
-    one, ten = project_scaling.rows(config, [1, 10])[:2]
-    compute = one["step_seconds"] - one["allreduce_seconds"]
-    assert ten["step_seconds"] == pytest.approx(10 * compute + one["allreduce_seconds"])
-    assert one["efficiency"] == pytest.approx(compute / one["step_seconds"])
-    assert ten["images_per_second"] == pytest.approx(2560 / ten["step_seconds"])
-    field = make_field(config)
-    products = operations.training(field, steps=config.inner_loop.steps, second_order=True)
-    assert compute == pytest.approx(2 * products / (0.2 * 197e12))
-
-
-def test_a_projection_refuses_what_means_nothing(program_env):
-    result = bench(program_env, "project_scaling.py", "--images=1,x", "--config.field.width=0")
-    assert result.returncode == 2
-    assert "--images=1,x: want numbers from 1" in result.stderr
-    assert "field.width=0" in result.stderr
