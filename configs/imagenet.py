@@ -2,8 +2,19 @@
 
 Source: Bauer et al. 2023 (arXiv 2302.03130): 38.4 dB at 32x32x64 (as restated by LH-NeF, arXiv 2606.08204).
 Data: the original archives, or TFDS's own imagenet2012 in ArrayRecord form; the former are written by
-    tools/prepare_data.py imagenet2012 --source ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar ... --data_dir=data
+    tools/prepare_data.py imagenet2012 --source=ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar --labels=FILE \
+        --data_dir=data
 Command: python -m functa.main --config=configs/imagenet.py
+What it takes, projected by `tools/plan.py imagenet TOPOLOGY --decode_rate=2000 --image_bytes=110e3`; a fifth of
+the peak and 200 MB/s between a host and storage are assumed. It was never run at this size:
+
+| stage | batch | on a device of v5e-256 | v5e-256 | 64xH100 | leaves |
+|---|---|---|---|---|---|
+| meta_learn | 256 | 1.5 GB | 8 min | 15 min | 0.2 GB |
+| encode | 4 a device | 0.9 GB | 1.3 min | 3 min | 172 GB, int8, two copies a training image |
+| classify | 1,024 | 1.1 GB | 20 min | 1.3 h | 1 GB |
+| generate | 256 | 3.4 GB | 1.1 h | 3.1 h | 6 GB |
+
 Options: a latent shape (32x32x64, 16x16x256), a lookup (nearest, bilinear), a preset (photos; tiny: for tests).
 
 photos: the same programs in sizes for two CPU cores and a thousand photographs, which
