@@ -2,8 +2,7 @@
 
 Source: Bauer et al. 2023 (arXiv 2302.03130): 38.4 dB at 32x32x64 (as restated by LH-NeF, arXiv 2606.08204).
 Data: the original archives, or TFDS's own imagenet2012 in ArrayRecord form; the former are written by
-    tools/prepare_data.py imagenet2012 --source=ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar --labels=FILE \
-        --data_dir=data
+    tools/prepare_data.py imagenet2012 --source=TRAIN.tar VAL.tar --labels=FILE --data_dir=data
 Command: python -m functa.main --config=configs/imagenet.py
 What it takes, projected by `tools/plan.py imagenet TOPOLOGY --decode_rate=2000 --image_bytes=110e3`; a fifth of
 the peak and 200 MB/s between a host and storage are assumed. It was never run at this size:
