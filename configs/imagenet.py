@@ -16,9 +16,11 @@ the peak and 200 MB/s between a host and storage are assumed. It was never run a
 
 Options: a latent shape (32x32x64, 16x16x256), a lookup (nearest, bilinear), a preset (photos; tiny: for tests).
 
-photos: the same programs in sizes for two CPU cores and a thousand photographs, which
+photos: the same programs in sizes for two CPU cores and a thousand photographs, as 32x32x16, which
     tools/prepare_data.py photos --source=FOLDER --data_dir=data
-writes from class folders; give the number of classes by --config.data.num_classes.
+writes from class folders; give the number of classes by --config.data.num_classes. At 32x32x64, a third of their
+numbers, PCA of small photographs is hard to beat: 45.4 dB on those of the Clothing data set small, whose colours
+JPEG keeps at half the resolution; at 32x32x16 it has 31.9.
 """
 
 from ml_collections import ConfigDict
@@ -38,7 +40,8 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.data.test_split = "validation"  # the labels of its test split were never published
     config.data.validation_examples = 10_000
     config.data.cache = "none"
-    config.field.latent_shape = common.shape(latent_shape or "32x32x64")
+    usual = "32x32x16" if preset == "photos" else "32x32x64"
+    config.field.latent_shape = common.shape(latent_shape or usual)
     if lookup == "bilinear":
         common.use_bilinear(config)
     config.field.map = "conv3x3"
