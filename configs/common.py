@@ -87,9 +87,7 @@ def base() -> ConfigDict:
     config.meta_learn.cells_per_image = 4  # random cells of each image; 0: whole images
     # They come in squares of so many cells a side, which the maps and lookups that look at neighbours want.
     config.meta_learn.window = 1
-    config.meta_learn.micro_batches = (
-        1  # parts of a step's batch, one after the other, to save memory
-    )
+    config.meta_learn.micro_batches = 1  # parts of a device's batch, in turn, for less memory
     config.meta_learn.loss = "log_mse"  # log_mse, mse (the papers')
     config.meta_learn.flips = False  # mirror what is trained on at random, for small data sets
     config.meta_learn.steps = 1000

@@ -73,7 +73,7 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.classify.cache = "none"
     config.classify.batch_size = 1024
     config.classify.mixup = 0.2
-    config.classify.steps = 112_000  # 90 epochs of the images themselves
+    config.classify.steps = 112_000  # each image 90 times, 45 epochs of its two copies
     config.classify.optimizer.warmup_steps = 10_000
     config.classify.ema_decay = 0.9999
     config.classify.eval_batch_size = 1024
@@ -116,7 +116,7 @@ def use_photos(config: ConfigDict) -> None:
     )  # fmt: skip
     config.classify.model = common.convnext(widths=(32, 64, 128), depths=(2, 2, 2))
     config.classify.update(
-        cache="host", batch_size=32, steps=2000, ema_decay=0.99, eval_batch_size=93, eval_every=500,
+        cache="host", batch_size=32, steps=2000, ema_decay=0.99, eval_batch_size=100, eval_every=500,
         checkpoint_every=250,
     )  # fmt: skip
     config.classify.optimizer.warmup_steps = 100

@@ -126,10 +126,6 @@ class Cluster:
             return 2 * self.chip.torus * (side - 1)
         return 2 * math.ceil(math.log2(self.devices))
 
-    def allreduce_seconds(self, size: float) -> float:
-        """Of an array of so many bytes, which every device has and adds to."""
-        return self.send_seconds(2 * (self.devices - 1) / self.devices * size, 1)
-
     def send_seconds(self, size: float, collectives: int) -> float:
         """Of so many bytes sent by every device, in so many collectives of all."""
         return size / self.bandwidth + collectives * self.hops * self.chip.hop_seconds

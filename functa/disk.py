@@ -1,5 +1,5 @@
-"""Where files lie: which paths are of an object store, many files at once, and a full disk told the same way by
-all that writes."""
+"""Where files lie: which paths are of an object store, many files at once, locks on local ones, and a full disk told
+the same way by all that writes."""
 
 import contextlib
 import errno
@@ -45,21 +45,23 @@ def at_once(function: Callable[[Item], Result], items: Iterable[Item]) -> list[R
 
 
 def allow_open_files(count: int) -> None:
-    """Raises this process's limit of open files, if need be, so that `count` may be open together.
+    """Raises this process's limit of open files, if need be, so that `count` may be open together, and others beside
+    them: of an image data set and of a functaset, which do not know of each other.
 
     Raises:
-      ValueError: the system's hard limit is below that; names both.
+      ValueError: the system's hard limit is below `count`; names both.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = count + _OTHER_HANDLES
-    if soft == resource.RLIM_INFINITY or soft >= needed:
+    needed, wanted = count + _OTHER_HANDLES, 2 * count + _OTHER_HANDLES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise ValueError(
             f"{count} files must be open together, and this process may open {hard}: raise its hard limit "
-            "(ulimit -Hn), or make fewer and larger shards (config.encode.shard_megabytes)"
+            "(ulimit -Hn), or make fewer and larger shards (of a functaset, config.encode.shard_megabytes)"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
 
 
 @contextlib.contextmanager
@@ -100,7 +102,7 @@ def naming(path: epath.PathLike, needed: int) -> Iterator[None]:
 
     Args:
       path: what is being written.
-      needed: bytes, an upper bound.
+      needed: bytes, about.
     """
     try:
         yield
@@ -110,7 +112,7 @@ def naming(path: epath.PathLike, needed: int) -> Iterator[None]:
             if getattr(error, "errno", None) == code or told:
                 raise OSError(
                     code,
-                    f"{os.strerror(code)}: up to {needed:,} bytes are needed; what is complete stays "
+                    f"{os.strerror(code)}: about {needed:,} bytes are needed; what is complete stays "
                     "valid, make room and run the same command again",
                     str(path),
                 ) from error

@@ -25,6 +25,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from functa import config as config_lib
+from functa import disk
 from functa import mesh as mesh_lib
 from functa.data import functaset_format, functaset_writer
 from functa.data.copies import read_copies
@@ -89,7 +90,7 @@ def encode(
     """Makes the functaset at `directory`, or what is missing of it.
 
     Args:
-      directory: of the functaset; local.
+      directory: of the functaset; a local path or gs://.
       splits: train, validation and test.
       fit: images [b, h, w, c] float32 in [0, 1], sharded over this process's devices -> (latents
         [b, i, j, d] float32, psnr [b] float32, dB at data range 1). Called with one batch size,
@@ -135,9 +136,14 @@ def encode(
         if process_index == 0:
             (directory / functaset_format.MANIFEST).unlink(missing_ok=True)
         mine = shards[process_index::process_count]
+        todo = [shard for shard in mine if shard not in parts]
+        # Who waits for them would read parts of an earlier making again and again.
+        disk.at_once(
+            lambda s: functaset_writer.part_file(directory, s).unlink(missing_ok=True), todo
+        )
         _make_shards(
             directory,
-            [shard for shard in mine if shard not in parts],
+            todo,
             total=sum(shard.records for shard in mine),
             splits=splits,
             fit=fit,

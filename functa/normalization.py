@@ -4,6 +4,7 @@ Source: one number for all is Bauer et al. 2023, one a channel LH-NeF; whitening
 uncorrelated too (ZCA, Bell and Sejnowski 1997).
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ def _whitened(functaset: Functaset) -> Normalization:
     source = functaset.source("train", cache="none")
     if source.num_examples == 0:
         raise ValueError("normalization=whitened measures the training split, which is empty")
-    numbers = source.read(np.arange(1))["latents"].size
+    numbers = math.prod(functaset.manifest.latent_shape)
     count = min(_COUNTED, max(1, _COUNTED_NUMBERS // numbers), source.num_examples)
     # Spread over the split, and the same ones whoever asks.
     rows = np.arange(count) * source.num_examples // count

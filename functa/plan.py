@@ -128,8 +128,8 @@ class Planner:
         stage = self._trained(
             "meta_learn",
             self.images,
-            each=images * windows,
-            cost=Cost(cost.each, cost.once * settings.micro_batches),
+            each=images,
+            cost=Cost(cost.each * windows, cost.once * settings.micro_batches),
             of_evaluation=program_operations.fit(make_field(config), steps=loop.steps).each,
         )
         stage.storage_bytes += 4 * stage.parameters  # the exported field
@@ -144,9 +144,10 @@ class Planner:
         batch = config.encode.batch_size * cluster.devices
         steps = most_batches(shards, cluster.hosts, batch // cluster.hosts)
         cost = program_operations.fit(make_field(config), steps=config.inner_loop.steps)
-        # What is kept in memory has been read by meta_learn. Else an image is read and decoded once for those of its
-        # copies that are in a batch: they are neighbours.
-        keeps = source.cache != "none"
+        # What is kept in memory has been read by meta_learn, but as it was resized. Else an image is read and decoded
+        # once for those of its copies that are in a batch: they are neighbours.
+        parts = config.encode.crop == "resize" and config.encode.num_augmentations > 1
+        keeps = source.cache != "none" and not parts
         images = 0.0 if keeps else batch / cluster.hosts * source.all_splits / total
         again = source.all_splits if keeps and "meta_learn" not in self.names else 0
         moved = images * assumed.image_bytes + batch / cluster.hosts * self.record_bytes

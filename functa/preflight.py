@@ -104,7 +104,6 @@ def batches(config: ConfigDict, mesh: Mesh | AbstractMesh, stages: Sequence[str]
         parts = config[stage].micro_batches
         if parts < 1:
             problems.append(f"{stage}.micro_batches={parts} must be at least 1")
-            continue
         for name in ("batch_size", "eval_batch_size"):
             size = config[stage][name]
             by_rows = (stage, name) == ("meta_learn", "batch_size")

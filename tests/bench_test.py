@@ -105,6 +105,7 @@ def test_a_benchmark_refuses_what_it_cannot_compare(program_env, tool):
     ("tool", "argument", "told"),
     [
         ("bench_step.py", "--batch_size=0", "--batch_size=0: 0 is not a positive integer"),
+        ("bench_step.py", "--config.meta_learn.micro_batches=3", "micro_batches=3 parts each"),
         ("bench_encode.py", "--config=configs/nope.py", "configs/nope.py"),
     ],
 )

@@ -48,6 +48,7 @@ class FakeFunctaset:
             mean=train.mean((0, 1, 2)).tolist(),
             std=train.std((0, 1, 2)).tolist(),
             scalar_std=float(train.std()),
+            latent_shape=list(SHAPE),
             layout=SimpleNamespace(latent_bytes=train[0].nbytes),
         )
         self.opened = []

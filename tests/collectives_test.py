@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import cifar10_spatial, digits
+from configs import cifar10_spatial, digits, imagenet
 from functa import compiled, mesh
 from functa.step import initial_state
 from functa.tasks import meta_learning
@@ -25,6 +25,7 @@ CONFIG = "--config=configs/digits.py:tiny"
         digits.get_config("tiny"),
         cifar10_spatial.get_config("8x8x16,nearest,tiny"),
         cifar10_spatial.get_config("8x8x16,bilinear,tiny"),
+        imagenet.get_config("tiny"),  # windows
     ],
     ids=lambda config: config.name,
 )

@@ -45,7 +45,10 @@ def test_parts_are_cut_out_of_photographs_as_they_are_kept(photographs):
 
 def test_validation_keeps_its_photographs(photographs):
     sources, wide = photographs
-    for found, kept in zip(sources["validation"].read_whole(np.arange(2)), wide[7:], strict=True):
+    batch, whole = sources["validation"].read_whole(np.arange(2))
+    for name, values in sources["validation"].read(np.arange(2)).items():
+        np.testing.assert_array_equal(batch[name], values)
+    for found, kept in zip(whole, wide[7:], strict=True):
         np.testing.assert_array_equal(found, kept)
 
 

@@ -24,20 +24,21 @@ import resource, sys
 import numpy as np
 from functa.data import functaset
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, int(sys.argv[2])))
-source = functaset.open_functaset(sys.argv[1], field_digest=None).source("train", "none")
-print(len(source.read(np.arange(source.num_examples))["label"]))
+opened = functaset.open_functaset(sys.argv[1], field_digest=None)
+sources = [opened.source(split, "none") for split in ("train", "test")]
+print([len(each.read(np.arange(each.num_examples))["label"]) for each in sources])
 """
 
 
 def test_a_set_of_more_shards_than_files_may_be_open_is_read(tmp_path, program_env):
-    sets.write(tmp_path / "f", sizes={"train": 60, "validation": 0, "test": 1}, per_shard=1)
+    sets.write(tmp_path / "f", sizes={"train": 280, "validation": 0, "test": 280}, per_shard=1)
 
     def read_all(hard):
         command = [sys.executable, "-c", READ_ALL, str(tmp_path / "f"), str(hard)]
         return subprocess.run(command, env=program_env, capture_output=True, text=True, check=False)
 
-    done = read_all(hard=400)
-    assert done.stdout == "60\n", done.stderr
-    refused = read_all(hard=300)
+    done = read_all(hard=900)
+    assert done.stdout == "[280, 280]\n", done.stderr  # both splits stay open
+    refused = read_all(hard=800)
     assert refused.returncode != 0
-    assert "60 files must be open together, and this process may open 300" in refused.stderr
+    assert "560 files must be open together, and this process may open 800" in refused.stderr

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from functa import encode as encode_lib
 from functa import metrics
-from functa.data import functaset, functaset_manifest, functaset_writer
+from functa.data import functaset, functaset_format, functaset_manifest, functaset_writer
 from functa.data.augment import augment
 from tests import functaset_sets as sets
 
@@ -211,6 +211,22 @@ def test_no_part_is_read_more_often_than_needed(tmp_path, monkeypatch):
     with pytest.raises(TimeoutError):
         sets.encode(tmp_path / "half", process_index=0, process_count=2)
     assert sorted(read) == sorted(set(read))
+
+
+def test_parts_of_another_making_are_gone_when_shards_are_made_anew(tmp_path):
+    """Else who waits for the shards would read them at every look."""
+    directory = tmp_path / "functaset"
+    sets.encode(directory)
+    (directory / functaset_format.MANIFEST).unlink()
+
+    def broken(images):
+        raise RuntimeError("broken off")
+
+    with pytest.raises(RuntimeError, match="broken off"):
+        sets.encode(directory, field_digest="sha256:" + "1" * 64, fit=broken)
+    assert list((directory / functaset_format.PARTS).iterdir()) == []
+    sets.encode(directory, field_digest="sha256:" + "1" * 64)
+    assert sets.problems(directory, field_digest="sha256:" + "1" * 64) == []
 
 
 def test_ids_beyond_32_bits_are_kept(tmp_path):
@@ -514,7 +530,7 @@ def test_a_disk_that_is_full_stops_with_the_bytes_needed(tmp_path, program_env):
         _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     last = errors.strip().splitlines()[-1]
-    assert "File too large: up to" in last
+    assert "File too large: about" in last
     assert str(directory / "functaset-test.array_record-00000-of-00001") in last
     assert temporary_files(directory) == []
     assert len(list(directory.glob("functaset-*"))) == 2
@@ -530,7 +546,7 @@ def test_a_full_disk_is_told_from_other_failures(tmp_path):
     shard = functaset_writer.Shard("train", 0, 1, 0, 3)
     writer = functaset_writer.ShardWriter(tmp_path, shard=shard, recipe=recipe)
     with (
-        pytest.raises(OSError, match="No space left on device: up to") as caught,
+        pytest.raises(OSError, match="No space left on device: about") as caught,
         writer._naming_a_full_disk(),
     ):
         raise RuntimeError("write() failed: No space left on device; writing x")

@@ -108,12 +108,12 @@ def test_a_disk_that_is_full_for_one_ends_all_with_status_2(
         assert group.wait(60) == [2, 2], group.told()
         own, other = (group.logs[k].read_text() for k in (full, 1 - full))
     assert re.search(
-        rf"functa: process {full} of 2: .*File too large: up to [\d,]+ bytes are needed; .*functaset-",
+        rf"functa: process {full} of 2: .*File too large: about [\d,]+ bytes are needed; .*functaset-",
         own,
     )
     assert "Traceback" not in own
     assert f"process {full} has ended: " in other
-    assert "File too large: up to" in other
+    assert "File too large: about" in other
     with start(program_env, workdir, {}, *encode) as group:
         assert group.wait(120) == [0, 0], group.told()
     assert not list(workdir.rglob("*.partial"))

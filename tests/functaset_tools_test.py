@@ -95,9 +95,9 @@ def test_verify_of_a_sample_says_what_it_did_not_check(run, capsys, sample):
     assert verify_functaset.main([str(directory), f"--sample={sample}"]) == 0
     output = capsys.readouterr().out
     assert "nothing wrong in a sample" in output
-    assert "that all 6 shards are there and have their sizes; all bytes of 1 shards" in output
+    assert "that all 6 shards are there and have their sizes; all bytes of 1 of them" in output
     assert "; 9 records, some of each shard" in output  # 2, 2, 1 of train, 1, 2 and 1
-    assert "not checked: the digests of 5 shards, 71 records" in output
+    assert "not checked: the digests of 5 others, 71 records" in output
 
 
 def test_verify_names_a_damaged_file_and_returns_1(run, program_env):

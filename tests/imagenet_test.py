@@ -6,7 +6,18 @@ import sys
 import numpy as np
 import pytest
 
+from configs import imagenet
+from functa import preflight, shares
 from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("options", "devices"), [(None, 256), ("16x16x256", 256), ("bilinear", 256), ("photos", 2)]
+)
+def test_every_value_is_possible(options, devices):
+    config = imagenet.get_config(options)
+    mesh = shares.described_mesh(config, devices)
+    assert preflight.check(config, None, stages=config.stages, mesh=mesh) == []
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def assert_listed(out, printed, reasons):
 
 @pytest.fixture(scope="module")
 def few():
-    """20 classes' worth of small files: train with 10 damaged, validation whole."""
+    """Six classes of small files: train with 10 damaged, validation whole."""
     train, reasons = make(12, damaged=10, classes=6)
     validation, _ = make(5, damaged=0, classes=6, seed=1000)
     return train, reasons, validation
@@ -230,6 +230,10 @@ def test_labels_by_file_name(tmp_path, few):
         (lambda lines: ["n00 x y", *lines[1:]], ["each line must be CLASS, or each FILE CLASS"]),
         (lambda lines: [f"{k} n00" for k in range(30)], ["no line for 30 images", "00000000.JPEG"]),
         (lambda lines: [str(k + 1) for k in range(30)], ["numbers such as 1", "meta.mat"]),
+        (
+            lambda lines: [f"ILSVRC2012_val_{k:08}.JPEG 7" for k in range(30)],
+            ["validation: class 7: DAMAGED: a class that train does not have"],
+        ),
         (lambda lines: ["n77", *lines[1:]], ["validation: class n77: DAMAGED: a class that train"]),
         (None, ["ILSVRC2012_val_00000000.JPEG lies in no class folder; bring --labels=FILE"]),
     ],
@@ -270,6 +274,10 @@ def test_tars_that_cannot_be_used(tmp_path, few, capsys):
     path.write_bytes(b"no tar")
     assert run(tmp_path / "out", "--source", path, fraction) == 2
     refused(tmp_path, capsys, "photos.tar: DAMAGED: not a whole tar")
+    inner = tar_of(None, {"1.JPEG": encoded(0)})
+    tar_of(path, {"cat.tar": inner, "dog.tar": b"#" + inner[1:]})
+    assert run(tmp_path / "out", "--source", path, fraction) == 2
+    refused(tmp_path, capsys, "not a whole tar: photos.tar/dog.tar: ")
     tar_of(path, {"cat/1.JPEG": encoded(0), "pets/dog/1.JPEG": encoded(1)})
     assert run(tmp_path / "out", "--source", path, fraction) == 2
     refused(tmp_path, capsys, "do not lie equally deep")
@@ -320,6 +328,34 @@ def test_what_is_looked_over_can_be_decoded(tmp_path, options):
             verdicts.append((not sample.damage, False))
     assert all(one == other for one, other in verdicts)
     assert 40 < sum(whole for whole, _ in verdicts) < 140
+
+
+def test_names_that_are_not_utf8(tmp_path, capsys):
+    """As of archives packed elsewhere: images keep them, of classes they are refused."""
+    root = tmp_path / "photos"
+    for name in ("cat", "dog"):
+        write_folder(root, {(name, f"{k}.jpg"): encoded(k) for k in range(3)})
+    for name, data in ((b"caf\xe9.jpg", encoded(7)), (b"\xff.jpg", b"none")):
+        with open(os.path.join(os.fsencode(root), b"cat", name), "wb") as file:
+            file.write(data)
+    words = ["--source", root, "--test_fraction=0.5"]
+    assert run(tmp_path / "out", *words) == 1
+    assert "cat/\\udcff.jpg: left out: not a PNG or JPEG" in capsys.readouterr().out
+    damaged = tmp_path / "out" / "small" / "1.0.0" / "damaged.txt"
+    assert damaged.read_bytes().startswith(b"cat/\xff.jpg: not a PNG or JPEG")
+    os.rename(os.fsencode(root / "dog"), os.path.join(os.fsencode(root), b"d\xf6g"))
+    assert run(tmp_path / "other", *words) == 2
+    assert "class d\\udcf6g: DAMAGED: its name is not UTF-8" in capsys.readouterr().out
+
+
+def test_images_of_a_split_without_classes_are_told(tmp_path, capsys):
+    root = tmp_path / "photos"
+    for split in ("train", "val"):
+        write_folder(root / split, {("cat", f"{split}.jpg"): encoded(1)})
+    (root / "test").mkdir()
+    (root / "test" / "1.jpg").write_bytes(encoded(2))
+    assert run(tmp_path / "out", "--source", root) == 0
+    assert "test: no class folders in it; not read" in capsys.readouterr().out
 
 
 def test_telephones_second_pictures(tmp_path):

@@ -494,7 +494,7 @@ def test_unknown_and_missing_sources(tmp_path, capsys):
     refused(tmp_path, capsys, "has its own test split")
     assert run(tmp_path, tmp_path / "a.npz", options=["--min_side=8"]) == 2
     refused(tmp_path, capsys, "--min_side is for photographs")
-    assert run(tmp_path, tmp_path / "a.npz", options=["--labels=x"]) == 2
+    assert run(tmp_path, tmp_path / "a.npz", options=[f"--labels={tmp_path / 'a.npz'}"]) == 2
     refused(tmp_path, capsys, "--labels is for a tar")
     assert run(tmp_path, tmp_path / "a.npz", options=["--jobs=0"]) == 2
     refused(tmp_path, capsys, "--jobs must be at least 1, not 0")

@@ -64,8 +64,7 @@ def _fit(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 def _drafted(encoded: bytes, shape: tuple[int, int, int], gap: int) -> np.ndarray:
     with records.open_image(encoded) as image:
-        if image.format != "PNG":
-            image.draft(None, (gap * shape[1], gap * shape[0]))
+        image.draft(None, (gap * shape[1], gap * shape[0]))
         image.load()
         return records.fit_image(image, image_shape=shape, resize=True)
 

@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from bench_input import latent_shape
 from benchmark import positive
-from etils import epath
 from verify_functaset import fraction
 
 from functa.data import functaset, functaset_format, functaset_manifest, functaset_verify
@@ -244,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--sample", type=fraction, default=0.01, help="that is verified: 1%% or 0.01"
     )
     parser.add_argument(
-        "--directory", metavar="DIR", help="beside which to write (default: a temporary one)"
+        "--directory", metavar="DIR", help="in which to write (default: a temporary one)"
     )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
@@ -256,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--shard_megabytes must be above 0, and --epochs between 0 and 250")
     with tempfile.TemporaryDirectory(prefix="bench-functaset-", dir=arguments.directory) as folder:
         try:
-            result = bench(plan(arguments, str(epath.Path(folder))), arguments.sample)
+            result = bench(plan(arguments, folder), arguments.sample)
         except (ValueError, OSError) as error:
             print(f"bench_functaset: {error}", file=sys.stderr)
             return 2

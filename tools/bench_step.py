@@ -137,9 +137,11 @@ def main(argv: list[str]) -> int:
     del argv  # flags only
     config = _CONFIG.value
     problems = meta_learning.check(config)
-    if _BATCH.value % jax.device_count():
+    parts = config.meta_learn.micro_batches
+    if parts < 1 or _BATCH.value % (jax.device_count() * parts):
         problems.append(
-            f"--batch_size={_BATCH.value} must be a multiple of the {jax.device_count()} devices"
+            f"--batch_size={_BATCH.value} must be a multiple of the {jax.device_count()} devices, in "
+            f"meta_learn.micro_batches={parts} parts each, at least 1"
         )
     if _REFERENCE.value:
         with config.unlocked():

@@ -6,7 +6,8 @@
     tools/plan.py cifar10_spatial cpu:2 --config.data.image_shape="(64, 64, 3)" --utilisation=0.3
 
 NAME[:OPTIONS] is a config of configs/, TOPOLOGY a chip and a number: TPU slices by Google's names (v5e-256, v5p-128,
-v6e-64), GPUs as 64xH100, simulated devices as cpu:2. functa/clusters.py has their published numbers,
+v6e-64), GPUs as 64xH100, simulated devices as cpu:2. Both come before the flags.
+functa/clusters.py has their published numbers,
 functa/plan.py says how hours come of them. Everything that is assumed is printed first, and a flag changes it.
 Batches must suit the devices, as in a run: what does not is told, exit status 2.
 
@@ -157,7 +158,8 @@ def plan_of(config: ConfigDict, topology: str) -> Planner:
     """The planner that the flags ask for.
 
     Raises:
-      ValueError: what cannot be, in the flags and in a run of this config there; all of it.
+      ValueError: what cannot be, in the flags and in a run of this config there; all of it, where topology and mesh
+        can be.
     """
     problems, found = [], []
 
@@ -172,6 +174,9 @@ def plan_of(config: ConfigDict, topology: str) -> Planner:
         problems.append(f"config.stages={stages}: known are {', '.join(STAGES)}")
     cluster = clusters.parse(topology)
     mesh = shares.described_mesh(config, cluster.devices)
+    own, cell = min(cluster.devices, cluster.chip.per_host), mesh.shape["cell"]
+    if own % cell:
+        problems.append(f"mesh.cell={cell}: the {own} devices of a host must be a multiple of it")
     jax.config.update("jax_num_cpu_devices", math.prod(shares.simulated(mesh).values()))
     attempt(splits_of, config, _IMAGES.value)
     attempt(assumptions_of, config, cluster)

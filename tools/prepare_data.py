@@ -63,7 +63,8 @@ def open_source(
       sources.DamagedError: it is not whole.
     """
     given = [epath.Path(path) for path in paths]
-    missing = [str(path) for path in given if not path.exists()]
+    named = [*given, *([epath.Path(labels)] if labels else [])]
+    missing = [str(path) for path in named if not path.exists()]
     if missing:
         raise ValueError(f"no such file or folder: {', '.join(missing)}")
     if test_fraction is not None and not 0 < test_fraction < 1:

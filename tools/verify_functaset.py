@@ -42,8 +42,8 @@ def told(found: functaset_verify.Verified) -> str:
     return "\n".join([
         "nothing wrong in a sample",
         f"checked: manifest and metadata; that all {found.shards} shards are there and have their sizes; all bytes of"
-        f" {found.digests} shards; {found.decoded} records, some of each shard: decoded, finite, ids in range",
-        f"not checked: the digests of {found.shards - found.digests} shards, {found.records - found.decoded} records",
+        f" {found.digests} of them; {found.decoded} records, some of each shard: decoded, finite, ids in range",
+        f"not checked: the digests of {found.shards - found.digests} others, {found.records - found.decoded} records",
     ])  # fmt: skip
 
 

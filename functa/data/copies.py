@@ -29,17 +29,17 @@ def read_copies(
       What ImageSource.read tells, of n rows.
     """
     examples, places = np.unique(indices, return_inverse=True)
-    batch = {name: values[places] for name, values in source.read(examples).items()}
     augmented = np.flatnonzero(copies)
-    whole = {}
     if crop == "resize" and augmented.size:
-        wanted = np.unique(indices[augmented])
-        whole = dict(zip(wanted.tolist(), source.read_whole(wanted), strict=True))
+        read, kept = source.read_whole(examples)
+    else:
+        read = source.read(examples)
+        kept = list(read["image"])
+    batch = {name: values[places] for name, values in read.items()}
     for k in augmented:
-        image = batch["image"][k]
         batch["image"][k] = augment(
-            whole.get(int(indices[k]), image),
-            shape=image.shape[:2],
+            kept[places[k]],
+            shape=batch["image"].shape[1:3],
             seed=seed,
             example_id=int(batch["id"][k]),
             copy=int(copies[k]),

@@ -2,14 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from concurrent import futures
 
 from etils import epath
 
 from functa import disk
 from functa.data import photographs, sources
-
-_STATS_AT_ONCE = 32  # in an object store each is a round trip
 
 
 def listing(root: epath.Path, report: sources.Report) -> list[photographs.Photo]:
@@ -22,7 +19,10 @@ def listing(root: epath.Path, report: sources.Report) -> list[photographs.Photo]
     photos: list[photographs.Photo] = []
     for name, folder in (splits if "train" in splits else {"": root}).items():
         split = photographs.SPLITS.get(name, "")
-        for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+        classes = sorted(path for path in folder.iterdir() if path.is_dir())
+        if name and not classes:
+            report.found(name, "no class folders in it; not read")
+        for path in classes:
             shown = f"{name}/{path.name}".lstrip("/")
             files = dict(_files(path))
             named = {
@@ -50,6 +50,5 @@ def _files(folder: epath.Path) -> Iterator[tuple[str, int | None]]:
                     yield entry.name, 0
         return
     paths = list(folder.iterdir())
-    with futures.ThreadPoolExecutor(_STATS_AT_ONCE) as pool:
-        for path, stat in zip(paths, pool.map(epath.Path.stat, paths), strict=True):
-            yield path.name, None if stat.is_directory else stat.length
+    for path, stat in zip(paths, disk.at_once(epath.Path.stat, paths), strict=True):
+        yield path.name, None if stat.is_directory else stat.length

@@ -127,8 +127,6 @@ class FileSource:
         self._layout, self._path, self._shards = layout, path, split["shards"]
         self._ends = np.cumsum([shard["records"] for shard in self._shards], dtype=np.int64)
         self._remote = disk.is_remote(path)
-        if not self._remote:
-            disk.allow_open_files(len(self._shards))  # a shard is opened once and stays open
         files = [f"{path / shard['file']}[0:{shard['records']}]" for shard in split["shards"]]
         self._records = array_record_data_source.ArrayRecordDataSource(files) if files else None
 
@@ -185,12 +183,12 @@ class HostSource:
                 if name not in arrays:
                     arrays[name] = np.empty((self.num_examples, *values.shape[1:]), values.dtype)
                 arrays[name][start:stop] = values
-        self._arrays = arrays or source.read(np.arange(0))
+        self.arrays = arrays or source.read(np.arange(0))
 
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """See `Functaset.source`."""
         indices = _checked(indices, self.num_examples)
-        return {name: values[indices] for name, values in self._arrays.items()}
+        return {name: values[indices] for name, values in self.arrays.items()}
 
 
 def open_functaset(path: epath.PathLike, *, field_digest: str | None) -> Functaset:
@@ -202,12 +200,14 @@ def open_functaset(path: epath.PathLike, *, field_digest: str | None) -> Functas
     Raises:
       ValueError: no complete set there; the manifest is damaged or of another format; a shard is
         missing or has another size than when it was written; the set was made with another field
-        (names both sides).
+        (names both sides); more shards than this process may open.
     """
     path = epath.Path(path)
     manifest = read_manifest(path)
     if field_digest is not None and field_digest != manifest.field_digest:
         raise ValueError(another_field(path, manifest, field_digest))
+    if not disk.is_remote(path):
+        disk.allow_open_files(len(manifest.shards))  # a shard is opened once and stays open
     problems = disk.at_once(
         lambda shard: wrong_size(path / shard["file"], shard["bytes"]), manifest.shards
     )

@@ -117,7 +117,12 @@ def _of_records(
             return [f"{file} has {count} records, not {shard['records']}"]
         for start in range(0, len(chosen), most):
             numbers = chosen[start : start + most]
-            block = layout.unpack(reader.read(numbers.tolist()))
+            records = reader.read(numbers.tolist())
+            try:
+                block = layout.unpack(records)
+            except ValueError:
+                bad = [k for k, one in zip(numbers, records, strict=True) if not _fits(layout, one)]
+                return [f"{file}: record {bad[0]} cannot be decoded"]
             latents = functaset_format.float32_latents(block)
             bad = ~np.isfinite(latents).all(axis=(1, 2, 3)) | ~np.isfinite(block["psnr"])
             if bad.any():
@@ -126,7 +131,14 @@ def _of_records(
             least, greatest = block["id"].min(), block["id"].max()
             if not shard["ids"][0] <= least <= greatest <= shard["ids"][1]:
                 return [f"{file}: ids {least} to {greatest}, not in {shard['ids']}"]
-        reader.close()
     except (ValueError, RuntimeError, IndexError) as error:
-        return [f"{file}: a record cannot be decoded: {error}"]
+        return [f"{file}: a record cannot be read: {error}"]
     return []
+
+
+def _fits(layout: RecordLayout, record: bytes) -> bool:
+    try:
+        layout.unpack([record])
+    except ValueError:
+        return False
+    return True

@@ -1,6 +1,7 @@
 """An image data set as TFDS reads it: the records, what a shard of them holds, and the metadata."""
 
 import collections
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -144,7 +145,7 @@ def write_metadata(
     damaged = [line for held in splits.values() for line in held.damaged]
     if damaged:
         text = "".join(f"{name}: {reason}\n" for name, reason in damaged)
-        (directory / DAMAGED).write_text(text)
+        (directory / DAMAGED).write_bytes(os.fsencode(text))  # file names need not be UTF-8
     builder = tfds.builder_from_directory(directory)
     problems = [problem for split in splits for problem in records.check_files(builder, split)]
     if problems:

@@ -72,14 +72,13 @@ def write(
     return image_set.contents(seen, num_bytes)
 
 
-def finish(folder: epath.Path, part: Part, identity: str) -> Part:
+def finish(folder: epath.Path, part: Part) -> Part:
     """Hashes and renames a shard, and describes it."""
     beside, file = _beside(folder, part.shard), folder / SET / part.shard.file
     with disk.naming(file, part.shard.num_bytes):
         with open(beside, "rb") as stream:
             os.fsync(stream.fileno())  # the part must not outlive the shard when the power fails
         described = {
-            "identity": identity,
             "sha256": functaset_format.file_digest(beside),
             "contents": part.contents._asdict(),
         }
@@ -88,7 +87,7 @@ def finish(folder: epath.Path, part: Part, identity: str) -> Part:
     return part
 
 
-def finished(folder: epath.Path, shard: Shard, *, identity: str) -> Part | None:
+def finished(folder: epath.Path, shard: Shard) -> Part | None:
     """The part of a shard that stands finished, its bytes as they were; None if it must be made."""
     file, described = folder / SET / shard.file, _part_file(folder, shard)
     if not (file.exists() and described.exists()):
@@ -96,10 +95,7 @@ def finished(folder: epath.Path, shard: Shard, *, identity: str) -> Part | None:
     try:
         held = json.loads(described.read_text())
         contents = image_set.from_json(held["contents"])
-        same = (held["identity"], held["sha256"]) == (
-            identity,
-            functaset_format.file_digest(file),
-        )
+        same = held["sha256"] == functaset_format.file_digest(file)
     except (ValueError, TypeError, KeyError):
         return None  # a damaged part says nothing of its shard, which is made anew
     return Part(shard, contents) if same else None

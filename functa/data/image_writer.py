@@ -27,9 +27,9 @@ from etils import epath
 
 from functa import config as config_lib
 from functa import disk
-from functa.data import functaset_format, image_set, image_shards, sources
+from functa.data import image_set, image_shards, sources
 
-_AHEAD = 16  # images for each thread, made before they are written in order
+_AHEAD = 4  # images for each thread, held in memory until it is their turn to be written
 _MADE_BY = ("array_record", "pillow")  # another version may write other bytes
 _PLAN = {
     "source": "source or arguments",
@@ -77,7 +77,6 @@ def write(
       UnfinishedError: it cannot be written, such as on a full disk; some shards are.
       OSError, RuntimeError: it cannot be written, and nothing is.
     """
-    refuse_existing(name, data_dir)
     target, folder = _places(name, data_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = target.parent / f"{target.name}.lock"
@@ -86,8 +85,8 @@ def write(
             refuse_existing(name, data_dir)  # another program may just have made it
             shards = image_shards.plan_shards(archive, name)
             with _keeping(folder):
-                identity = _agree(folder, archive, shards)
-                parts = _all_parts(folder, archive, shards, identity, jobs=jobs, report=report)
+                _agree(folder, archive, shards)
+                parts = _all_parts(folder, archive, shards, jobs=jobs, report=report)
                 splits = {
                     split: image_set.together([p.contents for p in parts if p.shard.split == split])
                     for split in archive.splits
@@ -107,8 +106,8 @@ def _places(name: str, data_dir: epath.Path) -> tuple[epath.Path, epath.Path]:
 
 def _agree(
     folder: epath.Path, archive: sources.Archive, shards: Sequence[image_shards.Shard]
-) -> str:
-    """Writes the plan, or compares it with that of an earlier run; returns its digest."""
+) -> None:
+    """Writes the plan, or compares it with that of an earlier run."""
     plan = {
         "source": archive.digest,
         "splits": {
@@ -131,7 +130,6 @@ def _agree(
     for place in (folder, folder / image_shards.SET, folder / image_shards.PARTS):
         place.mkdir(parents=True, exist_ok=True)
     config_lib.write_json(file, plan)
-    return functaset_format.json_digest(plan)
 
 
 def _has_parts(folder: epath.Path) -> bool:
@@ -156,23 +154,20 @@ def _all_parts(
     folder: epath.Path,
     archive: sources.Archive,
     shards: Sequence[image_shards.Shard],
-    identity: str,
     *,
     jobs: int,
     report: sources.Report,
 ) -> list[image_shards.Part]:
     """In the order of `shards`, those that stand finished and those that are made now."""
     with futures.ThreadPoolExecutor(jobs) as pool:
-        found = pool.map(
-            functools.partial(image_shards.finished, folder, identity=identity), shards
-        )
+        found = pool.map(functools.partial(image_shards.finished, folder), shards)
         parts = {shard: part for shard, part in zip(shards, found, strict=True) if part}
     for part in parts.values():
         _tell(part, "finished earlier", report)
     missing = [shard for shard in shards if shard not in parts]
     _require_space(folder, missing)
     begin = time.monotonic()
-    for part in _make(folder, archive, missing, identity, jobs=jobs):
+    for part in _make(folder, archive, missing, jobs=jobs):
         shard, seconds, begin = part.shard, time.monotonic() - begin, time.monotonic()
         _tell(part, f"{(shard.stop - shard.start) / seconds:,.0f} images/s", report)
         parts[shard] = part
@@ -200,7 +195,6 @@ def _make(
     folder: epath.Path,
     archive: sources.Archive,
     shards: Sequence[image_shards.Shard],
-    identity: str,
     *,
     jobs: int,
 ) -> Iterator[image_shards.Part]:
@@ -221,7 +215,7 @@ def _make(
             if finishing is not None:
                 yield finishing.result()
             part = image_shards.Part(shard, held)
-            finishing = finisher.submit(image_shards.finish, folder, part, identity)
+            finishing = finisher.submit(image_shards.finish, folder, part)
         if finishing is not None:
             yield finishing.result()
 

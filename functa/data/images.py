@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
+from functa import disk
 from functa.data import records
 from functa.data.records import DataError
 
@@ -39,8 +40,9 @@ class ImageSource(Protocol):
             number.
         """
 
-    def read_whole(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Images [H, W, c] uint8 as they are kept, before they are cropped and resized to one shape.
+    def read_whole(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
+        """What `read` gives, and the images [H, W, c] uint8 as they are kept, before they are cropped and resized to
+        one shape.
 
         Raises: as `read`.
         """
@@ -238,6 +240,13 @@ def _tfds_parts(
         return _Cached(source) if cache == "host" else source
 
     splits = builder.info.splits
+    if not disk.is_remote(builder.data_path):
+        # Each part opens those of its split, validation those of train.
+        files = sum(len(splits[split].file_instructions) for split in names.values())
+        try:
+            disk.allow_open_files(files)
+        except ValueError as error:
+            raise DataError([f"{builder.data_path}: {error}"]) from error
     return part, splits[names["train"]].num_examples, splits[names["test"]].num_examples
 
 
@@ -252,8 +261,9 @@ class _InMemory:
         rows = records.within(indices, self.num_examples)
         return {key: np.take(array, rows, axis=0) for key, array in self._arrays.items()}
 
-    def read_whole(self, indices: np.ndarray) -> list[np.ndarray]:
-        return list(self.read(indices)["image"])
+    def read_whole(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
+        batch = self.read(indices)
+        return batch, list(batch["image"])
 
 
 class _Cached:
@@ -271,8 +281,11 @@ class _Cached:
                 self._decoded = self._decode()
         return self._decoded.read(indices)
 
-    def read_whole(self, indices: np.ndarray) -> list[np.ndarray]:
-        return self.records.read_whole(indices)
+    def read_whole(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
+        if self.records.resizes:
+            return self.records.read_whole(indices)  # what is kept in memory has been resized
+        batch = self.read(indices)
+        return batch, list(batch["image"])
 
     def _decode(self) -> _InMemory:
         n = self.num_examples

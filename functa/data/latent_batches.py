@@ -108,9 +108,9 @@ class _Numbers:
         return {"example": indices.astype(np.int32)}
 
 
-def _gather(source, mesh: jax.sharding.Mesh):
+def _gather(source: HostSource, mesh: jax.sharding.Mesh):
     """{"example": numbers [b], ...} -> the rows of `source`, taken on the devices."""
-    rows = _chosen(source.read(np.arange(source.num_examples)))
+    rows = _chosen(source.arrays)
     place = mesh_lib.replicated(mesh)
     table = {
         name: jax.make_array_from_process_local_data(place, values, values.shape)
@@ -140,8 +140,8 @@ def _require_room(functaset: Functaset, *, cache: str, copies: str) -> None:
     if cache == "host":
         if size > (there := _host_bytes()):
             raise ValueError(
-                f"cache=host: the splits have {size:,} bytes of latents, this machine {there:,} bytes of "
-                "memory; use none"
+                f"cache=host: the splits have {size:,} bytes of latents for each process, this machine {there:,} "
+                "bytes of memory; use none"
             )
         return
     if (most := max(examples.values())) >= _MOST_NUMBERS:

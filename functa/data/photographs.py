@@ -55,7 +55,7 @@ def archive(
     A listing has no order of its own and would come class by class, so examples follow
     `images.stratified_order` of the listing sorted by name. Damaged photographs are in it too:
     they are found when they are read to be written. Only that every class of a split has one that
-    is whole is looked up here.
+    is whole is looked up here, and of what test_fraction divides, in both parts together.
 
     Args:
       test_fraction: the part of a listing without splits that becomes the test split, of every
@@ -78,6 +78,11 @@ def archive(
         )
     parts = parts if divided else {"train": parts[""]}
     class_names = tuple(sorted({photo.class_name for photo in parts["train"]}))
+    for name in class_names:
+        if os.fsencode(name).decode(errors="ignore") != name:
+            report.damaged(
+                f"class {name}", "its name is not UTF-8, and the data set keeps it; rename it"
+            )
     numbers = {name: label for label, name in enumerate(class_names)}
     with futures.ThreadPoolExecutor(jobs) as pool:
         for split, part in parts.items():
@@ -207,9 +212,9 @@ def _split(photos: Sequence[Photo], numbers: dict[str, int], min_side: int) -> s
 def _digest(parts: dict[str, list[Photo]], class_names: Sequence[str], min_side: int) -> str:
     """Of names, sizes and order: reading every byte would take as long as preparing the set."""
     lines = (
-        f"{split} {photo.class_name} {photo.name} {photo.num_bytes}".encode()
+        os.fsencode(f"{split} {photo.class_name} {photo.name} {photo.num_bytes}")
         for split, part in parts.items()
         for photo in part
     )
-    head = (str(min_side).encode(), *map(str.encode, class_names))
+    head = (str(min_side).encode(), *map(os.fsencode, class_names))
     return sources.digest(itertools.chain(head, lines))

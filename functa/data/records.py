@@ -7,7 +7,7 @@ features "image" and "label" are read.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -204,12 +204,13 @@ def fit_image(image: Image.Image, *, image_shape: Sequence[int], resize: bool) -
     return np.asarray(pixels).reshape(h, w, c)
 
 
-def decode_whole(encoded: bytes, *, channels: int) -> np.ndarray:
-    """PNG or JPEG bytes -> [H, W, channels] uint8, as `decode_image` but in the image's own size."""
+def decode_whole(encoded: bytes, *, image_shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """PNG or JPEG bytes -> (what `decode_image` makes of a photograph, [H, W, c] uint8 in its own size)."""
     with open_image(encoded) as image:
         image.load()
-        shape = (image.height, image.width, channels)
-        return fit_image(image, image_shape=shape, resize=False)
+        fitted = fit_image(image, image_shape=image_shape, resize=True)
+        own = image.height, image.width, image_shape[2]
+        return fitted, fit_image(image, image_shape=own, resize=False)
 
 
 class Records:
@@ -237,7 +238,7 @@ class Records:
         self._files = builder.info.splits[split].file_instructions
         features = builder.info.features
         self._encoded = isinstance(features["image"], tfds.features.Image)
-        self._resize = None in features["image"].shape
+        self.resizes = None in features["image"].shape  # photographs, whose sizes vary
         # Bytes as they are: Pillow decodes them here; other features of the set are never decoded.
         skipped = set(features) - {"label"} - (set() if self._encoded else {"image"})
         decoders = {key: tfds.decode.SkipDecoding() for key in skipped}
@@ -248,7 +249,23 @@ class Records:
         ids, rows = self._rows(indices)
         images = np.empty((len(ids), *self.image_shape), np.uint8)
         for k, row in enumerate(rows):
-            images[k] = self._decode(row["image"], ids[k], whole=False)
+            images[k] = self._decode(row["image"], ids[k])
+        return self._batch(ids, rows, images)
+
+    def read_whole(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+        """See images.ImageSource.read_whole."""
+        if not (self._encoded and self.resizes):
+            batch = self.read(indices)
+            return batch, list(batch["image"])
+        ids, rows = self._rows(indices)
+        shape, kept = self.image_shape, []
+        images = np.empty((len(ids), *shape), np.uint8)
+        for k, row in enumerate(rows):
+            images[k], whole = self._naming(ids[k], decode_whole, row["image"], image_shape=shape)
+            kept.append(whole)
+        return self._batch(ids, rows, images), kept
+
+    def _batch(self, ids: np.ndarray, rows: list[dict], images: np.ndarray) -> dict[str, Any]:
         labels = np.array([row["label"] for row in rows], np.int64)
         wrong = np.flatnonzero((labels < 0) | (labels >= self._num_classes))
         if wrong.size:
@@ -259,11 +276,6 @@ class Records:
             raise DataError([message])
         return {"image": images, "label": labels.astype(np.int32), "id": ids}
 
-    def read_whole(self, indices: np.ndarray) -> list[np.ndarray]:
-        """See images.ImageSource.read_whole."""
-        ids, rows = self._rows(indices)
-        return [self._decode(row["image"], k, whole=True) for row, k in zip(rows, ids, strict=True)]
-
     def _rows(self, indices: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """(ids in the data set's own split, records) of examples."""
         ids = self._ids[within(indices, self.num_examples)]
@@ -272,21 +284,19 @@ class Records:
         except RuntimeError as error:
             raise DataError([self._damaged(ids)]) from error
 
-    def _decode(self, image: Any, example: int, *, whole: bool) -> np.ndarray:
-        try:
-            if self._encoded and whole and self._resize:
-                return decode_whole(image, channels=self.image_shape[2])
-            if self._encoded:
-                return decode_image(image, image_shape=self.image_shape, resize=self._resize)
-            if image.shape != self.image_shape:
-                raise ValueError(f"the image is {image.shape}, not {self.image_shape}")
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-        ) as error:  # SyntaxError: Pillow's, of a broken PNG
-            raise DataError([f"{self._place(example)} cannot be read: {error}"]) from error
+    def _decode(self, image: Any, example: int) -> np.ndarray:
+        shape, resize = self.image_shape, self.resizes
+        if self._encoded:
+            return self._naming(example, decode_image, image, image_shape=shape, resize=resize)
+        if image.shape != shape:
+            raise DataError([f"{self._place(example)} is {image.shape}, not {shape}"])
         return image
+
+    def _naming(self, example: int, decode: Callable, *args: Any, **kwargs: Any) -> Any:
+        try:  # its errors name the example's place
+            return decode(*args, **kwargs)
+        except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: of a broken PNG
+            raise DataError([f"{self._place(example)} cannot be read: {error}"]) from error
 
     def _place(self, example: int) -> str:
         """File and record of an example, for messages."""

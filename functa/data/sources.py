@@ -23,16 +23,22 @@ class Report:
         self._damaged: list[str] = []
 
     def found(self, path: str, what: str) -> None:
-        self._show(f"{path}: {what}")
+        self._show(printable(f"{path}: {what}"))
 
     def damaged(self, path: str, reason: str) -> None:
         self._damaged.append(path)
-        self._show(f"{path}: DAMAGED: {reason}")
+        self._show(printable(f"{path}: DAMAGED: {reason}"))
 
     def refuse_damage(self) -> None:
         """Raises DamagedError if anything is damaged."""
         if self._damaged:
-            raise DamagedError(f"{len(self._damaged)} damaged: {', '.join(self._damaged)}")
+            told = printable(", ".join(self._damaged))
+            raise DamagedError(f"{len(self._damaged)} damaged: {told}")
+
+
+def printable(text: str) -> str:
+    """Bytes of file names that are not UTF-8, as escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class Sample(NamedTuple):

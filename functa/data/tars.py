@@ -12,6 +12,8 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
+from etils import epath
+
 from functa.data import photographs, sources
 
 _TAR = re.compile(r"[^.].*\.tar", re.IGNORECASE)
@@ -106,23 +108,22 @@ def read_labels(path: str, members: Sequence[_Member]) -> dict[str, str]:
     in the order of the sorted file names.
 
     Raises:
-      ValueError: not one line for each, or bare numbers: those of ImageNet's
+      ValueError: not one line for each, or bare numbers in their order: those of ImageNet's
         ILSVRC2012_validation_ground_truth.txt count the classes in an order of their own, which
         is written in the kit's meta.mat and is not that of the names.
     """
-    with open(path, encoding="utf-8") as file:
-        lines = [line.split() for line in file if line.strip()]
+    lines = [line.split() for line in epath.Path(path).read_text().splitlines() if line.strip()]
     names = sorted(member.path[-1] for member in members)
     if len(lines) != len(names):
         raise ValueError(f"{path} has {len(lines):,} labels for {len(names):,} images")
     widths = {len(line) for line in lines}
     if widths not in ({1}, {2}):
         raise ValueError(f"{path}: each line must be CLASS, or each FILE CLASS")
-    if all(line[-1].isdecimal() for line in lines):
+    if widths == {1} and all(line[0].isdecimal() for line in lines):
         raise ValueError(
-            f"{path} holds numbers such as {lines[0][-1]}, which are no names of classes. Those of "
+            f"{path} holds numbers such as {lines[0][0]}, which are no names of classes. Those of "
             "ILSVRC2012_validation_ground_truth.txt follow the kit's meta.mat, not the order of "
-            "the names; bring the names (n01440764 ...), a line each"
+            "the names; bring the names (n01440764 ...), a line each, or lines of FILE CLASS"
         )
     if widths == {1}:
         return {name: line[0] for name, line in zip(names, lines, strict=True)}
@@ -163,7 +164,10 @@ def _walk(
                 held.folders.add(folders)
                 first = len(held.members)
                 part = io.BufferedReader(_Part(file, member.offset_data, member.size))
-                _walk(part, folders, f"{shown}/{name}", held, report)
+                try:
+                    _walk(part, folders, f"{shown}/{name}", held, report)
+                except tarfile.TarError as error:
+                    raise ValueError(f"{shown}/{name}: {error}") from error
                 held.members[first:] = [
                     each._replace(offset=member.offset_data + each.offset)
                     for each in held.members[first:]
