@@ -19,7 +19,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from functa import config as config_lib
-from functa import disk, distributed
+from functa import disk, distributed, memory
 from functa.disk import StoreAwayError
 from functa.progress import device_name
 
@@ -254,7 +254,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(memory.host_bytes() / 2**30, 1),
         "devices": device_name(),
         "processes": jax.process_count(),
         "commit": _commit(),

@@ -252,8 +252,9 @@ def test_sums_do_not_depend_on_the_blocks_a_batch_is_written_in(tmp_path, monkey
 
 
 LARGE = """
-import resource, sys, time
+import sys, time
 import jax, numpy as np
+from functa import memory
 from functa.data import functaset_writer
 from tests import functaset_sets as sets
 
@@ -275,7 +276,7 @@ def fit(images):
     return fitted(images)
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    return memory.peak_bytes() >> 10
 
 config = sets.make_config(batch_size=8, dtype="int8", shard_megabytes=4.0, num_augmentations=1, crop="none")
 config.field.latent_shape = (32, 32, 64)

@@ -10,13 +10,12 @@ import sys
 PICTURES, OUT, DEVICES = *sys.argv[1:3], int(sys.argv[3])
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 
-import resource  # noqa: E402
-
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.flatten_util import ravel_pytree  # noqa: E402
 
 from configs import imagenet  # noqa: E402
+from functa import memory  # noqa: E402
 from functa import mesh as mesh_lib  # noqa: E402
 from functa import step as step_lib  # noqa: E402
 from functa.data import crops  # noqa: E402
@@ -44,8 +43,7 @@ def main() -> None:
         jax.device_put(params, mesh_lib.replicated(mesh)), batch, jax.random.key(2)
     )
     flat = np.asarray(ravel_pytree(jax.device_get(gradient))[0])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    np.savez(OUT, loss=np.asarray(loss), gradient=flat, peak_bytes=peak)
+    np.savez(OUT, loss=np.asarray(loss), gradient=flat, peak_bytes=memory.peak_bytes())
 
 
 main()

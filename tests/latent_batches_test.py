@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from functa import memory
 from functa import mesh as mesh_lib
 from functa.data import functaset, functaset_format, latent_batches
 from functa.data.latent_batches import CACHES, LatentBatches
@@ -94,7 +95,7 @@ def test_a_cache_without_room_is_refused(opened, monkeypatch):
     with pytest.raises(ValueError, match=f"cache=device: the splits have {needed:,} bytes"):
         LatentBatches(opened_set, cache="device", **ONE)
     for room, refused in ((needed, False), (needed - 1, True)):
-        monkeypatch.setattr(latent_batches, "_host_bytes", lambda room=room: room)
+        monkeypatch.setattr(memory, "host_bytes", lambda room=room: room)
         LatentBatches(opened_set, cache="none", **ONE)
         if refused:
             with pytest.raises(ValueError, match=rf"cache=host: .* {needed:,} bytes.* use none"):

@@ -20,7 +20,6 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from bench_input import latent_shape
 from benchmark import positive
 from verify_functaset import fraction
 
+from functa import memory
 from functa.data import functaset, functaset_format, functaset_manifest, functaset_verify
 from functa.data import functaset_writer as writer_lib
 from functa.data.latent_batches import LatentBatches
@@ -104,7 +104,7 @@ def write(work: Work, index: int) -> Written:
                     psnr=np.full(len(numbers), 30, np.float32),
                 )
             writer.finish(seconds=0.0)
-    return Written(time.perf_counter() - begin, _peak_bytes())
+    return Written(time.perf_counter() - begin, memory.peak_bytes())
 
 
 def read(work: Work, index: int, first_step: int, last_step: int) -> Read:
@@ -135,7 +135,7 @@ def read(work: Work, index: int, first_step: int, last_step: int) -> Read:
         if not np.array_equal(functaset_format.float32_latents(one), expected):
             problems.append(f"step {step}: record {one['label'][0]} has latents of another")
         if step + 1 in points:
-            peaks.append(_peak_bytes())
+            peaks.append(memory.peak_bytes())
     return Read(seen, digest.hexdigest(), time.perf_counter() - begin, peaks, problems)
 
 
@@ -204,10 +204,6 @@ def _together(function: Callable[..., Any], work: Work) -> list[Any]:
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     begin = time.perf_counter()
     return function(), time.perf_counter() - begin
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def plan(arguments: argparse.Namespace, directory: str) -> Work:

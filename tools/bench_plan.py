@@ -25,7 +25,6 @@ import gc
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -40,7 +39,7 @@ from ml_collections import ConfigDict
 from sklearn.datasets import load_sample_images
 
 from configs import cifar10_spatial
-from functa import compiled, costs, encode, fitting, plan, products, rng, shares
+from functa import compiled, costs, encode, fitting, memory, plan, products, rng, shares
 from functa import mesh as mesh_lib
 from functa.clusters import parse
 from functa.step import NONE_BAD, initial_state, make_step
@@ -113,20 +112,13 @@ def memory_of(found: jax.stages.Compiled, arguments: Any) -> dict[str, Any]:
     make = jax.jit(fill).lower().compile()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    before = _status("VmRSS")
+    before = memory.process_bytes("VmRSS")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
     jax.block_until_ready(found(*make()))
     return {
         "planned": shares.Program.of(found).peak_bytes,
-        "measured": _status("VmHWM") - before,
+        "measured": memory.peak_bytes() - before,
     }
-
-
-def _status(name: str) -> int:
-    """Bytes, from the kernel's account of this process."""
-    text = pathlib.Path("/proc/self/status").read_text()
-    (found,) = re.findall(rf"{name}:\s+(\d+) kB", text)
-    return int(found) * 1024
 
 
 def trained_field(config: ConfigDict, steps: int) -> Any:

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from functa import memory
 from functa import mesh as mesh_lib
 
 _MOST_POINTS = 1 << 14  # of the ceiling and a device, whose memory must not hide that of the work
@@ -68,7 +68,7 @@ def peak_bytes() -> int:
     statistics_of_device = jax.local_devices()[0].memory_stats()
     if statistics_of_device:
         return statistics_of_device["peak_bytes_in_use"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return memory.peak_bytes()
 
 
 def knows_reference(config: ConfigDict) -> list[str]:

@@ -8,13 +8,13 @@
 """
 
 import functools
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from functa import memory as memory_lib
 from functa import mesh as mesh_lib
 from functa.data import functaset_format, pipeline
 from functa.data.functaset import FileSource, Functaset, HostSource
@@ -138,7 +138,7 @@ def _require_room(functaset: Functaset, *, cache: str, copies: str) -> None:
         examples["train"] //= functaset.manifest.config["encode"]["num_augmentations"]
     size = sum(examples.values()) * functaset.manifest.layout.latent_bytes
     if cache == "host":
-        if size > (there := _host_bytes()):
+        if size > (there := memory_lib.host_bytes()):
             raise ValueError(
                 f"cache=host: the splits have {size:,} bytes of latents for each process, this machine {there:,} "
                 "bytes of memory; use none"
@@ -155,7 +155,3 @@ def _require_room(functaset: Functaset, *, cache: str, copies: str) -> None:
             f"cache=device: the splits have {size:,} bytes of latents, a device "
             f"{memory['bytes_limit']:,} bytes of memory; use host or none"
         )
-
-
-def _host_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
