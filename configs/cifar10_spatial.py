@@ -64,7 +64,7 @@ def get_config(options: str | None = None) -> ConfigDict:
         config.meta_learn.checkpoint_every = 500
         config.encode.num_augmentations = 2
         config.classify.model = common.convnext(widths=(64, 128), depths=(2, 2))
-        config.classify.steps = 5000
+        config.classify.steps = 4000
         config.classify.ema_decay = 0.999
         # Of 2x2 cells: a step of all cells, or of a U-Net, takes four times as long, and its samples are no better
         # after as much time (docs/STUDY.md).
