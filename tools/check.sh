@@ -38,7 +38,9 @@ check scripts "$bin/shellcheck" -x "${scripts[@]}"
 
 # The tests come last and nothing is printed after them but, on stderr, what else failed.
 printf '== tests\n'
-"$bin/python" -m pytest ${selection[@]+"${selection[@]}"} "$@" || failed+=(tests)
+# A file of tests at a time on each core: what a file shares is made once.
+"$bin/python" -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile \
+  ${selection[@]+"${selection[@]}"} "$@" || failed+=(tests)
 if [ ${#failed[@]} -gt 0 ]; then
   printf 'tools/check.sh: failed: %s\n' "${failed[*]}" >&2
   exit 1
