@@ -13,6 +13,8 @@ manifest.
 
 import collections
 import contextlib
+import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -28,16 +30,19 @@ from functa import config as config_lib
 from functa import disk
 from functa import mesh as mesh_lib
 from functa.data import functaset_format, functaset_writer
-from functa.data.copies import read_copies
+from functa.data.copies import read_records
 from functa.data.functaset_format import RecordLayout
 from functa.data.functaset_manifest import complete_set, completed, finished_parts, summary
 from functa.data.functaset_writer import Recipe, Shard, ShardWriter
 from functa.data.images import ImageSource
-from functa.data.patience import patient
+from functa.data.patience import patient, read_ahead
 
 Fit = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 _AHEAD = 4  # batches that may wait for the writer thread
+_READERS = len(
+    os.sched_getaffinity(0)
+)  # threads, each with a batch: a core decodes fewer images than a chip fits
 # Parts of the config that decide what the records hold; meta_learn does by the field's digest.
 _DECISIVE = ("name", "seed", "data", "field", "inner_loop", "encode")
 _INDIFFERENT = ("data_dir", "cache")  # of config.data: where images lie changes no record
@@ -239,8 +244,12 @@ def _make_shards(
             for shard in todo
             for start in range(shard.start, shard.stop, batch_size)
         ]
+        reads = (
+            functools.partial(read_records, splits[shard.split], shard.split, rows, config)
+            for shard, rows in blocks
+        )
         batches = patient(
-            (_read(splits[shard.split], shard.split, rows, config) for shard, rows in blocks),
+            read_ahead(reads, threads=_READERS),
             lambda number: _name(*blocks[min(number, len(blocks) - 1)]),
         )
         for (shard, rows), batch in zip(blocks, batches, strict=True):
@@ -286,26 +295,6 @@ class _Output:
         """Removes a shard that was not finished."""
         if self._writer is not None:
             self._writer.abort()
-
-
-def _read(
-    source: ImageSource, split: str, rows: range, config: ConfigDict
-) -> dict[str, np.ndarray]:
-    """Images, labels, ids and copy numbers of records `rows` of a split."""
-    c = config.encode
-    each = c.num_augmentations if split == "train" else 1
-    examples, copies = np.divmod(np.arange(rows.start, rows.stop), each)
-    batch = read_copies(
-        source,
-        examples,
-        copies,
-        seed=config.seed,
-        flip=c.flip,
-        crop=c.crop,
-        crop_padding=c.crop_padding,
-        crop_min_area=c.crop_min_area,
-    )
-    return {name: batch[name] for name in ("image", "label", "id")} | {"copy": copies}
 
 
 def _pad(images: np.ndarray, batch_size: int) -> np.ndarray:

@@ -7,14 +7,12 @@ import numpy as np
 from functa import imputation, sampling
 from functa.data.images import ImageSource
 from functa.imputation import METHODS
-from functa.imputer import Imputer, compare
+from functa.imputer import Imputer, compare, mean_image
 from functa.trained import Generator
 
 _IMPUTED = 8  # test images at most, and draws of each
 _IMPUTED_PIXELS = 1 << 18  # of all draws together: what they cost, in time and memory
 _STEPS = 20  # noise levels
-_AVERAGED = 10_000  # training images at most
-_AVERAGED_PIXELS = 1 << 26  # of them
 _LADDER = (1, 2, 4, 8)  # times the resolution of training
 _ON_LADDER = 4  # samples
 _LARGEST_SIDE = 512  # pixels of an image on the ladder
@@ -36,10 +34,8 @@ def imputed(generator: Generator, sources: dict[str, ImageSource]) -> dict[str, 
     count = int(np.clip((_IMPUTED_PIXELS / (h * w)) ** 0.5, 1, _IMPUTED))
     names = np.linspace(0, test.num_examples - 1, count).astype(np.int64)
     images = test.read(names)["image"].astype(np.float32) / np.float32(255)
-    most = min(train.num_examples, _AVERAGED, _AVERAGED_PIXELS // (h * w))
-    some = train.read(np.arange(most))["image"]
     imputer = Imputer(generator, imputation.KINDS["half"], steps=_STEPS, seed=generator.config.seed)
-    average = (some.mean(axis=0) / 255).astype(np.float32)
+    average = mean_image(train, generator.field.image_shape)
     result = compare(imputer, images, names=names, draws=count, average=average)
     keys: Iterable[str] = ("seen", *METHODS, *(f"mse_{name}" for name in METHODS))
     return {"imputed_original": images} | {f"imputed_{key}": result[key] for key in keys}

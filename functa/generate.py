@@ -123,7 +123,9 @@ class Drawing:
         rate = draw("judged", lambda *inputs: sample(*inputs).latents, params, self.labels)
         told = self.directory / "speed.json"
         if rate and process_index == 0:
-            write_json(told, {"samples_per_second": rate * process_count})
+            block, count = self.config.generate.sample_batch_size, len(self.labels)
+            own = min(count, block * len(sampling.share_of(count, block, 0, process_count)))
+            write_json(told, {"samples_per_second": rate * count / own})
         for scale in self.config.generate.sweep:
             inputs = {"params": params, "scale": np.float32(scale)}
             draw(_of_scale(scale), guided, inputs, self.labels[:MOST_SWEPT])

@@ -10,7 +10,7 @@ Source: Song et al. 2023 (Pseudoinverse-guided diffusion models), equations 7 an
   Guidance by the gradient alone is Chung et al. 2023 (DPS).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,17 +67,26 @@ def view(images: jax.Array, mask: jax.Array, pool: int) -> jax.Array:
     return jnp.broadcast_to(blocks.mean((2, 4), keepdims=True), blocks.shape).reshape(images.shape)
 
 
-def observe(kind: Kind, images: np.ndarray, seeds: list[tuple[int, ...]]) -> Observation:
-    """Looks at images [b, h, w, c] float32, each with the randomness of its own seed.
-
+def check(kind: Kind, image_shape: Sequence[int]) -> None:
+    """
     Raises:
       ValueError: sides that blocks of `pool` pixels do not divide.
     """
-    _, h, w, c = images.shape
+    h, w, _ = image_shape
     if h % kind.pool or w % kind.pool:
         raise ValueError(
             f"images of {h}x{w} pixels are not made of blocks of {kind.pool}x{kind.pool}"
         )
+
+
+def observe(kind: Kind, images: np.ndarray, seeds: list[tuple[int, ...]]) -> Observation:
+    """Looks at images [b, h, w, c] float32, each with the randomness of its own seed.
+
+    Raises:
+      ValueError: see check.
+    """
+    check(kind, images.shape[1:])
+    _, h, w, c = images.shape
     mask, noise = np.ones_like(images), np.empty_like(images)
     for k, seed in enumerate(seeds):
         random = np.random.default_rng(seed)

@@ -1,5 +1,7 @@
 """A generator that fills in images: functa/imputation.py with the field, the latents and the prior of one run."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,11 +10,14 @@ import numpy as np
 
 from functa import imputation, rng, samplers
 from functa.data.functaset_format import float32_latents
+from functa.data.images import ImageSource
 from functa.imputation import METHODS
 from functa.tasks import generation
 from functa.trained import Generator
 
 MOST_DRAWS = 1000  # of an image
+_AVERAGED = 10_000  # training images at most
+_AVERAGED_PIXELS = 1 << 26  # of them
 _MEASURED = 512  # examples that the denoiser's error is measured on
 _SCHEDULE: dict[str, Any] = {"name": "karras", "sigma_min": 0.02, "sigma_max": 20.0, "rho": 7.0}
 
@@ -149,3 +154,10 @@ def compare(
         for name in METHODS
     }
     return filled | mse | {"seen": np.asarray(observation.data)}
+
+
+def mean_image(train: ImageSource, image_shape: Sequence[int]) -> np.ndarray:
+    """[h, w, c] float32 in [0, 1] of training images: the first ten thousand, of large ones fewer."""
+    most = min(train.num_examples, _AVERAGED, _AVERAGED_PIXELS // math.prod(image_shape[:2]))
+    images = train.read(np.arange(most))["image"]
+    return (images.mean(axis=0) / 255).astype(np.float32)

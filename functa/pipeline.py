@@ -37,7 +37,7 @@ def run_stages(
         _refuse(distributed.agree({}, problems))
     problems += check_stages(run)
     missing = incomplete(run)
-    reads_images = bool({"meta_learn", "encode"} & set(missing))
+    reads_images = bool({"meta_learn", "encode", "generate"} & set(missing))  # to judge by
     if missing:
         begun = (run.workdir / "meta_learn").exists()
         problems += preflight.check(

@@ -8,7 +8,8 @@ or an assumption, and all assumptions are in `costs.Assumptions`. A step of trai
 
 and no less than its input takes; a batch of encoding no less than writing it takes. Sines, norms and what moves
 through memory are in the utilisation, which is for that reason far below one.
-Not counted: compiling, pauses for checkpoints, restarts, augmentation, pictures, PCA, and the judge of samples.
+Not counted: compiling, pauses for checkpoints, restarts, augmentation, the partners of mixup that devices send each
+other, pictures, PCA, and the judge of samples.
 """
 
 import functools
@@ -198,6 +199,8 @@ class Planner:
         # Scales that are compared share a program, which is always guided.
         swept = self._drawing_seconds(module, min(count, generate_lib.MOST_SWEPT), math.inf)
         stage.extra_hours["sampling"] = (seconds + len(settings.sweep) * swept) / HOUR
+        drawn = count + len(settings.sweep) * min(count, generate_lib.MOST_SWEPT)
+        stage.storage_bytes += 4 * drawn * math.prod(self.latent_shape)
         return stage
 
     def _drawing_seconds(self, module: Any, count: int, scale: float) -> float:

@@ -13,7 +13,9 @@ from functa import generate as generate_lib
 from functa import mesh as mesh_lib
 from functa.config import outside
 from functa.data import images as images_lib
+from functa.data.functaset_format import RecordLayout
 from functa.data.images import ImageSource
+from functa.data.latent_batches import no_room
 from functa.tasks import classification, generation, meta_learning
 
 
@@ -62,6 +64,8 @@ def check(
         attempt(lambda: problems.extend(images_lib.check_splits(sources)))
         if "generate" in stages and sources and not problems:
             problems += generate_lib.check_splits(config, sources)
+        if sources and not problems:
+            problems += _caches(config, sources, stages)
         if unstable is not None and not problems:
             attempt(lambda: problems.extend(unstable.result()))
         return problems
@@ -117,6 +121,21 @@ def batches(config: ConfigDict, mesh: Mesh | AbstractMesh, stages: Sequence[str]
                     f"{stage}.{name}={size} must be a positive multiple of the {shares} {of}"
                 )
     return problems
+
+
+def _caches(
+    config: ConfigDict, sources: dict[str, ImageSource], stages: Sequence[str]
+) -> list[str]:
+    """Of the functaset that these images will be, where memory has no room for it."""
+    layout = RecordLayout(latent_shape=tuple(config.field.latent_shape), dtype=config.encode.dtype)
+    problems = []
+    for stage in {"classify", "generate"} & set(stages):
+        records = {split: source.num_examples for split, source in sources.items()}
+        if config[stage].copies == "all":
+            records["train"] *= config.encode.num_augmentations
+        if found := no_room(records, layout.latent_bytes, cache=config[stage].cache):
+            problems.append(f"{stage}.{found}")
+    return sorted(problems)
 
 
 def _trained(stages: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from functa import interpolation, rng, samplers
+from functa import interpolation, rng, samplers, sampling
 from functa.data import functaset_manifest, functaset_writer
 from functa.data.functaset_format import RecordLayout, float32_latents
 from functa.tasks import generation
@@ -34,13 +34,9 @@ def draw(
       numbers: [n] int32, which samples; labels: [n] int32, num_classes for any.
     """
     sampler = generation.make_sampler(config, generator.normalization)
-    compiled = jax.jit(lambda *inputs: sampler(*inputs).latents)
-    block, parts = config.generate.sample_batch_size, []
-    for start in range(0, len(numbers), block):
-        rows = np.minimum(np.arange(start, start + block), len(numbers) - 1)
-        drawn = np.asarray(compiled(generator.params, numbers[rows], labels[rows]))
-        parts.append(drawn[: len(numbers) - start])
-    return np.concatenate(parts)
+    return _in_blocks(
+        lambda *inputs: sampler(*inputs).latents, generator, config, numbers, labels, axis=0
+    )
 
 
 def trajectory(
@@ -48,7 +44,28 @@ def trajectory(
 ) -> np.ndarray:
     """What is expected behind the noise at the beginning of each step: latents [steps, n, i, j, d]."""
     sampler = generation.make_sampler(config, generator.normalization, keep_trajectory=True)
-    return np.asarray(jax.jit(sampler)(generator.params, numbers, labels).trajectory)
+    return _in_blocks(
+        lambda *inputs: sampler(*inputs).trajectory, generator, config, numbers, labels, axis=1
+    )
+
+
+def _in_blocks(
+    draw: sampling.Sampler,
+    generator: Generator,
+    config: ConfigDict,
+    numbers: np.ndarray,
+    labels: np.ndarray,
+    *,
+    axis: int,
+) -> np.ndarray:
+    """What is drawn, config.generate.sample_batch_size samples at a time, which `axis` numbers."""
+    compiled = jax.jit(draw)
+    block, parts = config.generate.sample_batch_size, []
+    for start in range(0, len(numbers), block):
+        rows = np.minimum(np.arange(start, start + block), len(numbers) - 1)
+        drawn = np.asarray(compiled(generator.params, numbers[rows], labels[rows]))
+        parts.append(drawn.take(range(min(block, len(numbers) - start)), axis))
+    return np.concatenate(parts, axis)
 
 
 def encoded_pair(generator: Generator, indices: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

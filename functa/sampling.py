@@ -24,6 +24,11 @@ def block_file(directory: epath.PathLike, number: int) -> epath.Path:
     return epath.Path(directory) / f"block-{number:06d}.npy"
 
 
+def share_of(count: int, block: int, process_index: int, process_count: int) -> range:
+    """The blocks of `count` samples that a process draws."""
+    return range(process_index, -(-count // block), process_count)
+
+
 def draw(
     directory: epath.PathLike,
     *,
@@ -49,7 +54,7 @@ def draw(
     """
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    blocks = range(process_index, -(-len(labels) // block), process_count)
+    blocks = share_of(len(labels), block, process_index, process_count)
     missing = [number for number in blocks if not block_file(directory, number).exists()]
     done, total = len(blocks) - len(missing), len(blocks)
     if not missing:

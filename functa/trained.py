@@ -1,5 +1,6 @@
 """What the stages of a run have left to use: its field, its classifier and its generator."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,11 +13,13 @@ from functa import config as config_lib
 from functa import mesh as mesh_lib
 from functa.checkpoint import Checkpoints, digest
 from functa.data.functaset import Functaset, open_functaset
+from functa.features import in_batches
 from functa.field import Field, make_field
 from functa.normalization import Normalization, make_normalization
 from functa.tasks import classification, generation, meta_learning
 
 _KEPT = 3  # best checkpoints of a stage
+_CLASSIFIED_AT_ONCE = 100  # what a transformer keeps of 256 tokens fits any device
 
 
 def load_field(workdir: epath.PathLike) -> tuple[Field, Any]:
@@ -78,11 +81,11 @@ def load_classifier(
     params = _restore(epath.Path(workdir) / "classify" / "best", task.init, keep=_KEPT)
     params, evaluate = mesh_lib.to_host(params), jax.jit(task.evaluate)
 
-    def classes(latents: np.ndarray) -> np.ndarray:
+    def some_classes(latents: np.ndarray) -> np.ndarray:
         batch = {"latents": latents, "label": np.zeros(len(latents), np.int32)}
-        return np.asarray(evaluate(params, batch)["prediction"])
+        return evaluate(params, batch)["prediction"]
 
-    return classes
+    return functools.partial(in_batches, some_classes, size=_CLASSIFIED_AT_ONCE)
 
 
 def _same_functaset(what: str, metrics: epath.Path, functaset: Functaset) -> None:

@@ -21,6 +21,7 @@ from functa.analysis.table import Column, Table
 from functa.data import crops, functaset_format, images
 from functa.field import make_field
 from functa.tasks import meta_learning
+from tests.photographs_test import png_of_16_bits
 from tools import analyse
 
 COUNT = 40  # no multiple of the batch of 16
@@ -400,10 +401,14 @@ def test_pictures_that_do_not_serve_are_all_told(tmp_path):
     save(tmp_path / "p" / "small.png", np.zeros((5, 9), np.uint8))
     (tmp_path / "p" / "broken.jpg").write_bytes(b"no image")
     save(tmp_path / "p" / "deep.png", np.zeros((9, 9), np.uint16))
+    (tmp_path / "p" / "deep_colour.png").write_bytes(png_of_16_bits())
     lines = refusal().splitlines()
-    names = ("broken.jpg", "deep.png", "small.png")
-    assert [name in line for name, line in zip(names, lines, strict=True)] == [True, True, True]
-    assert "5x9 pixels: too small for a crop of 8x8" in lines[2]
+    names = ("broken.jpg", "deep.png", "deep_colour.png", "small.png")
+    assert [name in line for name, line in zip(names, lines, strict=True)] == [True] * 4
+    assert "more than 8 bits" in lines[1]
+    assert "more than 8 bits" in lines[2]
+    assert "5x9 pixels: too small for a crop of 8x8" in lines[3]
+    (tmp_path / "p" / "deep_colour.png").unlink()
     (tmp_path / "p" / "broken.jpg").unlink()
     (tmp_path / "p" / "deep.png").unlink()
     assert "gives 2 crops of 4x4 pixels, fewer than the 3" in refusal(shapes=[(4, 4)], count=3)

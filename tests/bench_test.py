@@ -226,6 +226,30 @@ def test_what_is_read_wrongly_is_told(one_after_the_other, monkeypatch, capsys, 
     assert any(told in problem for problem in json.loads(capsys.readouterr().out)["problems"])
 
 
+def test_one_record_with_latents_of_another_is_told(one_after_the_other, monkeypatch, capsys):
+    invented = bench_functaset.invented
+
+    def wrong(numbers, shape):  # as they are written
+        return invented(np.where(numbers == 123, 124, numbers), shape)
+
+    write = bench_functaset.write
+
+    def write_wrongly(work, index):
+        with monkeypatch.context() as patch:
+            patch.setattr(bench_functaset, "invented", wrong)
+            return write(work, index)
+
+    monkeypatch.setattr(bench_functaset, "write", write_wrongly)
+    assert bench_functaset.main(SMALL_SET) == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert any(problem.endswith("record 123 has latents of another") for problem in problems)
+
+
+def test_a_directory_that_is_not_there_is_told(capsys):
+    assert bench_functaset.main([*SMALL_SET, "--directory=/nowhere"]) == 2
+    assert "/nowhere" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_readers_of_many_records_need_no_more_memory_the_longer_they_read(program_env):
     result = bench(program_env, "bench_functaset.py", "--records=200000", "--json")

@@ -34,7 +34,7 @@ def test_hidden_halves_are_imputed(generator):
 
 def test_of_large_images_fewer_are_imputed(generator, monkeypatch):
     monkeypatch.setattr(exhibits, "_IMPUTED_PIXELS", 9 * 64)
-    monkeypatch.setattr(exhibits, "_AVERAGED_PIXELS", 2 * 64)
+    monkeypatch.setattr(imputer, "_AVERAGED_PIXELS", 2 * 64)
     sources = images_lib.open_splits(**generator.config.data)
     arrays = exhibits.imputed(generator, sources)
     assert arrays["imputed_mean"].shape == (3, 8, 8, 1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from functa import generate, showcase
+from functa import generate, sampling, showcase
 
 COUNT = 80
 
@@ -176,6 +176,12 @@ def test_what_is_drawn_is_drawn_once_and_its_speed_kept(tmp_path, monkeypatch):
     assert len(calls) == traced
     judged, swept = drawing.collect()
     np.testing.assert_array_equal(judged[:, 0, 0, 0], 10 * np.arange(COUNT) + 9)
+    # Where process 0 needs a second, so do all, whatever each one's share.
+    clock = SimpleNamespace(monotonic=iter(range(100)).__next__)
+    monkeypatch.setattr(sampling, "time", clock)
+    for processes in (1, 3, 20):
+        drawing = generate.Drawing(config, tmp_path / f"{processes}", LABELS)
+        assert draw(0, processes) == COUNT
     assert {scale: float(latents[3, 0, 0, 0]) for scale, latents in swept.items()} == {
         0.5: 30.5,
         2.0: 32.0,

@@ -211,10 +211,39 @@ def test_the_tool_writes_table_and_strips(run, tmp_path, capsys):
         (["--task=quarter"], "invalid choice: 'quarter'"),
     ],
 )
-def test_bad_arguments_are_told(run, tmp_path, capsys, arguments, message):
+def test_bad_arguments_are_told_before_anything_compiles(
+    run, tmp_path, capsys, monkeypatch, arguments, message
+):
+    monkeypatch.setattr(impute, "Imputer", None)
     told = refusal(impute.main, [run, f"--out={tmp_path / 'out'}", *arguments], capsys)
     assert message in told
     assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_not_made_of_blocks_are_told_before_anything_compiles(
+    run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(impute, "Imputer", None)
+    kind = imputation.KINDS["lowres4"]._replace(pool=3)
+    monkeypatch.setitem(imputation.KINDS, "lowres4", kind)
+    told = refusal(impute.main, [run, f"--out={tmp_path / 'out'}", "--task=lowres4"], capsys)
+    assert "images of 8x8 pixels are not made of blocks of 3x3" in told
+
+
+def test_draws_at_a_time_are_bounded_by_their_pixels(monkeypatch):
+    sizes = []
+
+    def compare(imputer, images, *, names, draws, average):
+        sizes.append(len(images) * draws)
+        return {"mse": np.asarray(names)}
+
+    monkeypatch.setattr(impute, "compare", compare)
+    rows = np.arange(40)
+    for side, most in ((8, 256), (64, 64), (256, 8)):
+        images, sizes[:] = np.zeros((40, side, side, 1), np.float32), []
+        result = impute.impute_all(None, images, rows=rows, draws=8, average=images[0])
+        np.testing.assert_array_equal(result["mse"], rows)
+        assert set(sizes) == {most}
 
 
 def test_what_cannot_be_imputed_is_told(tmp_path, capsys):

@@ -1,9 +1,11 @@
 """Mistakes a person makes at the command line: each a clear line, exit status 2, nothing written."""
 
+import math
+
 import pytest
 
 from configs import digits
-from functa import fitting, pipeline, preflight
+from functa import fitting, memory, pipeline, preflight
 from functa.data import images
 
 TINY = "--config=configs/digits.py:tiny"
@@ -112,6 +114,28 @@ def test_a_work_directory_that_cannot_be(run_main, tmp_path):
     assert result.returncode == 2
     assert f"{tmp_path / 'file'} is not a directory" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_functaset_that_memory_has_no_room_for_is_told_before_there_is_one(monkeypatch):
+    config = digits.get_config("tiny")
+    sources = images.open_splits(**config.data)
+    records = {split: source.num_examples for split, source in sources.items()}
+    records["train"] *= config.encode.num_augmentations
+    needed = sum(records.values()) * 2 * math.prod(config.field.latent_shape)
+    assert config.encode.num_augmentations > 1
+    config.classify.update(cache="host", copies="all")
+    config.generate.update(cache="host", copies="first")
+
+    def problems():
+        return preflight.check(config, lambda: sources, stages=config.stages)
+
+    monkeypatch.setattr(memory, "host_bytes", lambda: needed)
+    assert problems() == []
+    monkeypatch.setattr(memory, "host_bytes", lambda: needed - 1)
+    (problem,) = problems()
+    assert problem.startswith(f"classify.cache=host: the splits have {needed:,} bytes")
+    monkeypatch.setattr(memory, "host_bytes", lambda: 1)
+    assert [problem.split(".")[0] for problem in problems()] == ["classify", "generate"]
 
 
 @pytest.mark.parametrize("wrong", ["data", "field", "stages"])

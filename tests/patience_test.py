@@ -1,5 +1,6 @@
 """Input that is waited for; with several processes in failures_test.py."""
 
+import functools
 import os
 import threading
 import time
@@ -44,6 +45,38 @@ def test_its_thread_ends_with_it():
     patient.close()
     own.join(5)
     assert not own.is_alive()
+
+
+def test_what_is_read_ahead_comes_in_order_from_several_threads():
+    begun, both = [], threading.Barrier(2)
+
+    def read(number):
+        begun.append(number)
+        if number < 2:
+            both.wait(10)  # neither comes back before both have begun
+        return number
+
+    tasks = (functools.partial(read, number) for number in range(7))
+    reading = patience.read_ahead(tasks, threads=2)
+    assert next(reading) == 0
+    assert set(begun) <= {0, 1, 2}
+    assert list(reading) == [1, 2, 3, 4, 5, 6]
+
+
+def test_who_reads_ahead_does_not_wait_for_a_read_that_hangs():
+    begun, mended = threading.Event(), threading.Event()
+
+    def hang():
+        begun.set()
+        mended.wait(20)
+
+    reading = patience.read_ahead([lambda: 1, hang, lambda: 2], threads=2)
+    assert next(reading) == 1
+    begun.wait(20)
+    begin = time.monotonic()
+    reading.close()
+    assert time.monotonic() - begin < 10
+    mended.set()
 
 
 def test_encoding_is_given_up_where_a_read_hangs(tmp_path, monkeypatch, caplog):

@@ -5,9 +5,11 @@ import io
 import os
 import pathlib
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -372,10 +374,8 @@ def test_telephones_second_pictures(tmp_path):
     assert info.features["image"].encoding_format == "jpeg"
 
 
-def test_16_bits_of_colour(tmp_path, capsys):
-    """Pillow would cut them to 8 without a word."""
-    import struct
-    import zlib
+def png_of_16_bits():
+    """Of RGB, 5x6 pixels."""
 
     def chunk(name, data):
         return (
@@ -385,7 +385,12 @@ def test_16_bits_of_colour(tmp_path, capsys):
     header = struct.pack(">IIBBBBB", 6, 5, 16, 2, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + bytes(36) for _ in range(5)))
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels)
-    data += chunk(b"IEND", b"")
+    return data + chunk(b"IEND", b"")
+
+
+def test_16_bits_of_colour(tmp_path, capsys):
+    """Pillow would cut them to 8 without a word."""
+    data = png_of_16_bits()
     assert Image.open(io.BytesIO(data)).mode == "RGB"
     files = {(name, f"{k}.png"): encoded(k) for name in ("cat", "dog") for k in range(4)}
     write_folder(tmp_path / "photos", files | {("cat", "deep.png"): data})

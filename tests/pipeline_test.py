@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from functa import config as config_lib
+from functa import generate, pipeline
 from functa.data import functaset_format
 from tests.conftest import ROOT
 
@@ -283,6 +285,19 @@ def test_another_classifier_needs_only_its_own_stage(finished, run_main, tmp_pat
     assert result.returncode == 0, result.stderr
     assert "meta_learn  " not in result.stdout.split("stage")[0]
     assert json.loads((workdir / "classify" / "metrics.json").read_text())["steps"] == 6
+
+
+def test_a_generator_alone_is_not_trained_without_images_to_judge_by(
+    finished, tmp_path, monkeypatch
+):
+    workdir = copy_of(finished, tmp_path)
+    config = config_lib.load(workdir)
+    config.stages = ("generate",)
+    shutil.rmtree(workdir / "generate", ignore_errors=True)
+    monkeypatch.setattr(generate, "check_splits", lambda *_: ["no image serves"])
+    with pytest.raises(pipeline.Refused, match="no image serves"):
+        pipeline.run_stages(config, workdir, say=print)
+    assert not (workdir / "generate").exists()
 
 
 def test_a_damaged_field_is_refused(finished, run_main, tmp_path):

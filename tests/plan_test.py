@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import subprocess
 import sys
 
@@ -264,10 +265,15 @@ def test_samples_are_drawn_in_whole_blocks_by_every_device():
     one = downstream_operations.forward(module, tuple(config.field.latent_shape))
     seconds = 2 * (2 * 7) * one * 16 / 0.5e12
     assert stage.extra_hours["sampling"] == pytest.approx(seconds / 3600)
+    left = stage.storage_bytes
     config.generate.guidance.scale = 1.0
     config.generate.sweep = (1.0, 2.0)  # of 64 samples each, guided always
     swept = planner(config, devices=1).generate()
     assert swept.extra_hours["sampling"] * 3600 == pytest.approx(4 * seconds / 2 + 2 * 4 * seconds)
+    latent_bytes = 4 * math.prod(config.field.latent_shape)
+    assert swept.storage_bytes - left == 2 * 64 * latent_bytes
+    config.generate.update(samples=48, sweep=())
+    assert left - planner(config).generate().storage_bytes == 16 * latent_bytes
 
 
 def test_a_step_is_computing_or_waiting():

@@ -278,6 +278,12 @@ def test_folder_keeps_bytes_and_mixes_classes(tmp_path, capsys):
     assert "10 to 20 of each of 2 classes; 28 JPEG RGB, 2 PNG RGB" in report
 
 
+def test_notes_beside_class_folders_make_them_no_idx_files(tmp_path):
+    write_photos(tmp_path / "photos", {"cat": 4, "dog": 4})
+    (tmp_path / "photos" / "class_to_idx.json").write_text('{"cat": 0, "dog": 1}')
+    assert run(tmp_path, tmp_path / "photos", options=["--test_fraction=0.5"]) == 0
+
+
 def test_folder_without_splits_is_divided_within_classes(tmp_path):
     root = tmp_path / "photos"
     files = write_photos(root, {"cat": 20, "dog": 10})

@@ -59,7 +59,7 @@ RANKS = {
     "functa.distributed": 2,
     "functa.classifier": 2,
     "functa.dashboard": 2,
-    "functa.data.crops": 0,
+    "functa.data.crops": 1,
     "functa.data.folders": 3,
     "functa.data.functaset_manifest": 3,
     "functa.data.functaset_verify": 3,

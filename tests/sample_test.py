@@ -129,6 +129,27 @@ def test_one_class_makes_a_square_sheet(run, tmp_path):
     assert pixels(tmp_path / "out" / "samples_1x.png").shape == (17, 17)
 
 
+def test_fewer_samples_than_classes_make_a_square_sheet(run, tmp_path):
+    records(run, tmp_path / "out", "--count=4")
+    assert pixels(tmp_path / "out" / "samples_1x.png").shape == (17, 17)
+
+
+def test_a_sheet_shows_as_many_as_its_pixels_allow(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "_MOST_PIXELS", 16 * 16 * 6)
+    records(run, tmp_path / "out", "--count=30", "--scale=1,2", "--film")
+    assert pixels(tmp_path / "out" / "samples_1x.png").shape == (10 * 9 - 1, 3 * 9 - 1)  # 24 of 30
+    assert pixels(tmp_path / "out" / "samples_2x.png").shape == (2 * 17 - 1, 3 * 17 - 1)  # 6
+    with Image.open(tmp_path / "out" / "film.gif") as film:
+        assert film.size == (16, 16)  # one image at twice the size, in four frames
+
+
+def test_a_film_is_no_larger_than_its_side(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "_FILMED_SIDE", 16)
+    records(run, tmp_path / "out", "--count=20", "--film", "--scale=4,2")
+    with Image.open(tmp_path / "out" / "film.gif") as film:
+        assert film.size == pixels(tmp_path / "out" / "samples_2x.png").shape[::-1]
+
+
 def test_a_film_has_a_frame_a_step_and_is_a_sheet_a_step(run, tmp_path):
     records(run, tmp_path / "out", "--count=20", "--film", "--scale=2")
     with Image.open(tmp_path / "out" / "film.gif") as film:

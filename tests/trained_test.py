@@ -8,6 +8,7 @@ import pytest
 
 from functa import checkpoint, trained
 from functa import config as config_lib
+from functa.tasks import classification
 from tests import functaset_sets, generator_runs
 
 
@@ -77,6 +78,31 @@ def test_a_classifier_of_another_functaset_is_refused(run, copy):
     there = generator.functaset.manifest.digest
     with pytest.raises(ValueError, match=f"classifier of .* on the functaset another, .* {there}"):
         trained.load_classifier(*arguments)
+
+
+def test_many_latents_are_classified_a_few_at_a_time(run, copy, monkeypatch):
+    generator = trained.load_generator(run)
+    task = classification.make(
+        generator.config, generator.functaset, process_index=0, process_count=1
+    )
+    params = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
+    params = jax.tree.map(
+        lambda leaf: leaf + np.sin(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape),
+        params,
+    )  # it begins by saying nothing
+    shutil.rmtree(copy / "classify", ignore_errors=True)
+    generator_runs.save(copy / "classify" / "best", params)
+    digest = generator.functaset.manifest.digest
+    config_lib.write_json(copy / "classify" / "metrics.json", {"functaset_digest": digest})
+    classes = trained.load_classifier(generator.config, generator.functaset, copy)
+    shape = tuple(generator.config.field.latent_shape)
+    latents = np.random.default_rng(0).normal(size=(23, *shape)).astype(np.float32)
+    expected = classes(latents)
+    assert len(expected) == 23
+    assert len(set(expected.tolist())) > 1
+    monkeypatch.setattr(trained, "_CLASSIFIED_AT_ONCE", 5)
+    classes = trained.load_classifier(generator.config, generator.functaset, copy)
+    np.testing.assert_array_equal(classes(latents), expected)
 
 
 def test_a_config_of_an_earlier_version_is_told(copy):

@@ -20,6 +20,7 @@ Exit status: 0; 2 for bad arguments, a run without a generator, or data that are
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -32,19 +33,20 @@ from functa import imputation, metrics, pictures, trained
 from functa.config import outside
 from functa.data import images as images_lib
 from functa.imputation import METHODS
-from functa.imputer import MOST_DRAWS, Imputer, compare
+from functa.imputer import MOST_DRAWS, Imputer, compare, mean_image
 
 _SHOWN = 16  # images
 _SIDE = 32  # pixels; smaller images are enlarged to about this side
 _CHAINS = 256  # draws at a time, about
-_AVERAGED = 10_000  # training images
+_CHAIN_PIXELS = 1 << 18  # of them together: a derivative keeps what every layer has of every pixel
 
 
 def impute_all(
     imputer: Imputer, images: np.ndarray, *, rows: np.ndarray, draws: int, average: np.ndarray
 ) -> dict[str, np.ndarray]:
     """functa.imputer.compare, in batches of one size; an image's name is its row of the test split."""
-    size = min(len(rows), max(1, _CHAINS // draws))
+    chains = min(_CHAINS, _CHAIN_PIXELS // math.prod(images.shape[1:3]))
+    size = min(len(rows), max(1, chains // draws))
     parts = []
     for start in range(0, len(rows), size):
         some = np.minimum(np.arange(start, start + size), len(rows) - 1)
@@ -102,7 +104,8 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     if problems:
         raise ValueError("\n".join(problems))
     generator = trained.load_generator(args.run)
-    imputer = Imputer(generator, imputation.KINDS[args.task], steps=args.steps, seed=args.seed)
+    kind = imputation.KINDS[args.task]
+    imputation.check(kind, generator.field.image_shape)
     data: dict[str, Any] = dict(generator.config.data)
     if args.data_dir is not None:
         data["data_dir"] = args.data_dir
@@ -112,8 +115,8 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         raise ValueError(f"--images={args.images}: there are {test.num_examples} test images")
     rows = np.linspace(0, test.num_examples - 1, args.images).astype(np.int64)
     images = test.read(rows)["image"].astype(np.float32) / np.float32(255)
-    some = train.read(np.arange(min(train.num_examples, _AVERAGED)))["image"]
-    average = (some.mean(axis=0) / 255).astype(np.float32)
+    average = mean_image(train, generator.field.image_shape)
+    imputer = Imputer(generator, kind, steps=args.steps, seed=args.seed)
     result = impute_all(imputer, images, rows=rows, draws=args.draws, average=average)
     rows_of_table = table(result)
     out.mkdir(parents=True, exist_ok=True)

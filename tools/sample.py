@@ -8,12 +8,14 @@
     tools/sample.py runs/digits --interpolate=test:5,test:9 --out=strip # between two test images
 
 Sample n is of class n modulo the number of classes asked for, and a function of seed, n and the settings alone: a
-larger --count adds samples and changes none. Sheets have a row a class; with one class, or none, they are square. At
-most 32 samples a class are shown, 1,024 of one.
+larger --count adds samples and changes none. Sheets have a row a class; with one class, or none, or fewer samples
+than classes, they are square. At most 32 samples a class are shown, 1,024 of one, and on a sheet or a film as many
+as make 100 million pixels.
 
     samples_4x.png              a sheet at four times the training resolution
     interpolation_4x.png        nine steps between two images
-    film.gif                    what is expected behind the noise, step after step, of ten samples a class
+    film.gif                    what is expected behind the noise, step after step, of ten samples a class, at the
+                                largest of the scales at which an image has no more than 512 pixels to a side
     functaset/                  the samples, all in the split train, their psnr 0: they were fitted to nothing
     samples.json                settings, and the class of every sample
 
@@ -37,6 +39,8 @@ from functa.tasks import generation
 
 _SHOWN_OF_A_CLASS = 32
 _FILMED_OF_A_CLASS = 10
+_MOST_PIXELS = 10**8  # of a sheet or a film
+_FILMED_SIDE = 512  # pixels of an image
 _STRIP = 9  # images
 _FRAME_SECONDS, _LAST_SECONDS = 0.1, 1.5
 _SOLVERS = ("euler", "heun", "dpmpp_2m")  # that need no settings of their own
@@ -110,7 +114,7 @@ def settle(config: ConfigDict, args: argparse.Namespace) -> tuple[ConfigDict, np
 
 def sheet(images: np.ndarray, numbers: np.ndarray, classes: int) -> np.ndarray:
     """A row a class, in the order of the numbers; grey where a class has one image less."""
-    if classes == 1:
+    if classes == 1 or len(images) < classes:
         return pictures.sheet(images, gap=1)
     columns = -(-len(images) // classes)
     cells = np.full((classes * columns, *images.shape[1:]), 0.5, np.float32)
@@ -118,9 +122,10 @@ def sheet(images: np.ndarray, numbers: np.ndarray, classes: int) -> np.ndarray:
     return pictures.sheet(cells, gap=1, columns=columns)
 
 
-def shown(count: int, classes: int, of_a_class: int) -> np.ndarray:
-    """The numbers of the samples on a sheet."""
-    return np.arange(min(count, of_a_class * classes if classes > 1 else of_a_class**2))
+def shown(count: int, classes: int, of_a_class: int, *, pixels: int) -> np.ndarray:
+    """The numbers of the samples on a sheet, of so many pixels each."""
+    most = of_a_class * classes if classes > 1 else of_a_class**2
+    return np.arange(min(count, most, max(1, _MOST_PIXELS // pixels)))
 
 
 def strip(
@@ -154,7 +159,9 @@ def film(
     decode: Callable[[np.ndarray], np.ndarray],
 ) -> bytes:
     """A sheet a step; the last one stays."""
-    frames = np.stack([sheet(decode(latents), numbers, classes) for latents in trajectory])
+    frames = np.stack(
+        [pictures.to_bytes(sheet(decode(latents), numbers, classes)) for latents in trajectory]
+    )
     return pictures.gif(frames, seconds=[_FRAME_SECONDS] * (len(frames) - 1) + [_LAST_SECONDS])
 
 
@@ -188,14 +195,20 @@ def run(args: argparse.Namespace) -> list[epath.Path]:
     numbers = np.arange(args.count, dtype=np.int32)
     labels = classes[numbers % len(classes)]
     latents = samples.draw(generator, config, numbers=numbers, labels=labels)
-    some = shown(args.count, len(classes), _SHOWN_OF_A_CLASS)
+    h, w, _ = generator.field.image_shape
     for scale, decode in decoders.items():
+        pixels = scale**2 * h * w
+        some = shown(args.count, len(classes), _SHOWN_OF_A_CLASS, pixels=pixels)
         page = sheet(decode(latents[some]), some, len(classes))
         files[f"samples_{scale}x.png"] = pictures.png(page)
     if args.film:
-        few = shown(args.count, len(classes), _FILMED_OF_A_CLASS)
+        scale = max(
+            [scale for scale in decoders if scale * max(h, w) <= _FILMED_SIDE] or [min(decoders)]
+        )
+        pixels = config.generate.schedule.steps * scale**2 * h * w
+        few = shown(args.count, len(classes), _FILMED_OF_A_CLASS, pixels=pixels)
         steps = samples.trajectory(generator, config, numbers=few, labels=labels[few])
-        files["film.gif"] = film(steps, few, len(classes), decoders[max(decoders)])
+        files["film.gif"] = film(steps, few, len(classes), decoders[scale])
     told = _told(generator, config)
     # A functaset says -1 where there is no class.
     stored = np.where(labels < config.data.num_classes, labels, -1)

@@ -24,7 +24,8 @@ from PIL import Image
 from functa.data import sources
 from functa.data.sources import Archive, Report, Sample, Split
 
-IDX_NAME = re.compile(r"idx\d?|ubyte", re.IGNORECASE)
+# train-images-idx3-ubyte.gz, train-images.idx, ... but not class_to_idx.json, which goes with folders
+IDX_NAME = re.compile(r"idx\d|ubyte|\.idx(\.gz)?$", re.IGNORECASE)
 CIFAR_NAME = re.compile(r"(data_batch_[1-5]|test_batch)(\.bin)?|batches\.meta(\.txt)?")
 _CIFAR_SPLITS = {"train": [f"data_batch_{k}" for k in range(1, 6)], "test": ["test_batch"]}
 _CIFAR_RECORDS = 10000  # in each of the six files

@@ -1,6 +1,7 @@
 """Augmented copies of the images of a source, as the stage encode makes them and the page shows them."""
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from functa.data.augment import augment
 from functa.data.images import Batch, ImageSource
@@ -49,3 +50,22 @@ def read_copies(
             crop_min_area=crop_min_area,
         )
     return batch
+
+
+def read_records(source: ImageSource, split: str, rows: range, config: ConfigDict) -> Batch:
+    """Images, labels, ids and copy numbers of records `rows` of a split of the functaset of a config: those of an
+    example's copies are neighbours."""
+    c = config.encode
+    each = c.num_augmentations if split == "train" else 1
+    examples, copies = np.divmod(np.arange(rows.start, rows.stop), each)
+    batch = read_copies(
+        source,
+        examples,
+        copies,
+        seed=config.seed,
+        flip=c.flip,
+        crop=c.crop,
+        crop_padding=c.crop_padding,
+        crop_min_area=c.crop_min_area,
+    )
+    return {name: batch[name] for name in ("image", "label", "id")} | {"copy": copies}

@@ -8,6 +8,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from functa.data.records import open_image
+
 _IMAGE_NAME = re.compile(r".+\.(png|jpe?g)", re.IGNORECASE)
 _MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
 
@@ -83,9 +85,7 @@ def read_crops(
 def _opened(path: epath.Path) -> Iterator[Image.Image]:
     """An image, its header read; what goes wrong inside is a ValueError that names the file."""
     try:
-        with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG")) as image:
-            if image.mode[0] in "IF":
-                raise ValueError(f"more than 8 bits a channel (mode {image.mode})")
+        with open_image(path.read_bytes()) as image:
             yield image
     except Exception as error:  # what a damaged image makes Pillow raise has no common class
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from error

@@ -11,7 +11,6 @@ are then left out. So each can be made by itself, every image is read once, and 
 on to the same bytes.
 """
 
-import collections
 import contextlib
 import errno
 import functools
@@ -19,15 +18,15 @@ import importlib.metadata
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
-from typing import Any
 
 from etils import epath
 
 from functa import config as config_lib
 from functa import disk
 from functa.data import image_set, image_shards, sources
+from functa.data.patience import in_order
 
 _AHEAD = 4  # images for each thread, held in memory until it is their turn to be written
 _MADE_BY = ("array_record", "pillow")  # another version may write other bytes
@@ -166,9 +165,8 @@ def _all_parts(
         _tell(part, "finished earlier", report)
     missing = [shard for shard in shards if shard not in parts]
     _require_space(folder, missing)
-    begin = time.monotonic()
-    for part in _make(folder, archive, missing, jobs=jobs):
-        shard, seconds, begin = part.shard, time.monotonic() - begin, time.monotonic()
+    for part, seconds in _make(folder, archive, missing, jobs=jobs):
+        shard = part.shard
         _tell(part, f"{(shard.stop - shard.start) / seconds:,.0f} images/s", report)
         parts[shard] = part
     return [parts[shard] for shard in shards]
@@ -197,38 +195,29 @@ def _make(
     shards: Sequence[image_shards.Shard],
     *,
     jobs: int,
-) -> Iterator[image_shards.Part]:
-    """Threads, since reading, decoding and hashing let go of the interpreter; while a shard is
-    hashed the next is made."""
+) -> Iterator[tuple[image_shards.Part, float]]:
+    """Parts, and the seconds in which each was written.
+
+    By threads, since reading, decoding and hashing let go of the interpreter; while a shard is hashed the next is
+    made.
+    """
     reads = (
         functools.partial(archive.splits[shard.split].read, k)
         for shard in shards
         for k in range(shard.start, shard.stop)
     )
     with futures.ThreadPoolExecutor(1) as finisher, futures.ThreadPoolExecutor(jobs) as pool:
-        samples = _in_order(pool, reads, jobs * _AHEAD)
-        finishing: futures.Future[image_shards.Part] | None = None
+        samples = in_order(pool, reads, jobs * _AHEAD)
+        finishing: tuple[futures.Future[image_shards.Part], float] | None = None
         for shard in shards:
             labels = archive.splits[shard.split].labels[shard.start : shard.stop]
+            begin = time.monotonic()
             # Labels first: zip would take one sample too many before it sees the end of them.
             held = image_shards.write(folder, shard, zip(labels.tolist(), samples, strict=False))
+            seconds = time.monotonic() - begin
             if finishing is not None:
-                yield finishing.result()
+                yield finishing[0].result(), finishing[1]
             part = image_shards.Part(shard, held)
-            finishing = finisher.submit(image_shards.finish, folder, part)
+            finishing = finisher.submit(image_shards.finish, folder, part), seconds
         if finishing is not None:
-            yield finishing.result()
-
-
-def _in_order(
-    pool: futures.Executor, tasks: Iterable[Callable[[], Any]], ahead: int
-) -> Iterator[Any]:
-    """Results in the order of the tasks, at most `ahead` of which are begun before they are asked
-    for."""
-    begun: collections.deque[futures.Future] = collections.deque()
-    for task in tasks:
-        begun.append(pool.submit(task))
-        if len(begun) >= ahead:
-            yield begun.popleft().result()
-    while begun:
-        yield begun.popleft().result()
+            yield finishing[0].result(), finishing[1]

@@ -50,8 +50,11 @@ class LatentBatches:
             raise ValueError(f"cache must be {', '.join(CACHES)}, not {cache!r}")
         self._functaset, self._cache, self._copies = functaset, cache, copies
         self._processes = {"process_index": process_index, "process_count": process_count}
-        if cache != "none":
-            _require_room(functaset, cache=cache, copies=copies)
+        records = {split: functaset.num_examples(split) for split in functaset_format.SPLITS}
+        if copies == "first":
+            records["train"] //= functaset.manifest.config["encode"]["num_augmentations"]
+        if problem := no_room(records, functaset.manifest.layout.latent_bytes, cache=cache):
+            raise ValueError(problem)
         self._open = functools.cache(self._opened)
 
     def train(
@@ -132,26 +135,25 @@ def _chosen(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: batch[name] for name in _NAMES if name in batch}
 
 
-def _require_room(functaset: Functaset, *, cache: str, copies: str) -> None:
-    examples = {split: functaset.num_examples(split) for split in functaset_format.SPLITS}
-    if copies == "first":
-        examples["train"] //= functaset.manifest.config["encode"]["num_augmentations"]
-    size = sum(examples.values()) * functaset.manifest.layout.latent_bytes
-    if cache == "host":
-        if size > (there := memory_lib.host_bytes()):
-            raise ValueError(
-                f"cache=host: the splits have {size:,} bytes of latents for each process, this machine {there:,} "
-                "bytes of memory; use none"
-            )
-        return
-    if (most := max(examples.values())) >= _MOST_NUMBERS:
-        raise ValueError(
+def no_room(records: dict[str, int], latent_bytes: int, *, cache: str) -> str:
+    """Why splits of so many records cannot be kept; empty if they can."""
+    size = sum(records.values()) * latent_bytes
+    if cache == "host" and size > (there := memory_lib.host_bytes()):
+        return (
+            f"cache=host: the splits have {size:,} bytes of latents for each process, this machine {there:,} "
+            "bytes of memory; use none"
+        )
+    if cache != "device":
+        return ""
+    if (most := max(records.values())) >= _MOST_NUMBERS:
+        return (
             f"cache=device: a split has {most:,} examples, and devices count to {_MOST_NUMBERS - 1:,}; "
             "use host or none"
         )
     memory = jax.local_devices()[0].memory_stats() or {}
     if size > _SPARED * memory.get("bytes_limit", np.inf):
-        raise ValueError(
+        return (
             f"cache=device: the splits have {size:,} bytes of latents, a device "
             f"{memory['bytes_limit']:,} bytes of memory; use host or none"
         )
+    return ""

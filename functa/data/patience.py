@@ -4,12 +4,14 @@ A read from a dead disk or file system does not fail, it does not come back. A t
 so that the one that trains can tell and, in the end, stop.
 """
 
+import collections
 import itertools
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from typing import TypeVar
 
 _TELL_SECONDS = 60.0
@@ -57,6 +59,28 @@ def patient(items: Iterator[Item], name: Callable[[int], str]) -> Iterator[Item]
             yield item
     finally:
         asked.put(False)
+
+
+def in_order(
+    pool: futures.Executor, tasks: Iterable[Callable[[], Item]], ahead: int
+) -> Iterator[Item]:
+    """Results in the order of the tasks, at most `ahead` of which are begun before they are asked for."""
+    begun: collections.deque[futures.Future[Item]] = collections.deque()
+    for task in tasks:
+        begun.append(pool.submit(task))
+        if len(begun) >= ahead:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
+
+
+def read_ahead(tasks: Iterable[Callable[[], Item]], *, threads: int) -> Iterator[Item]:
+    """Results in the order of the tasks, by threads that nobody waits for in the end: one may hang."""
+    pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="input")
+    try:
+        yield from in_order(pool, tasks, threads)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _wait(answers: queue.SimpleQueue, name: str) -> tuple:
