@@ -6,11 +6,10 @@ Source: Bauer et al. 2023 (arXiv 2302.03130): 39.0 dB at 8x8x16 with nearest loo
 Data: the original archive, written as a TFDS set by
     tools/prepare_data.py cifar10 --source=cifar-10-python.tar.gz --data_dir=data
 Command: python -m functa.main --config=configs/cifar10_spatial.py:8x8x16,nearest,two_core
-Expect, for the stage meta_learn, on the 10,000 test images: 38.9 dB after eight minutes on two CPU
-cores; on one of them, with another run on the other, 39.2 dB after 35 minutes with bilinear lookup
-and 38.9 dB after 59 minutes at 4x4x64.
-All stages of 8x8x16,nearest,two_core took 111 minutes while other programs had most of the two cores: 38.9 dB, 71.6 %
-accuracy, generated images 0.98 from real ones where a Gaussian of the latents is 6.25 (README).
+Expect, on the 10,000 test images, in 25 minutes for all stages on two CPU cores: 38.9 dB after five, 70.8 %
+accuracy, generated images 0.90 from real ones where a Gaussian of the latents is 6.17 (README). For the stage
+meta_learn, on one core with another run on the other: 39.2 dB after 35 minutes with bilinear lookup and 38.9 dB after
+59 minutes at 4x4x64.
 Without a preset and with one_gpu: the full-size runs for accelerators, with 50 augmentations; not
 measured.
 The paper's CIFAR-10 field has a 1x1 map: --config.field.map=linear --config.field.upsampling=1.

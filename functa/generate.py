@@ -14,7 +14,7 @@ from functa import features as features_lib
 from functa.config import outside, read_json, write_json
 from functa.data.functaset import Functaset
 from functa.data.functaset_format import float32_latents
-from functa.data.images import ImageSource
+from functa.data.images import Batch, ImageSource
 from functa.features import Extractor
 from functa.normalization import Normalization
 from functa.progress import Bar
@@ -168,11 +168,7 @@ class Judge:
           decode: latents -> images in [0, 1]; classes: latents -> classes, by the run's classifier.
         """
         self.config, self.decode, self.classes = config, decode, classes
-        most = min(
-            MOST_TRAINING_EXAMPLES, MOST_TRAINING_NUMBERS // math.prod(config.data.image_shape)
-        )
-        self.train = sources["train"].read(np.arange(min(most, sources["train"].num_examples)))
-        self.test = sources["test"].read(np.arange(count))
+        self.train, self.test = images_to_judge_by(config, sources, count)
         copies = functaset.manifest.config["encode"]["num_augmentations"]
         of_train = functaset.source("train", cache="none")
         rows = np.arange(len(self.train["label"])) * copies
@@ -255,6 +251,16 @@ class Judge:
             "sweep_distance": np.asarray([estimate.value for estimate in distances_of]),
             "sweep_standard_error": np.asarray([e.standard_error for e in distances_of]),
         }
+
+
+def images_to_judge_by(
+    config: ConfigDict, sources: dict[str, ImageSource], count: int
+) -> tuple[Batch, Batch]:
+    """Training images, as many as are compared with, and the first `count` test images."""
+    numbers = math.prod(config.data.image_shape)
+    most = min(MOST_TRAINING_EXAMPLES, MOST_TRAINING_NUMBERS // numbers)
+    train, test = sources["train"], sources["test"]
+    return train.read(np.arange(min(most, train.num_examples))), test.read(np.arange(count))
 
 
 def extractor(config: ConfigDict, *, train: dict[str, Any], test: dict[str, Any]) -> Extractor:
