@@ -21,7 +21,7 @@ photos: the same programs in sizes for two CPU cores and a thousand photographs,
 writes from class folders; give the number of classes by --config.data.num_classes. At 32x32x64, a third of their
 numbers, PCA of small photographs is hard to beat: 45.4 dB on those of the Clothing data set small, whose colours
 JPEG keeps at half the resolution; at 32x32x16 it has 31.9, the field 34.7, and the classifier sees
-    49.5 % of ten classes; all stages take 33 minutes (docs/SCALE.md).
+49.5 % of ten classes; all stages take 33 minutes (docs/SCALE.md).
 """
 
 from ml_collections import ConfigDict
