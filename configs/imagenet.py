@@ -12,7 +12,7 @@ the peak and 200 MB/s between a host and storage are assumed. It was never run a
 | meta_learn | 256 | 1.5 GB | 8 min | 15 min | 0.2 GB |
 | encode | 4 a device | 0.9 GB | 1.3 min | 3 min | 172 GB, int8, two copies a training image |
 | classify | 1,024 | 1.1 GB | 20 min | 1.3 h | 1 GB |
-| generate | 256 | 3.4 GB | 1.1 h | 3.1 h | 6 GB |
+| generate | 256 | 3.4 GB | 1.1 h | 3.1 h | 9 GB |
 
 Options: a latent shape (32x32x64, 16x16x256), a lookup (nearest, bilinear), a preset (photos; tiny: for tests).
 
