@@ -35,11 +35,14 @@ def get_config(options: str | None = None) -> ConfigDict:
     )
     config = common.base()
     config.name = common.run_name("imagenet", options)
-    config.data.name = "imagenet2012"
+    if preset is None:
+        config.data.name, config.data.num_classes = "imagenet2012", 1000
+        config.data.test_split = "validation"  # the labels of its test split were never published
+        config.data.validation_examples = 10_000
+    else:
+        config.data.name, config.data.num_classes = "photos", 10
+        config.data.validation_examples = 100
     config.data.image_shape = (256, 256, 3)
-    config.data.num_classes = 1000
-    config.data.test_split = "validation"  # the labels of its test split were never published
-    config.data.validation_examples = 10_000
     config.data.cache = "none"
     usual = "32x32x16" if preset == "photos" else "32x32x64"
     config.field.latent_shape = common.shape(latent_shape or usual)
@@ -107,9 +110,7 @@ def get_config(options: str | None = None) -> ConfigDict:
 
 def use_photos(config: ConfigDict) -> None:
     """A thousand photographs on two cores."""
-    config.data.update(
-        name="photos", num_classes=10, test_split="test", validation_examples=100, cache="host"
-    )
+    config.data.cache = "host"
     config.field.update(width=64, depth=6)
     config.meta_learn.update(
         batch_size=4, cells_per_image=config.meta_learn.window**2, flips=True, steps=3000, eval_batch_size=4,

@@ -149,6 +149,8 @@ def parse(topology: str) -> Cluster:
     chip, count = CHIPS[name], int(found[1] or found[3])
     cores = chip.cores if found[3] else 1
     if count < 1 or count % cores or count // cores > chip.most:
-        of = f"{chip.most:,} chips" if cores == 1 else f"{chip.most:,} chips of {cores} cores"
-        raise ValueError(f"TOPOLOGY={topology}: want a multiple of {cores}, at most {of}")
+        wanted = f"1 to {chip.most:,} chips"
+        if cores > 1:
+            wanted = f"a multiple of {cores}, at most {chip.most:,} chips of {cores} cores"
+        raise ValueError(f"TOPOLOGY={topology}: want {wanted}")
     return Cluster(topology, chip, count // cores)

@@ -1,5 +1,6 @@
 """Flags of a program with a config: what is wrong with them is told in a line, exit status 2."""
 
+import pathlib
 import re
 import sys
 from collections.abc import Callable
@@ -43,6 +44,13 @@ def _told(error: Exception) -> str:
         return f"unknown config key {meant[2]}; did you mean {meant[1]}?"
     if key := re.fullmatch(r"['\"]+(\w+)['\"]+", str(error)):
         return f"unknown config key {key[1]}; configs/common.py lists them"
+    if missing := re.search(r"No such file or directory: '(.+[.]py)'", str(error)):
+        path = pathlib.Path(missing[1])
+        beside = sorted(path.parent.glob("*.py"))
+        names = [file.stem for file in beside if "def get_config" in file.read_text()]
+        return f"there is no config {path}" + f"; {path.parent} has {', '.join(names)}" * bool(
+            names
+        )
     # A config file that raises comes wrapped with its traceback: what it said is the last line.
     lines = str(error).strip().splitlines()
     return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]

@@ -111,7 +111,7 @@ def describe(run: Run, sources: dict[str, ImageSource]) -> str:
     counts = ", ".join(f"{source.num_examples} {split}" for split, source in sources.items())
     image, latents = ("x".join(map(str, shape)) for shape in (data.image_shape, field.latent_shape))
     return (
-        f"{run.config.name}  {counts or 'encoded'} images of {image} as latents of {latents}; "
+        f"{run.config.name}  {counts or 'encoded'} images of {data.name}, {image}, as latents of {latents}; "
         f"{device_name()}; {run.workdir}"
     )
 

@@ -100,6 +100,16 @@ def test_missing_data_says_how_to_make_it(run_main, tmp_path):
     assert "prepare_data" in result.stderr
 
 
+def test_a_config_that_is_not_there_is_told_with_those_that_are(run_main, tmp_path):
+    result = run_main("--config=configs/imagnet.py:tiny", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 2
+    (line,) = lines(result)
+    assert "there is no config configs/imagnet.py; configs has cifar10_functa, " in line
+    assert "common" not in line
+    result = run_main("--config=/nowhere/my.py", f"--workdir={tmp_path / 'run'}")
+    assert lines(result) == ["functa: there is no config /nowhere/my.py"]
+
+
 def test_a_stage_without_its_input_is_refused(run_main, tmp_path):
     result = run_main(TINY, f"--workdir={tmp_path / 'run'}", "--config.stages=('classify',)")
     assert result.returncode == 2

@@ -278,6 +278,12 @@ def test_folder_keeps_bytes_and_mixes_classes(tmp_path, capsys):
     assert "10 to 20 of each of 2 classes; 28 JPEG RGB, 2 PNG RGB" in report
 
 
+def test_images_beside_class_folders_are_told_where_to_go(tmp_path, capsys):
+    write_photos(tmp_path / "photos", {"cat": 4})
+    assert run(tmp_path, tmp_path / "photos" / "cat", options=["--test_fraction=0.5"]) == 2
+    assert "put each into the folder of its class" in capsys.readouterr().err
+
+
 def test_notes_beside_class_folders_make_them_no_idx_files(tmp_path):
     write_photos(tmp_path / "photos", {"cat": 4, "dog": 4})
     (tmp_path / "photos" / "class_to_idx.json").write_text('{"cat": 0, "dog": 1}')

@@ -205,6 +205,7 @@ def test_a_strip_leads_from_image_to_image(run, generator, tmp_path):
         (["--interpolate=99999999999,3"], "--interpolate=99999999999 must be from 0"),
         (["--steps=0"], "generate.schedule: the schedule karras cannot be built: steps=0"),
         (["--scale=0"], "scales look like 1,2,4"),
+        (["--scale=1,1251"], "--scale=1251: an image of 8x8 may have 100,000,000 pixels, at 1250"),
         (["--interpolate=1,test:2"], "a pair looks like 3,17 or test:3,test:17"),
         (["--interpolate=test:1,test:400"], "the test images are 0 to 29, not 400"),
         (["--interpolate=1,2", "--film"], "without --film and --functaset"),

@@ -4,7 +4,7 @@
     tools/prepare_data.py mnist    --source=FOLDER_OF_IDX_FILES --data_dir=data
     tools/prepare_data.py cifar10  --source=cifar-10-python.tar.gz --data_dir=data
     tools/prepare_data.py pets     --source=photos --test_fraction=0.2 --data_dir=data
-    tools/prepare_data.py imagenet --source=ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar
+    tools/prepare_data.py imagenet2012 --source=ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar
                                    --labels=validation_labels.txt --data_dir=data
 
 A source is one of: four MNIST-style idx files, packed or not, or their folder; a CIFAR-10 archive

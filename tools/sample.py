@@ -23,6 +23,7 @@ Exit status: 0; 2 for bad arguments, or a run without a generator.
 """
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -176,6 +177,13 @@ def run(args: argparse.Namespace) -> list[epath.Path]:
         raise ValueError(f"--out={out} is there and not an empty folder: name another one")
     generator = trained.load_generator(args.run)
     config, classes = settle(generator.config, args)
+    h, w, _ = generator.field.image_shape
+    most = math.isqrt(_MOST_PIXELS // (h * w))
+    if max(args.scale) > most:
+        raise ValueError(
+            f"--scale={max(args.scale)}: an image of {h}x{w} may have {_MOST_PIXELS:,} pixels, at {most} times its "
+            "resolution"
+        )
     decoders = {
         scale: sampling.make_decoder(
             generator.field,
@@ -195,7 +203,6 @@ def run(args: argparse.Namespace) -> list[epath.Path]:
     numbers = np.arange(args.count, dtype=np.int32)
     labels = classes[numbers % len(classes)]
     latents = samples.draw(generator, config, numbers=numbers, labels=labels)
-    h, w, _ = generator.field.image_shape
     for scale, decode in decoders.items():
         pixels = scale**2 * h * w
         some = shown(args.count, len(classes), _SHOWN_OF_A_CLASS, pixels=pixels)

@@ -35,6 +35,11 @@ def listing(root: epath.Path, report: sources.Report) -> list[photographs.Photo]
                 photographs.Photo(split, path.name, f"{shown}/{each}", f"{path}/{each}", None, size)
                 for each, size in named.items()
             ]
+    loose = [path.name for path in root.iterdir() if photographs.NAME.fullmatch(path.name)]
+    if loose and not photos:
+        raise ValueError(
+            f"images as {loose[0]} lie in {root} itself: put each into the folder of its class, {root}/CLASS/IMAGE"
+        )
     return photos
 
 
