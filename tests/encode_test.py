@@ -276,7 +276,7 @@ def fit(images):
     return fitted(images)
 
 def peak():
-    return memory.peak_bytes() >> 10
+    return memory.peak_bytes() >> 20
 
 config = sets.make_config(batch_size=8, dtype="int8", shard_megabytes=4.0, num_augmentations=1, crop="none")
 config.field.latent_shape = (32, 32, 64)
