@@ -48,9 +48,8 @@ def _told(error: Exception) -> str:
         path = pathlib.Path(missing[1])
         beside = sorted(path.parent.glob("*.py"))
         names = [file.stem for file in beside if "def get_config" in file.read_text()]
-        return f"there is no config {path}" + f"; {path.parent} has {', '.join(names)}" * bool(
-            names
-        )
+        there = f"; {path.parent} has {', '.join(names)}" if names else ""
+        return f"there is no config {path}{there}"
     # A config file that raises comes wrapped with its traceback: what it said is the last line.
     lines = str(error).strip().splitlines()
     return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]

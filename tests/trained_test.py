@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from functa import checkpoint, trained
+from functa import checkpoint, features, trained
 from functa import config as config_lib
 from functa.tasks import classification
 from tests import functaset_sets, generator_runs
@@ -100,9 +100,20 @@ def test_many_latents_are_classified_a_few_at_a_time(run, copy, monkeypatch):
     expected = classes(latents)
     assert len(expected) == 23
     assert len(set(expected.tolist())) > 1
+    sizes = []
+
+    def in_batches(function, latents, *, size):
+        def watched(some):
+            sizes.append(len(some))
+            return function(some)
+
+        return features.in_batches(watched, latents, size=size)
+
+    monkeypatch.setattr(trained, "in_batches", in_batches)
     monkeypatch.setattr(trained, "_CLASSIFIED_AT_ONCE", 5)
     classes = trained.load_classifier(generator.config, generator.functaset, copy)
     np.testing.assert_array_equal(classes(latents), expected)
+    assert sizes == [5] * 5
 
 
 def test_a_config_of_an_earlier_version_is_told(copy):
