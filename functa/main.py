@@ -15,8 +15,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from functa import command
-from functa.memory import keep_freed_memory
+from functa.runtime import cli_errors as command
+from functa.runtime.memory import keep_freed_memory
 
 _MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     import jax
 
     _use_compilation_cache(jax)
-    from functa import distributed
+    from functa.runtime import processes as distributed
 
     try:
         status = _run(config, workdir, stopped=int(stopped))
@@ -68,12 +68,14 @@ def main(argv: list[str]) -> int:
 def _run(config: ConfigDict, workdir: str, *, stopped: int) -> int:
     import jax
 
-    from functa import distributed, pipeline, report
-    from functa.config import MendableError
-    from functa.data.patience import HungInputError
-    from functa.data.records import DataError
-    from functa.disk import StoreAwayError
-    from functa.interruption import Interrupted
+    from functa.data.image_records import DataError
+    from functa.data.read_timeout import HungInputError
+    from functa.pipeline import runner as pipeline
+    from functa.report import report
+    from functa.runtime import processes as distributed
+    from functa.runtime.config import MendableError
+    from functa.runtime.preemption import Interrupted
+    from functa.runtime.storage import StoreAwayError
 
     try:
         distributed.start()
@@ -104,7 +106,7 @@ def _run(config: ConfigDict, workdir: str, *, stopped: int) -> int:
 
 
 def _failed(status: int, line: str) -> int:
-    from functa import distributed
+    from functa.runtime import processes as distributed
 
     process = f"{distributed.this_process()}: " if distributed.several() else ""
     print(f"functa: {process}{line}", file=sys.stderr)

@@ -10,10 +10,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import cifar10_functa, cifar10_spatial, common, digits, imagenet, mnist
-from functa import config as config_lib
-from functa import preflight
 from functa.data import images
-from tests import knobs
+from functa.pipeline import validation as preflight
+from functa.runtime import config as config_lib
+from tests.support import knobs
 
 EXPERIMENTS = (digits, mnist, cifar10_functa, cifar10_spatial, imagenet)
 

@@ -5,8 +5,11 @@ import math
 import pytest
 
 from configs import digits
-from functa import fitting, memory, pipeline, preflight
 from functa.data import images
+from functa.fields import builders as fitting
+from functa.pipeline import runner as pipeline
+from functa.pipeline import validation as preflight
+from functa.runtime import memory
 
 TINY = "--config=configs/digits.py:tiny"
 

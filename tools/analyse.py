@@ -79,7 +79,8 @@ def _may_write(folder: epath.Path) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser()
     args = arguments.parse_args(argv)
-    from functa.analysis import chart, measures, table  # after --help, which needs no JAX
+    from functa.evaluation.analysis import measures, table
+    from functa.evaluation.analysis import rate_chart as chart
 
     names = [name for name in measures.MEASURES if name != "resolution" or args.pictures]
     if args.measure is not None:

@@ -27,7 +27,15 @@ from array_record.python import array_record_module
 from benchmark import positive, spread
 from etils import epath
 
-from functa.data import functaset, functaset_format, functaset_writer
+from functa.data.functaset import (
+    format as functaset_format,
+)
+from functa.data.functaset import (
+    reader as functaset,
+)
+from functa.data.functaset import (
+    writer as functaset_writer,
+)
 
 _BATCH = 64
 

@@ -44,7 +44,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from functa.data import photographs, records
+from functa.data import image_records as records
+from functa.data.prepare import photographs
 
 _PACKAGES = ("pillow", "opencv-python-headless", "simplejpeg", "PyTurboJPEG")
 Decode = Callable[[bytes], np.ndarray]

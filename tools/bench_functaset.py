@@ -32,10 +32,21 @@ from bench_input import latent_shape
 from benchmark import positive
 from verify_functaset import fraction
 
-from functa import memory
-from functa.data import functaset, functaset_format, functaset_manifest, functaset_verify
-from functa.data import functaset_writer as writer_lib
-from functa.data.latent_batches import LatentBatches
+from functa.data.functaset import (
+    format as functaset_format,
+)
+from functa.data.functaset import (
+    manifest as functaset_manifest,
+)
+from functa.data.functaset import (
+    reader as functaset,
+)
+from functa.data.functaset import (
+    verification as functaset_verify,
+)
+from functa.data.functaset import writer as writer_lib
+from functa.data.functaset.batches import LatentBatches
+from functa.runtime import memory
 
 _FIRST_ID = 1 << 40
 _BLOCK_NUMBERS = 1 << 20  # latents that are invented at once

@@ -28,10 +28,21 @@ import numpy as np
 from benchmark import positive
 from etils import epath
 
-from functa import mesh as mesh_lib
-from functa.data import functaset, functaset_format, functaset_manifest, functaset_writer
-from functa.data.latent_batches import CACHES, LatentBatches
-from functa.progress import device_name
+from functa.data.functaset import (
+    format as functaset_format,
+)
+from functa.data.functaset import (
+    manifest as functaset_manifest,
+)
+from functa.data.functaset import (
+    reader as functaset,
+)
+from functa.data.functaset import (
+    writer as functaset_writer,
+)
+from functa.data.functaset.batches import CACHES, LatentBatches
+from functa.runtime import mesh as mesh_lib
+from functa.training.progress import device_name
 
 
 def write_noise(

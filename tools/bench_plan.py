@@ -39,11 +39,26 @@ from ml_collections import ConfigDict
 from sklearn.datasets import load_sample_images
 
 from configs import cifar10_spatial
-from functa import compiled, costs, encode, fitting, memory, plan, products, rng, shares
-from functa import mesh as mesh_lib
-from functa.clusters import parse
-from functa.step import NONE_BAD, initial_state, make_step
-from functa.tasks import meta_learning
+from functa.fields import builders as fitting
+from functa.pipeline import encode
+from functa.plan import (
+    costs,
+    plan,
+)
+from functa.plan import (
+    memory_traffic as shares,
+)
+from functa.plan import (
+    traced_operations as products,
+)
+from functa.plan import (
+    xla_stats as compiled,
+)
+from functa.plan.hardware import parse
+from functa.runtime import memory, rng
+from functa.runtime import mesh as mesh_lib
+from functa.training.tasks import meta_learning
+from functa.training.train_step import NONE_BAD, initial_state, make_step
 
 BOUNDS = {"products": 0.05, "memory": 0.15, "storage": 0.02}
 STAGES = ("meta_learn", "encode", "classify", "generate")

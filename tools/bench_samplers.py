@@ -26,12 +26,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from functa import config as config_lib
-from functa import distances, rng, sampling, trained
-from functa import generate as generate_lib
-from functa.config import outside
 from functa.data import images as images_lib
-from functa.tasks import generation
+from functa.diffusion import sharded_sampling as sampling
+from functa.evaluation import distances
+from functa.evaluation import generation_eval as generate_lib
+from functa.pipeline import load as trained
+from functa.runtime import config as config_lib
+from functa.runtime import rng
+from functa.runtime.config import outside
+from functa.training.tasks import generation
 
 _SOLVERS = ("euler", "heun", "dpmpp_2m")  # that need no settings of their own
 

@@ -33,10 +33,12 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from functa import distributed, fitting, rng
-from functa import mesh as mesh_lib
-from functa.step import NONE_BAD, initial_state, make_step
-from functa.tasks import meta_learning
+from functa.fields import builders as fitting
+from functa.runtime import mesh as mesh_lib
+from functa.runtime import processes as distributed
+from functa.runtime import rng
+from functa.training.tasks import meta_learning
+from functa.training.train_step import NONE_BAD, initial_state, make_step
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 

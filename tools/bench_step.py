@@ -31,13 +31,16 @@ from absl import app, flags
 from benchmark import Run, ceiling, knows_reference, measure, peak_bytes, spread
 from ml_collections import ConfigDict, config_flags
 
-from functa import command, fitting, operations, rng
-from functa import mesh as mesh_lib
-from functa.field import make_field
-from functa.memory import keep_freed_memory
-from functa.progress import device_name
-from functa.step import NONE_BAD, initial_state, make_step
-from functa.tasks import meta_learning
+from functa.fields import builders as fitting
+from functa.fields.field import make_field
+from functa.plan import operations
+from functa.runtime import cli_errors as command
+from functa.runtime import mesh as mesh_lib
+from functa.runtime import rng
+from functa.runtime.memory import keep_freed_memory
+from functa.training.progress import device_name
+from functa.training.tasks import meta_learning
+from functa.training.train_step import NONE_BAD, initial_state, make_step
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/cifar10_spatial.py:8x8x16,nearest", "Experiment.", lock_config=True

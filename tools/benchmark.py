@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from functa import memory
-from functa import mesh as mesh_lib
+from functa.runtime import memory
+from functa.runtime import mesh as mesh_lib
 
 _MOST_POINTS = 1 << 14  # of the ceiling and a device, whose memory must not hide that of the work
 

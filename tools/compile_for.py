@@ -33,9 +33,11 @@ from absl import app, flags  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from functa import command, compiled, preflight  # noqa: E402
-from functa import mesh as mesh_lib  # noqa: E402
-from functa.tasks import meta_learning  # noqa: E402
+from functa.pipeline import validation as preflight  # noqa: E402
+from functa.plan import xla_stats as compiled  # noqa: E402
+from functa.runtime import cli_errors as command  # noqa: E402
+from functa.runtime import mesh as mesh_lib  # noqa: E402
+from functa.training.tasks import meta_learning  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from functa import inception
+from functa.evaluation import inception
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # what the older form begins with
 _LEFT_OUT = re.compile(r"(fc|AuxLogits)\..*|.*\.num_batches_tracked")

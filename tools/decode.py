@@ -19,8 +19,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from functa import checkpoint, pictures, trained
-from functa.data import functaset, functaset_format
+from functa.data.functaset import format as functaset_format
+from functa.data.functaset import reader as functaset
+from functa.pipeline import load as trained
+from functa.runtime import image_io as pictures
+from functa.training import checkpoint
 
 _BLOCK = 1024  # records looked through at once
 _PIXELS = 1 << 20  # decoded at once, if one image has fewer

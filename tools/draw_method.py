@@ -10,9 +10,12 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from functa import config as config_lib
-from functa import coords, illustration, pictures, trained
 from functa.data import images as images_lib
+from functa.fields import coordinates as coords
+from functa.pipeline import load as trained
+from functa.report import field_arrays as illustration
+from functa.runtime import config as config_lib
+from functa.runtime import image_io as pictures
 
 _PIXELS, _CELLS = 32, 4
 _TILE = 128  # pixels a picture is enlarged to

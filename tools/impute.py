@@ -28,12 +28,15 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from functa import config as config_lib
-from functa import imputation, metrics, pictures, trained
-from functa.config import outside
 from functa.data import images as images_lib
-from functa.imputation import METHODS
-from functa.imputer import MOST_DRAWS, Imputer, compare, mean_image
+from functa.diffusion import inpainting as imputation
+from functa.diffusion.inpainter import MOST_DRAWS, Imputer, compare, mean_image
+from functa.diffusion.inpainting import METHODS
+from functa.fields import psnr as metrics
+from functa.pipeline import load as trained
+from functa.runtime import config as config_lib
+from functa.runtime import image_io as pictures
+from functa.runtime.config import outside
 
 _SHOWN = 16  # images
 _SIDE = 32  # pixels; smaller images are enlarged to about this side
@@ -44,7 +47,7 @@ _CHAIN_PIXELS = 1 << 18  # of them together: a derivative keeps what every layer
 def impute_all(
     imputer: Imputer, images: np.ndarray, *, rows: np.ndarray, draws: int, average: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """functa.imputer.compare, in batches of one size; an image's name is its row of the test split."""
+    """functa.diffusion.inpainter.compare, in batches of one size; an image's name is its row of the test split."""
     chains = min(_CHAINS, _CHAIN_PIXELS // math.prod(images.shape[1:3]))
     size = min(len(rows), max(1, chains // draws))
     parts = []

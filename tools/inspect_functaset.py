@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from etils import epath
 
-from functa.data import functaset, functaset_format
+from functa.data.functaset import format as functaset_format
+from functa.data.functaset import reader as functaset
 
 _SHEET_SIDE = 64  # pixels; smaller images are enlarged to about this side
 
@@ -58,7 +59,9 @@ def write_sheet(
     """
     import jax
 
-    from functa import checkpoint, pictures, trained
+    from functa.pipeline import load as trained
+    from functa.runtime import image_io as pictures
+    from functa.training import checkpoint
 
     field, params = trained.load_field(run)
     digest = checkpoint.digest(params)

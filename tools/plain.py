@@ -8,7 +8,7 @@ computes, to rounding.
 import jax
 import jax.numpy as jnp
 
-from functa.field import Field, Params
+from functa.fields.field import Field, Params
 
 
 def values(field: Field, params: Params, latents: jax.Array) -> jax.Array:

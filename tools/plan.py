@@ -31,11 +31,14 @@ import plan_table
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from functa import clusters, command, preflight, shares
-from functa.clusters import Cluster
-from functa.costs import Assumptions, Stage
-from functa.plan import Planner
-from functa.stages import STAGES, named
+from functa.pipeline import validation as preflight
+from functa.pipeline.stages import STAGES, named
+from functa.plan import hardware as clusters
+from functa.plan import memory_traffic as shares
+from functa.plan.costs import Assumptions, Stage
+from functa.plan.hardware import Cluster
+from functa.plan.plan import Planner
+from functa.runtime import cli_errors as command
 
 # As published with each set.
 IMAGES = {

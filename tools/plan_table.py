@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from functa.costs import HOUR, Stage
-from functa.plan import Planner
+from functa.plan.costs import HOUR, Stage
+from functa.plan.plan import Planner
 
 
 def lines(planner: Planner, stages: list[Stage], told: dict[str, Any]) -> list[str]:

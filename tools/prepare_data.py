@@ -40,8 +40,20 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from functa import disk
-from functa.data import archives, folders, image_set, image_writer, photographs, sources, tars
+from functa.data.prepare import (
+    archives,
+    folders,
+    photographs,
+    sources,
+    tars,
+)
+from functa.data.prepare import (
+    tfds_metadata as image_set,
+)
+from functa.data.prepare import (
+    writer as image_writer,
+)
+from functa.runtime import storage as disk
 
 
 def open_source(

@@ -33,10 +33,13 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from functa import config as config_lib
-from functa import pictures, samples, sampling, trained
-from functa.config import outside
-from functa.tasks import generation
+from functa.diffusion import sample as samples
+from functa.diffusion import sharded_sampling as sampling
+from functa.pipeline import load as trained
+from functa.runtime import config as config_lib
+from functa.runtime import image_io as pictures
+from functa.runtime.config import outside
+from functa.training.tasks import generation
 
 _SHOWN_OF_A_CLASS = 32
 _FILMED_OF_A_CLASS = 10

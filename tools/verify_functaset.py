@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from functa.data import functaset_verify
+from functa.data.functaset import verification as functaset_verify
 
 
 def fraction(text: str) -> float:
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = path / "functaset"
     digest = None
     if args.field is not None:
-        from functa import checkpoint, trained  # JAX is needed only here
+        from functa.pipeline import load as trained
+        from functa.training import checkpoint
 
         try:
             digest = checkpoint.digest(trained.load_field(args.field)[1])

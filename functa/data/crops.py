@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from functa.data.records import open_image
+from functa.data.image_records import open_image
 
 _IMAGE_NAME = re.compile(r".+\.(png|jpe?g)", re.IGNORECASE)
 _MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from functa import disk
-from functa.data import records
-from functa.data.records import DataError
+from functa.data import image_records as records
+from functa.data.image_records import DataError
+from functa.runtime import storage as disk
 
 Batch = dict[str, np.ndarray]
 _DIGITS_TEST = 360

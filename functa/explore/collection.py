@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from functa.config import outside
-from functa.data.functaset import Functaset
-from functa.data.functaset_format import float32_latents
+from functa.data.functaset.format import float32_latents
+from functa.data.functaset.reader import Functaset
+from functa.runtime.config import outside
 
 MOST_ON_A_PAGE = 100
 _BLOCK = 1024  # records looked through at once

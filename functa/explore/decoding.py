@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from functa import sampling
+from functa.diffusion import sharded_sampling as sampling
 from functa.explore.kept import Kept
-from functa.field import Field
+from functa.fields.field import Field
 
 LARGEST_SCALE = 16
 MOST_SIDE = 2048  # pixels of one decoded image

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from functa import config as config_lib
-from functa import interpolation, rng, samplers, samples
-from functa.config import outside
+from functa.diffusion import interpolation
+from functa.diffusion import sample as samples
+from functa.diffusion import solvers as samplers
 from functa.explore.kept import Kept
-from functa.tasks import generation
-from functa.trained import Generator
+from functa.pipeline.load import Generator
+from functa.runtime import config as config_lib
+from functa.runtime import rng
+from functa.runtime.config import outside
+from functa.training.tasks import generation
 
 MOST_SAMPLES = 100
 FEWEST_ON_A_STRIP, MOST_ON_A_STRIP = 3, 33

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from functa.analysis.space import bicubic
-from functa.data.functaset_format import float32_latents
+from functa.data.functaset.format import float32_latents
+from functa.evaluation.analysis.latent_space import bicubic
 from functa.explore import collection, decoding, drawing, imputing
 from functa.explore.drawing import Encoded, Sample, Settings
 from functa.explore.imputing import Imputed

@@ -5,11 +5,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from functa import imputation, metrics
-from functa.config import outside
+from functa.diffusion import inpainting as imputation
+from functa.diffusion.inpainter import Imputer
 from functa.explore.kept import Kept
-from functa.imputer import Imputer
-from functa.trained import Generator
+from functa.fields import psnr as metrics
+from functa.pipeline.load import Generator
+from functa.runtime.config import outside
 
 MOST_DRAWS = 16
 MOST_STEPS = 100

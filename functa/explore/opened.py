@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from functa import config as config_lib
-from functa import mesh as mesh_lib
-from functa import trained
-from functa.checkpoint import digest
-from functa.data.functaset import Functaset, open_functaset
+from functa.data.functaset.reader import Functaset, open_functaset
 from functa.explore.originals import Originals
-from functa.field import Field
-from functa.trained import Generator
+from functa.fields.field import Field
+from functa.pipeline import load as trained
+from functa.pipeline.load import Generator
+from functa.runtime import config as config_lib
+from functa.runtime import mesh as mesh_lib
+from functa.training.checkpoint import digest
 
 
 class Opened(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from functa.data import images as images_lib
-from functa.data.copies import read_copies
+from functa.data.augmented_copies import read_copies
 
 _AUGMENTATION = ("flip", "crop", "crop_padding", "crop_min_area")  # keys of config.encode
 

@@ -19,10 +19,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from functa import page, pictures
 from functa.explore import asking
 from functa.explore.drawing import MOST_SAMPLES, Sample
 from functa.explore.explorer import Explorer
+from functa.report import html as page
+from functa.runtime import image_io as pictures
 
 _MOST_BYTES = 1 << 20  # of a question: a mask of 1000 x 1000 pixels
 _MOST_WAITING = 16

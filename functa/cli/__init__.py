@@ -1,0 +1,1 @@
+"""The `functa` command: one module per sub-command."""

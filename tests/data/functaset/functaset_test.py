@@ -1,0 +1,643 @@
+"""functa.data.functaset.reader and the format and writer behind it: what TFDS sees, and what damage is found."""
+
+import itertools
+import json
+import pickle
+import re
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from etils import epath
+
+from functa.data.functaset import (
+    format as functaset_format,
+)
+from functa.data.functaset import (
+    reader as functaset,
+)
+from functa.data.functaset import (
+    verification as functaset_verify,
+)
+from functa.data.functaset import (
+    writer as functaset_writer,
+)
+from functa.data.functaset.format import RecordLayout
+from tests.support import functaset_sets as sets
+
+DTYPES = tuple(functaset_format.STORED_AS)
+STEP = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 0.0}  # largest relative rounding
+INT64 = np.iinfo(np.int64)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """{dtype: (directory, records by split)}."""
+    root = tmp_path_factory.mktemp("sets")
+    return {dtype: (root / dtype, sets.write(root / dtype, dtype=dtype)) for dtype in DTYPES}
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """(directory, manifest as a dict) of a functaset to damage."""
+    directory = tmp_path / "functaset"
+    sets.write(directory)
+    return directory, json.loads((directory / "manifest.json").read_text())
+
+
+def rewrite(directory, manifest):
+    """Writes a changed manifest with a right digest."""
+    manifest["digest"] = functaset_format.json_digest(manifest | {"digest": ""})
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def latents_of(record, dtype):
+    """What the docstring of functaset.py tells other programs to do."""
+    if dtype == "bfloat16":
+        return record["latents"].view(ml_dtypes.bfloat16).astype(np.float32)
+    if dtype == "int8":
+        return record["latents"] * record["scale"].astype(np.float32)
+    return record["latents"].astype(np.float32)
+
+
+# --- rounding
+
+
+def slow_int8(latents):
+    """Reference: one number at a time, in exact arithmetic but for the stored scale."""
+    k, i, j, d = latents.shape
+    stored, scale = np.zeros(latents.shape, np.int8), np.zeros((k, d), np.float16)
+    for n in range(k):
+        for channel in range(d):
+            largest = max(abs(float(x)) for x in latents[n, :, :, channel].flat)
+            candidates = np.arange(2**15 - 1024, dtype=np.uint16).view(np.float16)  # finite, rising
+            exact = float(np.float32(largest) / np.float32(127))
+            scale[n, channel] = next(
+                s for s in candidates[_near(candidates, exact) :] if float(s) >= exact
+            )
+            for row in range(i):
+                for column in range(j):
+                    if scale[n, channel] > 0:
+                        ratio = latents[n, row, column, channel] / np.float32(scale[n, channel])
+                        stored[n, row, column, channel] = round(float(ratio))
+    return stored, scale
+
+
+def _near(candidates, exact):
+    return max(0, int(np.searchsorted(candidates.astype(np.float64), exact)) - 2)
+
+
+def test_int8_is_what_a_slow_loop_makes():
+    random = np.random.default_rng(0)
+    latents = random.normal(size=(5, 3, 2, 4)).astype(np.float32)
+    latents *= np.float32([1e-7, 1e-3, 1.0, 1e4])
+    latents[2, :, :, 1] = 0
+    stored, scale = functaset_format.round_latents(latents, "int8")
+    slow_stored, slow_scale = slow_int8(latents)
+    np.testing.assert_array_equal(scale, slow_scale)
+    np.testing.assert_array_equal(stored, slow_stored)
+    assert scale[2, 1] == 0
+    assert np.abs(stored.astype(int)).max() <= 127
+    restored = functaset_format.restore_latents(stored, scale)
+    error = np.abs(restored - latents)
+    assert (error <= scale.astype(np.float32)[:, None, None] / 2 * 1.001).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_floats_are_rounded_to_the_nearest(dtype):
+    latents = np.random.default_rng(0).normal(size=(50, 2, 2, 3)).astype(np.float32)
+    stored, scale = functaset_format.round_latents(latents, dtype)
+    assert scale is None
+    restored = functaset_format.restore_latents(stored, None)
+    assert restored.dtype == np.float32
+    assert (np.abs(restored - latents) <= STEP[dtype] * np.abs(latents)).all()
+    again, _ = functaset_format.round_latents(restored, dtype)
+    np.testing.assert_array_equal(again, stored)
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [("float16", 65504), ("int8", 65504 * 127)])
+def test_numbers_too_large_become_infinite(dtype, largest):
+    latents = np.full((1, 1, 1, 1), largest * 1.01, np.float32)
+    rounded = functaset_format.restore_latents(*functaset_format.round_latents(latents, dtype))
+    assert not np.isfinite(rounded).any()
+    latents[:] = largest
+    stored, scale = functaset_format.round_latents(latents, dtype)
+    assert functaset_format.restore_latents(stored, scale)[0, 0, 0, 0] == largest
+
+
+# --- records
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_record_is_what_tfds_itself_would_have_serialised(dtype):
+    """Parsed by TFDS: the same values as the record TFDS makes, at the ends of every range."""
+    layout = RecordLayout(latent_shape=(2, 3, 2), dtype=dtype)
+    latents = np.random.default_rng(0).normal(size=(6, 2, 3, 2)).astype(np.float32)
+    stored, scale = functaset_format.round_latents(latents, dtype)
+    label = np.array([-1, 0, 127, 128, INT64.max, INT64.min])
+    id = np.array([0, 1, 2**31, 2**32 + 5, 2**49 - 1, 300])
+    copy = np.array([0, 1, 127, 128, 2**21 - 1, 5])
+    psnr = np.float32([-3.5, 0, 20.25, 35.1, 100, 1e-3])
+    records = layout.pack(stored=stored, scale=scale, label=label, id=id, copy=copy, psnr=psnr)
+    stored_dtype = np.dtype(functaset_format.STORED_AS[dtype])
+    spec = {
+        "latents": tfds.features.Tensor(shape=(2, 3, 2), dtype=stored_dtype.type, encoding="bytes"),
+        "label": tfds.features.Scalar(np.int64),
+        "id": tfds.features.Scalar(np.int64),
+        "copy": tfds.features.Scalar(np.int32),
+        "psnr": tfds.features.Scalar(np.float32),
+    }
+    if scale is not None:
+        spec["scale"] = tfds.features.Tensor(shape=(2,), dtype=np.float16, encoding="bytes")
+    features = tfds.features.FeaturesDict(spec)
+    unpacked = layout.unpack(records)
+    for k, record in enumerate(records):
+        values = {
+            "latents": stored[k],
+            "label": label[k],
+            "id": id[k],
+            "copy": copy[k],
+            "psnr": psnr[k],
+        }
+        if scale is not None:
+            values["scale"] = scale[k]
+        own = features.deserialize_example_np(features.serialize_example(values))
+        ours = features.deserialize_example_np(record)
+        assert own.keys() == ours.keys()
+        for name, value in own.items():
+            np.testing.assert_array_equal(ours[name], value, err_msg=name)
+        for name in ("id", "copy", "psnr"):
+            assert unpacked[name][k] == own[name]
+    expected = functaset_format.restore_latents(stored, scale)
+    np.testing.assert_array_equal(functaset_format.float32_latents(unpacked), expected)
+    np.testing.assert_array_equal(unpacked["label"], label.astype(np.int32))
+    dtypes = {name: values.dtype for name, values in unpacked.items()}
+    as_stored = {"latents": np.dtype(dtype)} | ({"scale": np.float16} if dtype == "int8" else {})
+    assert dtypes == as_stored | {
+        "label": np.int32, "id": np.int64, "copy": np.int32,
+        "psnr": np.float32,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "number"), [("id", -1), ("id", 2**49), ("copy", 2**21)])
+def test_a_number_without_room_is_refused(name, number):
+    layout = RecordLayout(latent_shape=(1, 1, 1), dtype="float32")
+    values = {"label": np.array([0]), "id": np.array([0]), "copy": np.array([0])}
+    values[name] = np.array([number])
+    with pytest.raises(ValueError, match=f"{name} must be in .* not {number}"):
+        layout.pack(stored=np.zeros((1, 1, 1, 1), np.float32), scale=None, psnr=[1], **values)
+
+
+def test_a_foreign_record_is_refused():
+    layout = RecordLayout(latent_shape=(1, 1, 2), dtype="float16")
+    other = RecordLayout(latent_shape=(1, 2, 1), dtype="float16")  # of the same length
+    stored = np.zeros((3, 1, 1, 2), np.float16)
+    rest = {"scale": None, "label": [0] * 3, "id": [0] * 3, "copy": [0] * 3, "psnr": [0] * 3}
+    records = layout.pack(stored=stored, **rest)
+    assert other.record_bytes == layout.record_bytes
+    changed = bytearray(records[1])
+    changed[layout.fixed[10]] ^= 1
+    with pytest.raises(ValueError, match="record 1 is not a record of this functaset"):
+        layout.unpack([records[0], bytes(changed), records[2]])
+    with pytest.raises(ValueError, match="record 2 has 10 bytes, not"):
+        layout.unpack([records[0], records[1], records[2][:10]])
+
+
+def test_65536_int8_latents_take_at_most_65_7_kb(tmp_path):
+    """32x32x64, of 256x256 pixels: numbers and scales. Label, id, names and the like are 127 bytes more."""
+    layout = RecordLayout(latent_shape=(32, 32, 64), dtype="int8")
+    assert layout.latent_bytes == 32 * 32 * 64 + 64 * 2 == 65_664
+    assert layout.record_bytes == 65_664 + 127
+    assert functaset_writer.records_per_shard(200, layout) == 3039
+    assert RecordLayout(latent_shape=(64, 64, 16), dtype="int8").record_bytes <= 65_700
+    sets.write(
+        tmp_path / "f", dtype="int8", latent_shape=(64, 64, 16),
+        sizes={"train": 40, "validation": 0, "test": 1}, per_shard=100,
+    )  # fmt: skip
+    (shard,) = functaset.read_manifest(tmp_path / "f").splits["train"]["shards"]
+    assert shard["bytes"] / shard["records"] <= 65_700  # normal latents: compressed
+
+
+def test_an_estimate_is_never_too_small(written, tmp_path):
+    """Random bits, which nothing compresses, and records longer than a block of the file."""
+    counts = {(1, 1, 1): 2000, (64, 64, 16): 40}
+    for (shape, count), kind in itertools.product(
+        counts.items(), functaset_writer.COMPRESSIONS.values()
+    ):
+        layout = RecordLayout(latent_shape=shape, dtype="bfloat16")
+        file = tmp_path / "shard"
+        random = np.random.default_rng(0)
+        writer = array_record_module.ArrayRecordWriter(str(file), f"group_size:1,{kind}")
+        for _ in range(count):
+            writer.write(random.bytes(layout.record_bytes))
+        writer.close()
+        shard = functaset_writer.Shard("train", 0, 1, 0, count)
+        assert file.stat().st_size <= functaset_writer.estimated_bytes([shard], layout)
+
+
+# --- reading
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tfds_reads_every_dtype(written, dtype):
+    directory, splits = written[dtype]
+    for split, expected in splits.items():
+        source = tfds.builder_from_directory(directory).as_data_source(split)
+        assert len(source) == len(expected["id"])
+        for k in range(len(source)):
+            record = source[k]
+            stored, scale = functaset_format.round_latents(expected["latents"][k : k + 1], dtype)
+            rounded = functaset_format.restore_latents(stored, scale)[0]
+            np.testing.assert_array_equal(latents_of(record, dtype), rounded)
+            for name in ("label", "id", "copy", "psnr"):
+                assert record[name] == expected[name][k]
+
+
+def test_a_program_without_jax_and_tensorflow_opens_bfloat16(written):
+    """TFDS knows bfloat16 only where something else has imported it; the stored bits need nothing."""
+    code = (
+        "import sys, tensorflow_datasets as tfds\n"
+        f"record = tfds.builder_from_directory({str(written['bfloat16'][0])!r})"
+        ".as_data_source('test')[3]\n"
+        "assert not {'tensorflow', 'jax', 'ml_dtypes'} & set(sys.modules)\n"
+        "print(record['latents'].dtype, record['latents'].shape, record['id'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "uint16 (2, 2, 3) 203\n"
+
+
+@pytest.mark.parametrize("cache", ["host", "none"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_read_gathers_any_records_in_the_order_asked(written, dtype, cache):
+    directory, splits = written[dtype]
+    source = functaset.open_functaset(directory, field_digest=sets.DIGEST).source("train", cache)
+    expected = splits["train"]
+    assert source.num_examples == 45
+    for indices in ([44, 0, 19, 20, 20, 21], list(range(45)), [7], []):
+        indices = np.array(indices, np.int64)
+        for reader in (source, pickle.loads(pickle.dumps(source))):
+            records = reader.read(indices)
+            rounded = functaset_format.restore_latents(
+                *functaset_format.round_latents(expected["latents"][indices], dtype)
+            ) if indices.size else np.zeros((0, 2, 2, 3))  # fmt: skip
+            np.testing.assert_array_equal(functaset_format.float32_latents(records), rounded)
+            for name in ("label", "id", "copy", "psnr"):
+                np.testing.assert_array_equal(records[name], expected[name][indices])
+            scale = {"scale": np.float16} if dtype == "int8" else {}
+            assert {name: values.dtype for name, values in records.items()} == scale | {
+                "latents": np.dtype(dtype), "label": np.int32, "id": np.int64, "copy": np.int32,
+                "psnr": np.float32,
+            }  # fmt: skip
+
+
+@pytest.mark.parametrize("cache", ["host", "none"])
+@pytest.mark.parametrize("index", [-1, 45])
+def test_an_index_outside_is_refused(written, cache, index):
+    source = functaset.open_functaset(written["float16"][0], field_digest=None).source(
+        "train", cache
+    )
+    with pytest.raises(IndexError, match=r"not in \[0, 45\)"):
+        source.read(np.array([3, index]))
+
+
+def test_what_is_read_can_be_changed_without_harm(written):
+    source = functaset.open_functaset(written["float16"][0], field_digest=None).source(
+        "test", "host"
+    )
+    first = source.read(np.arange(5))
+    first["latents"][:] = 0
+    assert source.read(np.arange(5))["latents"].any()
+
+
+def test_an_unknown_split_or_cache_is_refused(written):
+    opened = functaset.open_functaset(written["float16"][0], field_digest=None)
+    with pytest.raises(ValueError, match="no split 'dev'; there are train, validation, test"):
+        opened.source("dev", cache="host")
+    with pytest.raises(ValueError, match="cache must be host or none, not 'disk'"):
+        opened.source("train", cache="disk")
+
+
+# --- refusing
+
+
+def test_another_field_is_refused_naming_both(whole):
+    directory, _ = whole
+    other = "sha256:" + "f" * 64
+    with pytest.raises(ValueError, match="encoded with the field") as caught:
+        functaset.open_functaset(directory, field_digest=other)
+    assert sets.DIGEST in str(caught.value)
+    assert other in str(caught.value)
+    functaset.open_functaset(directory, field_digest=sets.DIGEST)
+
+
+def test_a_set_without_manifest_is_not_complete(whole):
+    directory, _ = whole
+    (directory / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="manifest.json does not exist: no complete functaset"):
+        functaset.open_functaset(directory, field_digest=None)
+    assert len(sets.problems(directory)) == 1
+
+
+def test_another_format_version_is_refused(whole):
+    directory, manifest = whole
+    rewrite(directory, manifest | {"format_version": 99})
+    reads = functaset_format.FORMAT_VERSION
+    with pytest.raises(ValueError, match=f"format version 99, this program reads {reads}"):
+        functaset.open_functaset(directory, field_digest=None)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format_version": 1}', "\x00\xff"])
+def test_a_damaged_manifest_is_refused(whole, text):
+    directory, _ = whole
+    (directory / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match="manifest.json is damaged"):
+        functaset.open_functaset(directory, field_digest=None)
+
+
+def test_a_changed_number_in_the_manifest_is_found(whole):
+    directory, _ = whole
+    file = directory / "manifest.json"
+    text = file.read_text()
+    assert text.count('"examples": 45') == 1
+    file.write_text(text.replace('"examples": 45', '"examples": 44'))
+    with pytest.raises(ValueError, match="manifest.json is damaged: its digest is sha256:"):
+        functaset.open_functaset(directory, field_digest=None)
+
+
+def test_a_missing_or_truncated_shard_is_refused(whole):
+    directory, manifest = whole
+    file = directory / manifest["splits"]["test"]["shards"][1]["file"]
+    content = file.read_bytes()
+    file.write_bytes(content[:1000])
+    with pytest.raises(ValueError, match=f"{file.name} has 1000 bytes, not {len(content)}"):
+        functaset.open_functaset(directory, field_digest=None)
+    file.unlink()
+    with pytest.raises(ValueError, match=f"{file.name} is missing"):
+        functaset.open_functaset(directory, field_digest=None)
+
+
+# --- verify
+
+
+def test_an_undamaged_set_has_no_problems(written):
+    for directory, _ in written.values():
+        assert sets.problems(directory) == []
+        assert sets.problems(directory, field_digest=sets.DIGEST) == []
+
+
+def test_verify_finds_one_flipped_bit_in_any_file(whole):
+    directory, _ = whole
+    random = np.random.default_rng(0)
+    files = [path for path in sorted(directory.iterdir()) if path.is_file()]
+    assert len(files) == 6 + 4
+    for file in files:
+        content = bytearray(file.read_bytes())
+        position = int(random.integers(len(content)))
+        content[position] ^= 1 << int(random.integers(8))
+        before = file.read_bytes()
+        file.write_bytes(content)
+        problems = sets.problems(directory)
+        file.write_bytes(before)
+        assert len(problems) == 1, (file, position)
+        assert str(file) in problems[0]
+    assert sets.problems(directory) == []
+
+
+def test_verify_finds_missing_truncated_and_foreign_files(whole):
+    directory, manifest = whole
+    shards = [directory / shard["file"] for shard in manifest["splits"]["train"]["shards"]]
+    shards[0].unlink()
+    shards[1].write_bytes(shards[1].read_bytes()[:-7])
+    foreign = directory / "functaset-train.array_record-00003-of-00004"
+    foreign.write_bytes(shards[2].read_bytes())
+    half = directory / f"{shards[0].name}.tmp"
+    half.write_bytes(b"half")
+    problems = sets.problems(directory, field_digest="sha256:other")
+    assert len(problems) == 5
+    for problem, words in zip(
+        problems,
+        (
+            (sets.DIGEST, "sha256:other"),
+            (str(shards[0]), "missing"),
+            (str(shards[1]), "bytes, not"),
+            (str(half), "not a shard of this set"),
+            (str(foreign), "not a shard of this set"),
+        ),
+        strict=True,
+    ):
+        assert all(word in problem for word in words), problem
+
+
+def replace_shard(directory, manifest, records):
+    """Puts `records` in place of the first test shard, with a right size and digest."""
+    shard = manifest["splits"]["test"]["shards"][0]
+    file = directory / shard["file"]
+    writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    shard["bytes"] = file.stat().st_size
+    shard["sha256"] = functaset_format.file_digest(epath.Path(file))
+    rewrite(directory, manifest)
+    return file
+
+
+def packed(latents, *, id=None):
+    layout = RecordLayout(latent_shape=sets.LATENT_SHAPE, dtype="float16")
+    n = len(latents)
+    return layout.pack(
+        stored=latents.astype(np.float16), scale=None, label=np.zeros(n, int),
+        id=200 + np.arange(n) if id is None else id, copy=np.zeros(n, int), psnr=np.ones(n),
+    )  # fmt: skip
+
+
+def test_verify_finds_records_that_cannot_be_decoded(whole):
+    directory, manifest = whole
+    records = packed(np.zeros((20, *sets.LATENT_SHAPE)))
+    file = replace_shard(directory, manifest, records)
+    assert sets.problems(directory) == []
+    replace_shard(directory, manifest, [*records[:11], b"no record", *records[12:]])
+    (problem,) = sets.problems(directory)
+    assert problem == f"{file}: record 11 cannot be decoded"
+    replace_shard(directory, manifest, [*records[:12], *[b"no record"] * 8])
+    problems = functaset_verify.verify(directory, field_digest=None, fraction=0.3).problems
+    (number,) = re.findall(r"record (\d+) cannot be decoded", "; ".join(problems))
+    assert int(number) >= 12  # in the shard, not among those that were looked at
+
+
+def test_verify_counts_records(whole):
+    directory, manifest = whole
+    file = replace_shard(directory, manifest, packed(np.zeros((19, *sets.LATENT_SHAPE))))
+    (problem,) = sets.problems(directory)
+    assert problem == f"{file} has 19 records, not 20"
+    manifest["splits"]["train"]["examples"] = 46
+    rewrite(directory, manifest)
+    problems = sets.problems(directory)
+    assert problems[0].endswith("manifest.json: train has 46 examples, its shards 45")
+    assert len(problems) == 2
+
+
+def test_verify_looks_at_the_numbers(whole):
+    directory, manifest = whole
+    latents = np.zeros((20, *sets.LATENT_SHAPE))
+    latents[6, 1, 1, 2] = np.inf
+    file = replace_shard(directory, manifest, packed(latents))
+    assert sets.problems(directory) == [f"{file}: record 6 (id 206) is not finite"]
+    replace_shard(directory, manifest, packed(np.zeros_like(latents), id=np.arange(20)))
+    (problem,) = sets.problems(directory)
+    assert problem == f"{file}: ids 0 to 19, not in [200, 219]"
+
+
+# --- verify a sample
+
+
+def sampled(directory, fraction):
+    return functaset_verify.verify(directory, field_digest=sets.DIGEST, fraction=fraction)
+
+
+def test_a_sample_is_of_all_shards_and_the_same_every_time(tmp_path, monkeypatch):
+    """100, 7 and 30 records in shards of 10: of each a fifth, a record of the one of 7 counted up."""
+    directory = tmp_path / "f"
+    sets.write(directory, sizes={"train": 100, "validation": 7, "test": 30}, per_shard=10)
+    read, hashed = [], []
+    unpack, digest = RecordLayout.unpack, functaset_format.file_digest
+
+    def recording_unpack(self, records):
+        rows = unpack(self, records)
+        read.append(rows["id"].tolist())
+        return rows
+
+    def recording_digest(file):
+        hashed.append(file.name)
+        return digest(file)
+
+    monkeypatch.setattr(RecordLayout, "unpack", recording_unpack)
+    monkeypatch.setattr(functaset_format, "file_digest", recording_digest)
+    found = sampled(directory, 0.2)
+    assert found == ([], 14, 137, 3, 10 * 2 + 2 + 3 * 2)
+    once = sorted(read), sorted(hashed)
+    assert [len(ids) for ids in once[0]] == [2] * 14
+    assert all(first // 5 + 1 == last // 5 for first, last in (sorted(ids) for ids in once[0][:10]))
+    assert len([name for name in hashed if "array_record" in name]) == 3
+    read.clear(), hashed.clear()
+    assert sampled(directory, 0.2) == found
+    assert (sorted(read), sorted(hashed)) == once
+    assert sampled(directory, 1e-9)[1:] == (14, 137, 1, 14)  # at least one
+    assert sampled(directory, 1.0)[1:] == (14, 137, 14, 137)
+    for fraction in (0.0, 1.01):
+        with pytest.raises(ValueError, match=f"a fraction of {fraction}"):
+            sampled(directory, fraction)
+
+
+def test_a_sample_finds_what_it_looks_at(whole):
+    directory, manifest = whole
+    latents = np.zeros((20, *sets.LATENT_SHAPE))
+    latents[:, 1, 1, 2] = np.inf
+    file = replace_shard(directory, manifest, packed(latents))
+    (problem,) = sampled(directory, 0.01).problems
+    assert re.fullmatch(rf"{file}: record \d+ \(id 2\d\d\) is not finite", problem)
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    (problem,) = sampled(directory, 0.01).problems
+    assert problem == f"{file} has {len(content) - 1} bytes, not {len(content)}"
+    file.unlink()
+    assert sampled(directory, 0.01).problems == [f"{file} is missing"]
+
+
+def test_bytes_flipped_anywhere_in_a_shard_end_in_a_problem_or_in_nothing(whole):
+    """A sample reads files whose digest nobody has compared: no damage may do worse than be told."""
+    directory, manifest = whole
+    random = np.random.default_rng(0)
+    for shard in manifest["splits"]["train"]["shards"]:
+        file = directory / shard["file"]
+        content = file.read_bytes()
+        for _ in range(40):
+            damaged = np.frombuffer(content, np.uint8).copy()
+            places = random.integers(len(content), size=200)
+            damaged[places] ^= random.integers(1, 256, 200).astype(np.uint8)
+            file.write_bytes(damaged.tobytes())
+            found = functaset_verify._of_records(
+                epath.Path(file), shard, RecordLayout(sets.LATENT_SHAPE, "float16"), np.arange(5)
+            )
+            assert all(str(file) in problem for problem in found)
+        file.write_bytes(content)
+
+
+# --- planning
+
+
+def test_a_shard_has_so_many_megabytes_before_compression():
+    layout = RecordLayout(latent_shape=sets.LATENT_SHAPE, dtype="float16")
+    assert layout.record_bytes == 122
+    for megabytes, records in (
+        (200.0, 1_639_344),
+        (0.05, 409),
+        (sets.megabytes(20), 20),
+        (1e-9, 1),
+    ):
+        assert functaset_writer.records_per_shard(megabytes, layout) == records
+
+
+@pytest.mark.parametrize("compression", functaset_writer.COMPRESSIONS)
+def test_compression_changes_the_files_and_nothing_that_is_read(tmp_path, compression):
+    directory = tmp_path / "f"
+    records = sets.write(directory, latent_shape=(8, 8, 16), compression=compression)
+    assert sets.problems(directory) == []
+    (shard, *_) = functaset.read_manifest(directory).shards
+    reader = array_record_module.ArrayRecordReader(str(directory / shard["file"]))
+    assert functaset_writer.COMPRESSIONS[compression] in reader.writer_options_string()
+    source = tfds.builder_from_directory(directory).as_data_source("test")
+    stored = records["test"]["latents"].astype(np.float16)
+    for k in (0, 29):
+        np.testing.assert_array_equal(source[k]["latents"], stored[k])
+
+
+def test_shards_are_contiguous_and_complete():
+    shards = functaset_writer.plan_shards({"train": 41, "validation": 0, "test": 20}, 20)
+    assert [(s.split, s.index, s.num_shards, s.start, s.stop) for s in shards] == [
+        ("train", 0, 3, 0, 20),
+        ("train", 1, 3, 20, 40),
+        ("train", 2, 3, 40, 41),
+        ("test", 0, 1, 0, 20),
+    ]
+    assert shards[2].file == "functaset-train.array_record-00002-of-00003"
+
+
+def test_a_shard_without_all_its_records_is_not_finished(tmp_path):
+    recipe = functaset_writer.Recipe(
+        field_digest="", config={}, layout=RecordLayout((2, 2, 3), "float16"), class_names=(),
+        compression="zstd", num_records={"train": 3, "validation": 0, "test": 0},
+    )  # fmt: skip
+    (shard,) = functaset_writer.plan_shards(recipe.num_records, 10)
+    with functaset_writer.ShardWriter(tmp_path, shard=shard, recipe=recipe) as writer:
+        writer.write(**sets.make_records(2, (2, 2, 3), seed=0))
+        with pytest.raises(ValueError, match="2 records written, 3 planned"):
+            writer.finish(seconds=0.0)
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == []
+
+
+def test_labels_without_classes_are_plain_numbers(tmp_path):
+    directory = tmp_path / "f"
+    sizes = {"train": 3, "validation": 0, "test": 1}
+    recipe = functaset_writer.Recipe(
+        field_digest="", config={}, layout=RecordLayout((2, 2, 3), "float16"), class_names=(),
+        compression="zstd", num_records=sizes,
+    )  # fmt: skip
+    directory.mkdir()
+    shards = functaset_writer.plan_shards(sizes, 10)
+    from functa.data.functaset import manifest as functaset_manifest
+
+    for shard in shards:
+        with functaset_writer.ShardWriter(directory, shard=shard, recipe=recipe) as writer:
+            records = sets.make_records(shard.records, (2, 2, 3), seed=0)
+            writer.write(**records | {"label": np.full(shard.records, -1)})
+            writer.finish(seconds=0.0)
+    functaset_manifest.write_manifest(directory, shards=shards, recipe=recipe)
+    builder = tfds.builder_from_directory(directory)
+    assert not isinstance(builder.info.features["label"], tfds.features.ClassLabel)
+    assert [record["label"] for record in builder.as_data_source("train")] == [-1] * 3

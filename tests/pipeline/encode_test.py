@@ -1,0 +1,624 @@
+"""functa.pipeline.encode: what is written, and that nothing which can happen on the way changes a byte of it."""
+
+import contextlib
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from functa.data.augmentation import augment
+from functa.data.functaset import (
+    format as functaset_format,
+)
+from functa.data.functaset import (
+    manifest as functaset_manifest,
+)
+from functa.data.functaset import (
+    reader as functaset,
+)
+from functa.data.functaset import (
+    writer as functaset_writer,
+)
+from functa.fields import psnr as metrics
+from functa.pipeline import encode as encode_lib
+from tests.support import functaset_sets as sets
+
+TRAIN_SHARDS, SHARDS = 4, 7  # 66, 7 and 25 records in shards of 20
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """(directory, metrics) of a functaset nobody disturbed."""
+    directory = tmp_path_factory.mktemp("run") / "functaset"
+    return directory, sets.encode(directory)
+
+
+@contextlib.contextmanager
+def program(directory, env, *, index=0, count=1, seconds=0.0, **more):
+    """The same encoding as a program of its own, killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "tests.support.functaset_sets"]
+        + [str(part) for part in (directory, index, count, seconds)],
+        env=env | more,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def never(*arguments):
+    raise AssertionError("fit was called although nothing was to be made")
+
+
+def temporary_files(directory):
+    return [path for path in directory.rglob("*") if path.name.endswith((".tmp", ".partial"))]
+
+
+def expected_record(split, image, id, copy):
+    """Slow reference: what a record of one image holds."""
+    config = sets.make_config()
+    if copy:
+        settings = {k: config.encode[k] for k in ("flip", "crop", "crop_padding", "crop_min_area")}
+        image = augment(image, shape=(8, 8), seed=config.seed, example_id=id, copy=copy, **settings)
+    unit = image.astype(np.float32) / np.float32(255)
+    latents = np.empty(sets.LATENT_SHAPE, np.float32)
+    for i in range(2):
+        for j in range(2):
+            cell = unit[4 * i : 4 * i + 4, 4 * j : 4 * j + 4].reshape(-1)
+            latents[i, j] = cell @ sets._MATRIX
+    return latents, 30 + 10 * unit.mean()
+
+
+def test_a_program_that_knows_only_tfds_reads_every_record(encoded):
+    directory, _ = encoded
+    builder = tfds.builder_from_directory(directory)
+    assert builder.info.name == "functaset"
+    splits = sets.make_splits()
+    for split, copies in (("train", 3), ("validation", 1), ("test", 1)):
+        records = builder.as_data_source(split)
+        assert len(records) == sets.SIZES[split] * copies
+        for number, record in enumerate(records):
+            example, copy = divmod(number, copies)
+            image = splits[split].read(np.array([example]))
+            latents, psnr = expected_record(split, image["image"][0], int(image["id"][0]), copy)
+            assert record["latents"].dtype == np.float16
+            np.testing.assert_allclose(record["latents"], latents, rtol=1e-3, atol=1e-3)
+            assert record["psnr"] == pytest.approx(psnr, abs=1e-3)
+            assert record["label"] == image["label"][0]
+            assert (record["id"], record["copy"]) == (image["id"][0], copy)
+    assert tuple(builder.info.features["label"].names) == sets.CLASS_NAMES
+
+
+def test_the_manifest_counts_and_averages_what_is_stored(encoded):
+    directory, result = encoded
+    opened = functaset.open_functaset(directory, field_digest=sets.DIGEST)
+    manifest = opened.manifest
+    read = {
+        split: opened.source(split, cache="none").read(np.arange(opened.num_examples(split)))
+        for split in ("train", "validation", "test")
+    }
+    stored = read["train"]["latents"].astype(np.float64)
+    np.testing.assert_allclose(manifest.mean, stored.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(manifest.std, stored.std((0, 1, 2)), rtol=1e-9)
+    assert manifest.scalar_mean == pytest.approx(stored.mean(), rel=1e-12)
+    assert manifest.scalar_std == pytest.approx(stored.std(), rel=1e-9)
+    for split, records in read.items():
+        psnr = records["psnr"].astype(np.float64)
+        entry = manifest.splits[split]
+        assert entry["psnr"] == pytest.approx(psnr.mean(), rel=1e-12)
+        mean_mse = np.mean(10 ** (-psnr / 10))
+        assert entry["psnr_of_mean_mse"] == pytest.approx(metrics.psnr(mean_mse), rel=1e-9)
+    assert manifest.latent_shape == list(sets.LATENT_SHAPE)
+    assert manifest.config["encode"]["num_augmentations"] == 3
+    assert "cache" not in manifest.config["data"]
+    assert sets.problems(directory, field_digest=sets.DIGEST) == []
+    assert temporary_files(directory) == []
+    assert result["psnr"] == manifest.splits["test"]["psnr"]
+    assert result["train_psnr"] == manifest.splits["train"]["psnr"]
+    assert result["examples"] == 98
+    assert result["shards"] == len(manifest.shards) == SHARDS
+    size = sum(os.path.getsize(directory / shard["file"]) for shard in manifest.shards)
+    assert result["bytes_per_example"] == size / 98
+    assert result["examples_per_second"] > 0
+
+
+def test_a_complete_set_is_left_alone(encoded):
+    directory, result = encoded
+    before = sets.contents(directory)
+    again = sets.encode(directory, fit=never)
+    assert again.pop("earlier_seconds") > 0
+    assert again == {key: value for key, value in result.items() if key != "earlier_seconds"}
+    assert sets.contents(directory) == before
+
+
+def test_a_killed_program_started_again_writes_the_same_bytes(encoded, tmp_path, program_env):
+    """Killed twice, at random moments; it has one device where the set to compare with had four."""
+    directory = tmp_path / "functaset"
+    moments = random.Random()
+    finished_at_kills = []
+    for _ in range(2):
+        with program(directory, program_env, seconds=0.03) as process:
+            known = len(list(directory.glob("parts/*.json")))
+            while not list(directory.glob("*.tmp")) and process.poll() is None:
+                time.sleep(0.001)
+            assert len(list(directory.glob("parts/*.json"))) <= known + 1
+            time.sleep(moments.uniform(0, 0.3))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            finished_at_kills.append(len(list(directory.glob("parts/*.json"))))
+        with pytest.raises(ValueError, match="no complete functaset"):
+            functaset.open_functaset(directory, field_digest=None)
+    with program(directory, program_env) as process:
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert output == "no tensorflow\n"
+    assert finished_at_kills[0] < SHARDS
+    assert sets.contents(directory) == sets.contents(encoded[0])
+
+
+def test_two_processes_write_the_same_bytes_as_one(encoded, tmp_path, program_env):
+    directory = tmp_path / "functaset"
+    with (
+        program(directory, program_env, index=0, count=2) as first,
+        program(directory, program_env, index=1, count=2) as second,
+    ):
+        for process in (first, second):
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    assert sets.contents(directory) == sets.contents(encoded[0])
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_whose_peers_have_stopped_says_so(tmp_path, monkeypatch, index):
+    monkeypatch.setattr(functaset_manifest, "_STALL_SECONDS", 0.2)
+    monkeypatch.setattr(functaset_manifest, "_POLL_SECONDS", 0.02)
+    with pytest.raises(TimeoutError, match="other processes have stopped"):
+        sets.encode(tmp_path / "functaset", process_index=index, process_count=2)
+    shards = [path.name for path in tmp_path.glob("functaset/functaset-*")]
+    assert len(shards) == SHARDS // 2 + (index == 0)
+    assert not (tmp_path / "functaset" / "manifest.json").exists()
+
+
+def test_no_part_is_read_more_often_than_needed(tmp_path, monkeypatch):
+    """Each read is a round trip where the set is in an object store, and there may be hundreds of shards."""
+    read = []
+    of_shard = functaset_manifest._finished_part
+
+    def counting(directory, shard, identity):
+        read.append(shard.file)
+        return of_shard(directory, shard, identity)
+
+    monkeypatch.setattr(functaset_manifest, "_finished_part", counting)
+    directory = tmp_path / "functaset"
+    sets.encode(directory)
+    assert sorted(read) == sorted(
+        2 * list(set(read))
+    )  # by the process that waits, for the manifest
+    assert len(set(read)) == SHARDS
+    read.clear()
+    sets.encode(directory, fit=never)
+    assert len(read) == SHARDS
+    # Who waits for others reads what they have added and nothing twice, however long.
+    read.clear()
+    monkeypatch.setattr(functaset_manifest, "_STALL_SECONDS", 0.3)
+    monkeypatch.setattr(functaset_manifest, "_POLL_SECONDS", 0.02)
+    with pytest.raises(TimeoutError):
+        sets.encode(tmp_path / "half", process_index=0, process_count=2)
+    assert sorted(read) == sorted(set(read))
+
+
+def test_parts_of_another_making_are_gone_when_shards_are_made_anew(tmp_path):
+    """Else who waits for the shards would read them at every look."""
+    directory = tmp_path / "functaset"
+    sets.encode(directory)
+    (directory / functaset_format.MANIFEST).unlink()
+
+    def broken(images):
+        raise RuntimeError("broken off")
+
+    with pytest.raises(RuntimeError, match="broken off"):
+        sets.encode(directory, field_digest="sha256:" + "1" * 64, fit=broken)
+    assert list((directory / functaset_format.PARTS).iterdir()) == []
+    sets.encode(directory, field_digest="sha256:" + "1" * 64)
+    assert sets.problems(directory, field_digest="sha256:" + "1" * 64) == []
+
+
+def test_ids_beyond_32_bits_are_kept(tmp_path):
+    directory = tmp_path / "functaset"
+    splits = {split: sets.Images(9, first_id=2**40) for split in sets.SIZES}
+    sets.encode(directory, splits=splits)
+    assert sets.problems(directory) == []
+    ids = [2**40 + k for k in range(9) for _ in range(3)]
+    opened = functaset.open_functaset(directory, field_digest=None)
+    for cache in ("host", "none"):
+        source = opened.source("train", cache)
+        assert source.read(np.arange(27))["id"].tolist() == ids
+    source = tfds.builder_from_directory(directory).as_data_source("train")
+    assert [int(record["id"]) for record in source] == ids
+
+
+def test_sums_do_not_depend_on_the_blocks_a_batch_is_written_in(tmp_path, monkeypatch):
+    for numbers in (12, 60, 1 << 21):  # 1, 5 and all records at once
+        monkeypatch.setattr(functaset_writer, "_BLOCK_NUMBERS", numbers)
+        sets.write(tmp_path / str(numbers))
+    first, *others = (sets.contents(tmp_path / str(n)) for n in (12, 60, 1 << 21))
+    assert all(other == first for other in others)
+
+
+LARGE = """
+import sys, time
+import jax, numpy as np
+from functa import memory
+from functa.data import functaset_writer
+from tests import functaset_sets as sets
+
+write = functaset_writer.ShardWriter.write
+
+def slow_write(self, **records):
+    time.sleep(0.02)  # the disk is what is waited for
+    write(self, **records)
+
+functaset_writer.ShardWriter.write = slow_write
+
+@jax.jit
+def fitted(images):
+    means = images.mean((1, 2, 3))
+    return jax.numpy.broadcast_to(means[:, None, None, None], (8, 32, 32, 64)), means
+
+def fit(images):
+    peaks.append(peak())
+    return fitted(images)
+
+def peak():
+    return memory.peak_bytes() >> 20
+
+config = sets.make_config(batch_size=8, dtype="int8", shard_megabytes=4.0, num_augmentations=1, crop="none")
+config.field.latent_shape = (32, 32, 64)
+sizes = {"train": int(sys.argv[2]), "validation": 8, "test": 8}
+peaks = []
+sets.encode(
+    sys.argv[1], config=config, fit=fit,
+    splits={split: sets.Images(size) for split, size in sizes.items()},
+    progress=lambda done, total: None,
+)
+print(peaks[10], peak())
+"""
+
+
+def test_encoding_images_of_65536_numbers_needs_no_more_memory_the_more_there_are(
+    tmp_path, program_env
+):
+    """800 images, 210 MB as float32 and 53 MB as they are stored: what is kept is a few batches of 2 MB."""
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, str(tmp_path / "functaset"), "800"],
+        env=program_env | {"XLA_FLAGS": ""}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    early, late = map(int, done.stdout.split())
+    assert late - early < 60, done.stdout
+    assert sets.problems(tmp_path / "functaset") == []
+
+
+def damage_missing(shard, part):
+    shard.unlink()
+
+
+def damage_truncated(shard, part):
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+
+def damage_part(shard, part):
+    part.write_text(part.read_text()[:40])
+
+
+def damage_part_missing(shard, part):
+    part.unlink()
+
+
+def damage_manifest(shard, part):
+    (shard.parent / "manifest.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "made"),
+    [(damage_missing, 1), (damage_truncated, 1), (damage_part, 1), (damage_part_missing, 1),
+     (damage_manifest, 0)],
+)  # fmt: skip
+def test_only_what_is_damaged_is_made_again(encoded, tmp_path, monkeypatch, damage, made):
+    directory = tmp_path / "functaset"
+    shutil.copytree(encoded[0], directory)
+    shard = directory / "functaset-train.array_record-00001-of-00004"
+    damage(shard, directory / "parts" / f"{shard.name}.json")
+    written = []
+    finish = functaset_writer.ShardWriter.finish
+
+    def recording_finish(self, **arguments):
+        written.append(self._shard.file)
+        finish(self, **arguments)
+
+    monkeypatch.setattr(functaset_writer.ShardWriter, "finish", recording_finish)
+    sets.encode(directory)
+    assert written == [shard.name] * made
+    assert sets.contents(directory) == sets.contents(encoded[0])
+
+
+def test_a_complete_set_of_another_field_or_config_is_refused_and_kept(encoded):
+    directory, _ = encoded
+    before = sets.contents(directory)
+    other = "sha256:" + "1" * 64
+    with pytest.raises(ValueError, match="another making") as caught:
+        sets.encode(directory, field_digest=other, fit=never)
+    assert sets.DIGEST in str(caught.value)
+    assert other in str(caught.value)
+    with pytest.raises(ValueError, match="dtype: float16 there, int8 now"):
+        sets.encode(directory, config=sets.make_config(dtype="int8"), fit=never)
+    with pytest.raises(ValueError, match=r"examples.test: 25 there, 24 now"):
+        sets.encode(directory, splits=sets.make_splits() | {"test": sets.Images(24)}, fit=never)
+    moved = sets.make_config()
+    moved.data.data_dir, moved.data.cache = "elsewhere", "none"
+    sets.encode(directory, config=moved, fit=never)
+    assert sets.contents(directory) == before
+
+
+def test_shards_of_another_field_or_plan_are_made_again(encoded, tmp_path):
+    directory = tmp_path / "functaset"
+    other = sets.make_config(shard_megabytes=sets.megabytes(30))
+    sets.encode(directory, field_digest="sha256:1", config=other)
+    (directory / "manifest.json").unlink()  # as if it had been killed before its end
+    (directory / "functaset-train.array_record-00000-of-00003.tmp").write_bytes(b"half")
+    sets.encode(directory)
+    assert sets.contents(directory) == sets.contents(encoded[0])
+    assert sets.problems(directory) == []
+
+
+def test_shards_of_another_field_are_made_again_even_if_they_look_alike(encoded, tmp_path):
+    """Same names, counts and sizes: only the parts tell them apart."""
+    directory = tmp_path / "functaset"
+
+    def other_fit(images):
+        latents, psnr = sets.fit(images)
+        return -latents, psnr
+
+    sets.encode(directory, fit=other_fit, field_digest="sha256:1")
+    (directory / "manifest.json").unlink()
+    sizes = {name: len(content) for name, content in sets.contents(directory).items()}
+    sets.encode(directory)
+    assert sets.contents(directory) == sets.contents(encoded[0])
+    assert sizes.items() <= {n: len(c) for n, c in sets.contents(directory).items()}.items()
+
+
+def test_a_set_that_is_being_repaired_is_not_valid(encoded, tmp_path):
+    directory = tmp_path / "functaset"
+    shutil.copytree(encoded[0], directory)
+    (directory / "functaset-train.array_record-00001-of-00004").unlink()
+    with pytest.raises(AssertionError, match="fit was called"):
+        sets.encode(directory, fit=never)
+    assert not (directory / "manifest.json").exists()
+
+
+class Poisoned(sets.Images):
+    """Image 13 is white, every other one black: what fit makes of it can then be chosen."""
+
+    def __init__(self):
+        super().__init__(25, first_id=5000)
+        self.images[:] = 0
+        self.images[13] = 255
+
+
+@pytest.mark.parametrize(
+    ("latent", "psnr", "message"),
+    [
+        (np.nan, 30.0, "latents are not finite"),
+        (np.inf, 30.0, "latents are not finite"),
+        (1.0, np.nan, "psnr is not finite"),
+        (7e4, 30.0, "latents as float16 are not finite"),
+    ],
+)
+def test_an_example_that_is_not_finite_is_named(tmp_path, latent, psnr, message):
+    def poisoned_fit(images):
+        latents, values = sets.fit(images)
+        white = images.min((1, 2, 3)) > 0.99
+        latents = jax.numpy.where(white[:, None, None, None], jax.numpy.float32(latent), latents)
+        return latents, jax.numpy.where(white, jax.numpy.float32(psnr), values)
+
+    directory = tmp_path / "functaset"
+    arguments = {"splits": sets.make_splits() | {"test": Poisoned()}}
+    with pytest.raises(FloatingPointError, match=f"{message}: test example id 5013, copy 0"):
+        sets.encode(directory, fit=poisoned_fit, **arguments)
+    assert temporary_files(directory) == []
+    assert len(list(directory.glob("functaset-train*"))) == TRAIN_SHARDS
+    sets.encode(directory, **arguments)
+    assert sets.problems(directory) == []
+
+
+def test_nothing_is_written_behind_a_failure(tmp_path):
+    """16, 4 and 16 records are under way; without the first, the other 20 would fill the first shard."""
+
+    def poisoned_fit(images):
+        latents, psnr = sets.fit(images)
+        white = images.min((1, 2, 3)) > 0.99
+        return jax.numpy.where(white[:, None, None, None], jax.numpy.float32("nan"), latents), psnr
+
+    splits = sets.make_splits()
+    splits["train"].images[2] = 255
+    config = sets.make_config(crop="none")
+    with pytest.raises(FloatingPointError, match="train example id 2, copy 0"):
+        sets.encode(tmp_path / "f", fit=poisoned_fit, splits=splits, config=config)
+    assert [path for path in (tmp_path / "f").rglob("*") if path.is_file()] == []
+
+
+def test_progress_counts_to_the_end_and_what_stop_raises_ends_it(encoded, tmp_path):
+    seen = []
+    directory = tmp_path / "functaset"
+
+    def stop_in_the_middle():
+        if seen[-1][0] >= 50:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sets.encode(
+            directory,
+            progress=lambda done, total: seen.append((done, total)),
+            stop=stop_in_the_middle,
+        )
+    assert temporary_files(directory) == []
+    finished = len(list(directory.glob("functaset-*")))
+    assert 0 < finished < SHARDS
+    again = []
+    sets.encode(directory, progress=lambda done, total: again.append((done, total)))
+    assert again[0][0] >= 40
+    assert again[-1] == (98, 98)
+    assert again == sorted(again)
+    assert {total for _, total in seen + again} == {98}
+    assert sets.contents(directory) == sets.contents(encoded[0])
+
+
+def test_the_device_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    """The disk stands still until three more batches were given to the device."""
+    calls, enough = [], threading.Event()
+
+    def counting_fit(images):
+        calls.append(images)
+        if len(calls) >= 5:  # one compiles, one is being written
+            enough.set()
+        return sets.fit(images)
+
+    write = functaset_writer.ShardWriter.write
+
+    def slow_write(self, **records):
+        assert enough.wait(timeout=60), f"only {len(calls)} batches before the first was written"
+        write(self, **records)
+
+    monkeypatch.setattr(functaset_writer.ShardWriter, "write", slow_write)
+    sets.encode(tmp_path / "functaset", fit=counting_fit)
+
+
+def test_a_batch_has_one_shape_and_never_spans_two_shards(tmp_path):
+    shapes = []
+
+    def recording_fit(images):
+        shapes.append((images.shape, images.dtype, float(images.max())))
+        return sets.fit(images)
+
+    sets.encode(tmp_path / "functaset", fit=recording_fit)
+    assert {shape for shape, _, _ in shapes} == {(4 * jax.local_device_count(), 8, 8, 1)}
+    assert {dtype for _, dtype, _ in shapes} == {np.dtype(np.float32)}
+    assert max(value for _, _, value in shapes) == 1.0
+    assert (
+        len(shapes) == 1 + 2 + 2 + 2 + 1 + 1 + 2 + 1
+    )  # the first compiles; shards of 20, 16 a batch
+
+
+def test_too_little_space_is_seen_before_anything_is_fitted(tmp_path, monkeypatch):
+    usage = types.SimpleNamespace(total=10**9, used=10**9 - 5000, free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="7 shards need up to .* bytes, 5,000 are free") as caught:
+        sets.encode(tmp_path / "functaset", fit=never)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path / "functaset")
+
+
+def test_a_disk_that_is_full_stops_with_the_bytes_needed(tmp_path, program_env):
+    """A limit on the size of files stands for the disk: the write fails in the same place."""
+    directory = tmp_path / "functaset"
+    with program(directory, program_env, LARGEST_FILE="150000") as process:
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0
+    last = errors.strip().splitlines()[-1]
+    assert "File too large: about" in last
+    assert str(directory / "functaset-test.array_record-00000-of-00001") in last
+    assert temporary_files(directory) == []
+    assert len(list(directory.glob("functaset-*"))) == 2
+    assert len(list(directory.glob("parts/*.json"))) == 2
+    assert not (directory / "manifest.json").exists()
+
+
+def test_a_full_disk_is_told_from_other_failures(tmp_path):
+    recipe = functaset_writer.Recipe(
+        field_digest="", config={}, layout=functaset_writer.RecordLayout((1, 1, 1), "float16"),
+        compression="zstd", class_names=(), num_records={},
+    )  # fmt: skip
+    shard = functaset_writer.Shard("train", 0, 1, 0, 3)
+    writer = functaset_writer.ShardWriter(tmp_path, shard=shard, recipe=recipe)
+    with (
+        pytest.raises(OSError, match="No space left on device: about") as caught,
+        writer._naming_a_full_disk(),
+    ):
+        raise RuntimeError("write() failed: No space left on device; writing x")
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(RuntimeError, match="something else"), writer._naming_a_full_disk():
+        raise RuntimeError("something else")
+    writer.abort()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_impossible_settings_are_listed():
+    config = sets.make_config(
+        batch_size=0, shard_megabytes=0.0, compression="zip", dtype="float8", crop="cut"
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="encode.batch_size=0") as caught:
+        encode_lib.check(config)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 5
+    assert "float16, bfloat16, float32, int8" in str(caught.value)
+    for crop, key, value in (
+        ("pad", "crop_padding", 0),  # copies would be equal
+        ("pad", "crop_padding", 8),
+        ("resize", "crop_min_area", 0.0),
+        ("resize", "crop_min_area", 1.0),
+    ):
+        with pytest.raises(ValueError, match=f"encode.{key}={value}"):
+            encode_lib.check(sets.make_config(crop=crop, **{key: value}))
+    equal_copies = sets.make_config(flip=False, crop="none")
+    with pytest.raises(ValueError, match="3 equal copies"):
+        encode_lib.check(equal_copies)
+    encode_lib.check(sets.make_config())
+
+
+def test_latents_of_another_shape_are_refused(tmp_path):
+    config = sets.make_config()
+    config.field.latent_shape = (2, 2, 4)
+    with pytest.raises(ValueError, match=r"\(16, 2, 2, 3\).*not .*\(16, 2, 2, 4\)"):
+        sets.encode(tmp_path / "functaset", config=config)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_without_images_is_refused(tmp_path, split):
+    with pytest.raises(ValueError, match=f"the {split} split has no images"):
+        sets.encode(tmp_path / "f", splits=sets.make_splits() | {split: sets.Images(0)}, fit=never)
+
+
+def test_a_set_without_validation_images_is_whole(tmp_path):
+    directory = tmp_path / "functaset"
+    result = sets.encode(directory, splits=sets.make_splits() | {"validation": sets.Images(0)})
+    assert "validation_psnr" not in result
+    opened = functaset.open_functaset(directory, field_digest=None)
+    for cache in ("host", "none"):
+        empty = opened.source("validation", cache=cache)
+        assert empty.num_examples == 0
+        assert empty.read(np.arange(0))["latents"].shape == (0, *sets.LATENT_SHAPE)
+    assert sets.problems(directory) == []
+    assert set(tfds.builder_from_directory(directory).info.splits) == {"train", "test"}
+
+
+def test_seconds_of_earlier_calls_count(encoded):
+    directory, result = encoded
+    parts = [json.loads(path.read_text()) for path in (directory / "parts").iterdir()]
+    assert result["examples_per_second"] == pytest.approx(98 / sum(p["seconds"] for p in parts))

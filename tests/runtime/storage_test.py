@@ -1,0 +1,44 @@
+"""functa.runtime.storage: many files at once, and the limit of open files."""
+
+import subprocess
+import sys
+import threading
+
+from functa.runtime import storage as disk
+from tests.support import functaset_sets as sets
+
+
+def test_at_once_keeps_the_order_and_does_not_wait_for_one_after_the_other():
+    together = threading.Barrier(8, timeout=30)
+
+    def twice(number):
+        together.wait()  # eight must be under way
+        return 2 * number
+
+    assert disk.at_once(twice, range(8)) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert disk.at_once(twice, []) == []
+
+
+READ_ALL = """
+import resource, sys
+import numpy as np
+from functa.data import functaset
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, int(sys.argv[2])))
+opened = functaset.open_functaset(sys.argv[1], field_digest=None)
+sources = [opened.source(split, "none") for split in ("train", "test")]
+print([len(each.read(np.arange(each.num_examples))["label"]) for each in sources])
+"""
+
+
+def test_a_set_of_more_shards_than_files_may_be_open_is_read(tmp_path, program_env):
+    sets.write(tmp_path / "f", sizes={"train": 280, "validation": 0, "test": 280}, per_shard=1)
+
+    def read_all(hard):
+        command = [sys.executable, "-c", READ_ALL, str(tmp_path / "f"), str(hard)]
+        return subprocess.run(command, env=program_env, capture_output=True, text=True, check=False)
+
+    done = read_all(hard=900)
+    assert done.stdout == "[280, 280]\n", done.stderr  # both splits stay open
+    refused = read_all(hard=800)
+    assert refused.returncode != 0
+    assert "560 files must be open together, and this process may open 800" in refused.stderr

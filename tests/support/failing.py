@@ -1,0 +1,156 @@
+"""functa.main with something that fails, for tests: python -m tests.failing FAULTS ARGUMENTS...
+
+FAULTS is a JSON object {"PROCESS": {fault: value}}; "*" is every process. Faults:
+    constant   {"MODULE.NAME": number}: so that a test need not wait for minutes
+    toy        number of steps: meta_learn trains a linear regression, which compiles in a second, and ends there
+    alone      seconds that the stage meta_learn works, each process for itself
+    fifo       {PATH: K}: the read of the toy's batch K, counted from 1, blocks until somebody writes to PATH
+    nan        K: the toy's batch K holds a NaN
+    clock      seconds that its clock is ahead
+    file_size  bytes that a file may have, as under `ulimit -f`
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import resource
+import signal
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app
+
+from functa import main
+from functa.data import loader as pipeline
+from functa.pipeline import stages
+from functa.report import report
+from functa.runtime import cli_errors as command
+from functa.runtime import mesh
+from functa.runtime.preemption import Interrupted
+from functa.training.tasks import Illustrations, Task
+
+# Those that can be set up only once the processes know each other.
+LATER: list = []
+
+
+class Rows:
+    """Examples of a linear regression; `faults` {number of a read of a batch: what to do with it}."""
+
+    num_examples = 64
+    faults: dict = {}
+
+    def read(self, indices):
+        x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)[indices]
+        batch = {"x": x, "y": x @ np.float32([1, 2, 3])}
+        return self.faults.get(tuple(indices), lambda batch: batch)(batch)
+
+
+def _on(number, do):
+    """Does it with this process's share of batch `number`."""
+    positions = np.arange(16 * (number - 1), 16 * number).reshape(jax.process_count(), -1)
+    rows = pipeline.shuffled(positions[jax.process_index()], num_examples=64, seed=0)
+    Rows.faults[tuple(rows)] = do
+
+
+def constant(values):
+    for name, value in values.items():
+        module, _, attribute = name.rpartition(".")
+        module = importlib.import_module(module)
+        assert hasattr(module, attribute), name
+        setattr(module, attribute, value)
+
+
+def toy(steps):
+    def errors(params, batch):
+        return jnp.square(batch["x"] @ params["w"] - batch["y"])
+
+    def stage(run):
+        for fault, value in LATER:
+            globals()["_" + fault](value)
+        order = {"batch_size": 16, "seed": 0, **run.processes}
+        task = Task(
+            name="meta_learn",
+            init=lambda key: {"w": jax.random.normal(key, (3,))},
+            draw=lambda batch, key: batch,
+            loss=lambda params, drawn: (jnp.mean(errors(params, drawn)), {}),
+            finish=lambda logs: logs,
+            evaluate=lambda params, batch: {"error": errors(params, batch)},
+            summarize=lambda rows: {"score": -float(rows["error"].mean())},
+            score="score",
+            optimizer=optax.adam(0.1),
+            learning_rate=lambda step: 0.1,
+            watch=lambda params: ({}, ""),
+            images_per_step=16,
+            train_batches=lambda first, last: pipeline.train_batches(
+                Rows(), first_step=first, last_step=last, **order
+            ),
+            eval_batches=lambda split: pipeline.eval_batches(
+                Rows(), batch_size=16, **run.processes
+            ),
+            illustrate=lambda params: Illustrations({}, {}),
+            spec=mesh.BY_EXAMPLE,
+            shards_params=False,
+        )
+        run.config.meta_learn.steps = steps
+        return run.train(task).metrics
+
+    stage.__doc__ = "a toy"
+    stages.STAGES["meta_learn"] = stage
+    # What is written of all stages at the end asks for the numbers of the real ones.
+    report.write_summary = report.results_table = report.write_report = lambda *args: ""
+
+
+def alone(seconds):
+    def stage(run):
+        print("alone", flush=True)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if run.interruption.received():
+                raise Interrupted("meta_learn stopped")
+            time.sleep(0.1)
+        return {"earlier_seconds": 0.0}
+
+    stage.__doc__ = "work that asks nothing of others"
+    stages.STAGES["meta_learn"] = stage
+
+
+def _fifo(numbers):
+    for path, number in numbers.items():
+
+        def block(batch, path=path):
+            print("blocks", flush=True)
+            pathlib.Path(path).read_bytes()
+            return batch
+
+        _on(number, block)
+
+
+def _nan(number):
+    _on(number, lambda batch: batch | {"y": np.full_like(batch["y"], np.nan)})
+
+
+def clock(seconds):
+    real = time.time
+    time.time = lambda: real() + seconds
+
+
+def file_size(size):
+    # Without the signal the write fails with EFBIG, as on a disk that has no room.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv.pop(1))
+    for process in ("*", os.environ.get("JAX_PROCESS_ID", "0")):
+        for fault, value in given.get(process, {}).items():
+            if fault in ("fifo", "nan"):
+                LATER.append((fault, value))
+            else:
+                globals()[fault](value)
+    app.run(main.main, flags_parser=command.parser("functa", main._CONFIG))

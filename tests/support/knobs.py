@@ -1,0 +1,361 @@
+"""What a config does, as small comparable values: a probe is a function of a config, computed
+without training.
+
+Programs are compared as StableHLO, which lists constants in full and leaves out what is computed
+but never
+used: a setting that only reaches dead code changes nothing here.
+"""
+
+import functools
+import hashlib
+import json
+import re
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+from PIL import Image
+
+from functa.data import image_records as records
+from functa.data import images
+from functa.data.functaset import reader as functaset
+from functa.data.prepare import sources
+from functa.data.prepare import writer as image_writer
+from functa.evaluation import features
+from functa.evaluation import generation_eval as generate
+from functa.models import normalization
+from functa.pipeline import encode as encode_lib
+from functa.pipeline import runner as pipeline
+from functa.pipeline import stages
+from functa.report import report
+from functa.runtime import config as config_lib
+from functa.runtime import mesh as mesh_lib
+from functa.training import loop as train
+from functa.training import train_step as step
+from functa.training.checkpoint import digest
+from functa.training.tasks import Illustrations, Task, classification, generation, meta_learning
+from functa.training.tensorboard import NullDashboard
+from tests.support import losses
+from tools import prepare_data
+
+ONE_PROCESS = {"process_index": 0, "process_count": 1}
+STEPS_READ = 3  # training batches that a probe looks at
+
+
+def prepare_images(root: Path) -> Path:
+    """Data sets of grey images: `photos` in all sizes and `others`, `few` of 8x8 pixels, below
+    `here`; other `photos` below `elsewhere`. All have 10 classes but `few`, which has 5."""
+    random = np.random.default_rng(0)
+    for k in range(320):
+        folder = root / "folder" / f"class{k % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (16 + k % 3, 16 + k % 5), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k}.png")
+    for classes in (5, 10):
+        arrays: dict[str, Any] = {}
+        for split, n in (("train", 60), ("test", 80)):
+            arrays[f"x_{split}"] = random.integers(0, 256, (n, 8, 8, 1), dtype=np.uint8)
+            arrays[f"y_{split}"] = np.arange(n) % classes
+        np.savez(root / f"{classes}.npz", **arrays)
+    for place, name, source, fraction in (
+        ("here", "photos", "folder", 0.25),
+        ("here", "others", "10.npz", None),
+        ("here", "few", "5.npz", None),
+        ("elsewhere", "photos", "10.npz", None),
+    ):
+        quiet = sources.Report(lambda line: None)
+        archive = prepare_data.open_source(
+            [root / source], quiet, test_fraction=fraction, labels=None, min_side=None, jobs=2
+        )
+        image_writer.write(
+            archive, name=name, data_dir=epath.Path(root / place), jobs=2, report=quiet
+        )
+    return root
+
+
+def mean_fit(config: ConfigDict, shapes: list[tuple[int, ...]]) -> Callable:
+    """A stand-in for the inner loop: latents are the means of their cells times -1 ... 1; `shapes`
+    gets those of the images it is called with."""
+    i, j, d = config.field.latent_shape
+
+    def fit(batch):
+        batch = np.asarray(batch)
+        b, h, w, c = batch.shape
+        shapes.append(batch.shape)
+        means = batch.reshape(b, i, h // i, j, w // j, c).mean((2, 4, 5))
+        latents = means[..., None] * np.linspace(-1, 1, d, dtype=np.float32)
+        return latents, 30 + 10 * batch.mean((1, 2, 3))
+
+    return fit
+
+
+def encode(config: ConfigDict, directory: Path) -> list[tuple[int, ...]]:
+    """Makes a functaset with `mean_fit`; returns the shapes it was called with."""
+    shapes: list[tuple[int, ...]] = []
+    encode_lib.encode(
+        directory=directory,
+        splits=images.open_splits(**config.data),
+        fit=mean_fit(config, shapes),
+        field_digest="sha256:" + "0" * 64,
+        config=config,
+        class_names=[f"class {label}" for label in range(config.data.num_classes)],
+        progress=lambda done, total: None,
+        stop=lambda: None,
+        **ONE_PROCESS,
+    )
+    return shapes
+
+
+@contextmanager
+def counted(owner: type, method: str) -> Iterator[list]:
+    """A list that grows with every call of a method."""
+    calls: list[Any] = []
+    original = getattr(owner, method)
+
+    def counting(self, *args):
+        calls.append(args)
+        return original(self, *args)
+
+    with mock.patch.object(owner, method, counting):
+        yield calls
+
+
+def program(function: Callable, *arguments: Any) -> str:
+    """Digest of the lowered, uncompiled program; arguments are arrays or their shapes."""
+    text = jax.jit(function).lower(*arguments).as_text()
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def contents(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {name: (values.shape, digest(values)) for name, values in batch.items()}
+
+
+class Probes:
+    """probe(name, config) for the names in `names()`.
+
+    Args:
+      root: an empty folder.
+      base: the config whose functaset the probes of `classify` read.
+    """
+
+    def __init__(self, root: Path, base: ConfigDict):
+        self._root, self._made = root, 0
+        self._functaset = self._folder()
+        encode(base, self._functaset)
+
+    @staticmethod
+    def names() -> list[str]:
+        of_tasks = ("init", "gradient", "step", "optimizer", "evaluate", "batches", "loop")
+        stages = ("meta_learn", "classify", "generate")
+        tasks = [f"{stage}.{name}" for stage in stages for name in of_tasks]
+        others = ("generate.sample", "generate.judged")
+        return [*tasks, *others, "data", "encode", "stages", "report"]
+
+    def __call__(self, name: str, config: ConfigDict) -> Any:
+        stage, _, probe = name.rpartition(".")
+        if not stage:
+            return getattr(self, f"_{probe}")(config)
+        return getattr(self, f"_{probe}")(self._task(stage, config), config)
+
+    def _folder(self) -> Path:
+        self._made += 1
+        return self._root / str(self._made)
+
+    def _task(self, stage: str, config: ConfigDict) -> Task:
+        if stage == "meta_learn":
+            return meta_learning.make(config, images.open_splits(**config.data), **ONE_PROCESS)
+        opened = functaset.open_functaset(self._functaset, field_digest=None)
+        if stage == "classify":
+            return classification.make(config, opened, **ONE_PROCESS)
+        return generation.make(config, opened, decode=lambda latents: latents, **ONE_PROCESS)
+
+    def _sample(self, task, config):
+        opened = functaset.open_functaset(self._functaset, field_digest=None)
+        made = normalization.make_normalization(opened, kind=config.generate.normalization)
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        four = jax.ShapeDtypeStruct((4,), np.int32)
+        return program(generation.make_sampler(config, made), params, four, four)
+
+    def _judged(self, task, config):
+        """How many samples are drawn, how many at a time and at which scales, and what they are described by."""
+        opened = functaset.open_functaset(self._functaset, field_digest=None)
+        labels = np.zeros(generate.sample_count(config, opened), np.int32)
+        folder, seen = self._folder(), []
+        shape = tuple(config.field.latent_shape)
+
+        def sampler(params, numbers, labels, scale=None):
+            return types.SimpleNamespace(latents=jnp.zeros((len(numbers), *shape)))
+
+        drawing = generate.Drawing(config, folder, labels)
+        with mock.patch.object(generation, "make_sampler", return_value=sampler):
+            drawing.draw(None, {}, say=lambda line: None, stop=lambda: None, **ONE_PROCESS)
+
+        def made(*arrays, **settings):
+            seen.append({key: settings[key] for key in ("steps", "flip") if key in settings})
+            return types.SimpleNamespace(extractor=None, name="pca")
+
+        rows = {"image": np.zeros((4, 8, 8, 1), np.uint8), "label": np.zeros(4, np.int32)}
+        with (
+            mock.patch.object(features, "train_cnn", made),
+            mock.patch.object(features, "fit_pca", made),
+        ):
+            generate.extractor(config, train=rows, test=rows)
+        files = (path for path in folder.rglob("*.npy"))
+        return sorted((str(f.relative_to(folder)), f.stat().st_size) for f in files), seen
+
+    def _init(self, task, config):
+        return program(task.init, jax.random.key(0))
+
+    def _gradient(self, task, config):
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        batch = next(task.train_batches(0, 1))
+        return program(
+            jax.grad(lambda *a: losses.whole(task)(*a)[0]), params, batch, jax.random.key(0)
+        )
+
+    def _step(self, task, config):
+        """The step on the mesh, and what lies where."""
+        mesh = stages.Run(config, self._folder(), say=lambda line: None).mesh
+        state = step.described_state(task, mesh)
+        place = NamedSharding(mesh, PartitionSpec(task.spec[0]))
+        batch = {
+            name: jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=place)
+            for name, values in next(task.train_batches(0, 1)).items()
+        }
+        made = step.make_step(
+            task,
+            mesh=mesh,
+            seed=0,
+            ema_decay=0.0,
+            micro_batches=config[task.name].micro_batches,
+        )
+        return program(made, state, batch, step.NONE_BAD)
+
+    def _optimizer(self, task, config):
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        state = jax.eval_shape(task.optimizer.init, params)
+        return program(task.optimizer.update, params, state, params)
+
+    def _evaluate(self, task, config):
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        batches = list(task.eval_batches("test"))
+        return len(batches), program(task.evaluate, params, batches[0])
+
+    def _batches(self, task, config):
+        """The data of the first steps, and how often files were read for it."""
+        with (
+            counted(records.Records, "read") as images_read,
+            counted(functaset.FileSource, "read") as latents_read,
+        ):
+            batches = list(task.train_batches(0, STEPS_READ))
+        return [contents(batch) for batch in batches], len(images_read), len(latents_read)
+
+    def _loop(self, task, config):
+        """What the real loop does at which step, with a task of three numbers on the same batches."""
+        saved: list[tuple[str, int, str]] = []
+        run = stages.Run(config, self._folder(), say=lambda line: None)
+        run.__dict__["interruption"] = types.SimpleNamespace(
+            requested=lambda step: False, align=lambda: None
+        )
+        with (
+            mock.patch.object(stages, "Dashboard", return_value=NullDashboard()),
+            mock.patch.object(train, "Checkpoints", functools.partial(InMemory, saved)),
+        ):
+            (run.workdir / task.name).mkdir(parents=True)
+            result = run.train(toy(task))
+        curves = json.loads((run.workdir / task.name / "curves.json").read_text())
+        steps = {name: [step for step, _ in points] for name, points in curves.items()}
+        return steps, saved, digest(result.params)
+
+    def _data(self, config):
+        splits = images.open_splits(**config.data)
+        with counted(records.Records, "read") as reads:
+            for _ in range(2):
+                first = {split: source.read(np.arange(4)) for split, source in splits.items()}
+        sizes = {split: source.num_examples for split, source in splits.items()}
+        return sizes, {split: contents(batch) for split, batch in first.items()}, len(reads)
+
+    def _encode(self, config):
+        """Batches that were fitted, and the bytes of the records; not the settings in the manifest."""
+        directory = self._folder()
+        shapes = encode(config, directory)
+        shards = sorted(directory.glob("*array_record*"))
+        return shapes, {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in shards}
+
+    def _stages(self, config):
+        done: list[str] = []
+
+        def note(stage: str, run: stages.Run) -> dict:
+            done.append(stage)
+            return {"earlier_seconds": 0.0}
+
+        stubs = {stage: functools.partial(note, stage) for stage in pipeline.STAGES}
+        with mock.patch.object(pipeline, "STAGES", stubs):
+            pipeline.run_stages(config, self._folder(), say=lambda line: None)
+        return done
+
+    def _report(self, config):
+        """The title; the report's list of all settings proves nothing."""
+        directory = self._folder()
+        config_lib.freeze(config, directory)
+        return re.findall(r"<title>(.*?)</title>", report.write_report(directory).read_text())
+
+
+def toy(task: Task) -> Task:
+    """The same data and learning rate for three numbers that are pushed at random."""
+    return task._replace(
+        init=lambda key: {"w": jax.random.normal(key, (3,))},
+        draw=lambda batch, key: jax.random.normal(key, (4, 3)),
+        loss=lambda params, drawn: (params["w"] @ drawn.mean(0), {}),
+        finish=lambda logs: logs,
+        spec=mesh_lib.BY_EXAMPLE,
+        shards_params=False,
+        evaluate=lambda params, batch: {"score": jnp.sum(params["w"]) * batch["mask"]},
+        summarize=lambda rows: {"score": float(rows["score"].mean())},
+        score="score",
+        optimizer=optax.sgd(0.1),
+        watch=lambda params: ({}, ""),
+        illustrate=lambda params: Illustrations({}, {}),
+    )
+
+
+class InMemory:
+    """Checkpoints without files; what is saved is also noted in `saved`."""
+
+    def __init__(self, saved: list, directory: epath.Path, *, keep: int):
+        self.directory, self._saved = directory, saved
+        self._last: tuple[int, Any, dict] | None = None
+
+    def steps(self) -> list[int]:
+        return [] if self._last is None else [self._last[0]]
+
+    def save(self, step: int, state: Any, info: dict) -> None:
+        self._saved.append((self.directory.name, step, digest(state)))
+        self._last = step, jax.tree.map(jnp.copy, state), info
+
+    def info(self, step: int) -> dict:
+        assert self._last is not None
+        assert step == self._last[0]
+        return self._last[2]
+
+    def remove_after(self, step: int) -> None:
+        if self._last is not None and self._last[0] > step:
+            self._last = None
+
+    def restore(self, template: Any):
+        return self._last
+
+    def wait(self) -> None:
+        pass
+
+    close = wait

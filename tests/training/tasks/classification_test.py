@@ -1,0 +1,388 @@
+"""The classify task: its loss and metrics against slow NumPy, its randomness, and a run that learns."""
+
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import common
+from functa.models import classifier
+from functa.training.tasks import classification
+from tests.support import losses
+
+CLASSES = 3
+SHAPE = (2, 2, 4)
+
+
+class FakeSource:
+    def __init__(self, arrays):
+        self.arrays = arrays
+        self.num_examples = len(arrays["label"])
+
+    def read(self, indices):
+        return {name: values[indices] for name, values in self.arrays.items()}
+
+
+class FakeFunctaset:
+    """Latents of three classes around three means, far from zero and from unit scale."""
+
+    def __init__(self, **sizes):
+        random = np.random.default_rng(0)
+        means = random.normal(size=(CLASSES, *SHAPE))
+        self.arrays = {}
+        for split, size in sizes.items():
+            label = random.integers(0, CLASSES, size).astype(np.int32)
+            latents = means[label] + 0.8 * random.normal(size=(size, *SHAPE))
+            self.arrays[split] = {
+                "latents": (latents * [0.1, 1, 3, 10] + 5).astype(np.float32),
+                "label": label,
+                "id": np.arange(size, dtype=np.int64),
+                "psnr": np.zeros(size, np.float32),
+            }
+        train = self.arrays["train"]["latents"]
+        self.manifest = SimpleNamespace(
+            mean=train.mean((0, 1, 2)).tolist(),
+            std=train.std((0, 1, 2)).tolist(),
+            scalar_std=float(train.std()),
+            latent_shape=list(SHAPE),
+            layout=SimpleNamespace(latent_bytes=train[0].nbytes),
+        )
+        self.opened = []
+
+    def num_examples(self, split):
+        return len(self.arrays[split]["label"])
+
+    def source(self, split, cache):
+        self.opened.append((split, cache))
+        return FakeSource(self.arrays[split])
+
+
+def make_config(**changes):
+    config = common.base()
+    config.data.num_classes = CLASSES
+    config.field.latent_shape = SHAPE
+    config.classify.model = common.mlp(width=16, depth=1, dropout=0.1)
+    config.classify.batch_size = 16
+    config.classify.eval_batch_size = 20
+    config.classify.steps = 150
+    config.classify.optimizer.warmup_steps = 5
+    config.classify.optimizer.learning_rate = 1e-2
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def make_task(functaset=None, **changes):
+    functaset = functaset or FakeFunctaset(train=64, validation=10, test=10)
+    return classification.make(make_config(**changes), functaset, process_index=0, process_count=1)
+
+
+def batch_of(size=16, seed=0):
+    random = np.random.default_rng(seed)
+    return {
+        "latents": (random.normal(size=(size, *SHAPE)) * 3 + 1).astype(np.float32),
+        "label": random.integers(0, CLASSES, size).astype(np.int32),
+    }
+
+
+def params_of(task, seed=0):
+    """Params whose last layer is not zero, so that logits differ."""
+    params = jax.jit(task.init)(jax.random.key(seed))
+    kernel = params["head"]["logits"]["kernel"]
+    noise = np.random.default_rng(seed).normal(size=kernel.shape).astype(np.float32)
+    params["head"]["logits"]["kernel"] = noise
+    return params
+
+
+def slow_logits(functaset, params, latents, kind="channel"):
+    manifest = functaset.manifest
+    inputs = np.empty_like(latents)
+    for channel in range(latents.shape[-1]):
+        if kind == "channel":
+            mean, std = manifest.mean[channel], manifest.std[channel]
+        else:
+            mean, std = 0.0, manifest.scalar_std
+        inputs[..., channel] = (latents[..., channel] - mean) / std
+    model = classifier.make_model(num_classes=CLASSES, **make_config().classify.model)
+    return np.asarray(model.apply({"params": params}, inputs, train=False), np.float64)
+
+
+def slow_cross_entropy(logits, probabilities):
+    total = 0.0
+    for row, target in zip(logits, probabilities, strict=True):
+        log_partition = math.log(sum(math.exp(value) for value in row))
+        total -= sum(p * (value - log_partition) for p, value in zip(target, row, strict=True))
+    return total / len(logits)
+
+
+@pytest.mark.parametrize("kind", ["channel", "scalar"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_loss_is_the_slow_one(kind, smoothing):
+    functaset = FakeFunctaset(train=64, validation=10, test=10)
+    task = make_task(
+        functaset,
+        **{
+            "classify.normalization": kind,
+            "classify.label_smoothing": smoothing,
+            "classify.model.dropout": 0.0,
+        },
+    )
+    params, batch = params_of(task), batch_of()
+    loss, logs = losses.whole(task)(params, batch, jax.random.key(0))
+    logits = slow_logits(functaset, params, batch["latents"], kind)
+    targets = np.full((16, CLASSES), smoothing / CLASSES)
+    targets[np.arange(16), batch["label"]] += 1 - smoothing
+    np.testing.assert_allclose(loss, slow_cross_entropy(logits, targets), rtol=1e-4)
+    np.testing.assert_allclose(logs["loss"], loss)
+    np.testing.assert_allclose(logs["accuracy"], np.mean(logits.argmax(1) == batch["label"]))
+
+
+RANDOM = [
+    "classify.mixup",
+    "classify.augment.drop",
+    "classify.augment.noise",
+    "classify.model.dropout",
+]
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_randomness_is_of_the_key_alone(name):
+    calm = dict.fromkeys(RANDOM, 0.0)
+    task = make_task(**calm | {name: 0.5})
+    params, batch = params_of(task), batch_of()
+
+    def loss(key):
+        return float(losses.whole(task)(params, batch, jax.random.key(key))[0])
+
+    assert loss(0) == loss(0)
+    assert loss(0) != loss(1)
+    without = make_task(**calm)
+    assert float(losses.whole(without)(params, batch, jax.random.key(0))[0]) == float(
+        losses.whole(without)(params, batch, jax.random.key(1))[0]
+    )
+
+
+def test_what_is_drawn_is_augmented_before_it_is_mixed():
+    """A cell is zero where it was dropped in both of a pair; one dropped from a mixture would be so more often."""
+    task = make_task(**{"classify.augment.drop": 0.9, "classify.mixup": 0.5})
+    drawn = jax.jit(task.draw)(batch_of(size=400), jax.random.key(0))
+    assert (np.asarray(drawn["targets"]).max(axis=-1) < 1).mean() > 0.3
+    gone = (np.asarray(drawn["latents"]) == 0).all(axis=-1).mean()
+    assert gone == pytest.approx(0.81, abs=0.04)
+
+
+def test_evaluate_gives_rows():
+    functaset = FakeFunctaset(train=64, validation=10, test=10)
+    task = make_task(functaset, **{"classify.mixup": 0.5, "classify.label_smoothing": 0.3})
+    params, batch = params_of(task), batch_of()
+    rows = jax.device_get(jax.jit(task.evaluate)(params, batch))
+    logits = slow_logits(functaset, params, batch["latents"])
+    np.testing.assert_array_equal(rows["prediction"], logits.argmax(1))
+    np.testing.assert_array_equal(rows["label"], batch["label"])
+    np.testing.assert_array_equal(rows["correct"], logits.argmax(1) == batch["label"])
+    assert 0 < rows["correct"].sum() < 16
+    for row in range(16):
+        target = np.eye(CLASSES)[batch["label"][row : row + 1]]
+        expected = slow_cross_entropy(logits[row : row + 1], target)
+        np.testing.assert_allclose(rows["loss"][row], expected, rtol=1e-3, atol=1e-5)
+    assert {name: (v.shape, v.dtype.name) for name, v in rows.items()} == {
+        "correct": ((16,), "float32"),
+        "loss": ((16,), "float32"),
+        "prediction": ((16,), "int32"),
+        "label": ((16,), "int32"),
+    }
+
+
+def test_of_more_than_five_classes_the_five_most_likely_count_too():
+    """Against sorting; with five classes, and with three above, they would always be right."""
+    random = np.random.default_rng(0)
+    for classes in (5, 9):
+        logits = random.normal(size=(40, 1, 1, classes)).astype(np.float32)
+        model = SimpleNamespace(apply=lambda variables, inputs, **_: inputs[:, 0, 0])
+        evaluate = classification.make_evaluate(model, lambda latents: latents)
+        label = random.integers(0, classes, 40).astype(np.int32)
+        rows = evaluate({}, {"latents": logits, "label": label})
+        assert ("in_top5" in rows) == (classes == 9)
+    best = np.argsort(-logits[:, 0, 0], axis=-1)[:, :5]
+    expected = [label[row] in best[row] for row in range(40)]
+    assert 10 < sum(expected) < 35
+    np.testing.assert_array_equal(rows["in_top5"], np.float32(expected))
+    metrics = classification.summarize(jax.device_get(rows))
+    assert metrics["top5_accuracy"] == pytest.approx(sum(expected) / 40)
+    assert metrics["top5_accuracy"] > metrics["accuracy"]
+
+
+def test_summarize():
+    rows = {
+        "correct": np.array([1, 1, 1, 0, 1], np.float32),
+        "loss": np.array([0, 1, 2, 3, 4], np.float32),
+    }
+    assert classification.summarize(rows) == {
+        "accuracy": pytest.approx(0.8),
+        "accuracy_standard_error": pytest.approx(math.sqrt(0.8 * 0.2 / 5)),
+        "loss": pytest.approx(2.0),
+    }
+
+
+@pytest.mark.parametrize("rows", [{}, {"correct": np.zeros(0), "loss": np.zeros(0)}])
+def test_no_examples_have_no_accuracy(rows):
+    with pytest.raises(ValueError, match="0 examples"):
+        classification.summarize(rows)
+
+
+def test_confusion_matrix_counts():
+    random = np.random.default_rng(0)
+    labels, predictions = random.integers(0, 4, size=(2, 500))
+    labels[labels == 3] = 0  # a class that does not occur still has its row
+    expected = np.zeros((4, 4), np.int64)
+    for label, prediction in zip(labels, predictions, strict=True):
+        expected[label, prediction] += 1
+    got = classification.confusion_matrix(labels.astype(np.int32), predictions, 4)
+    np.testing.assert_array_equal(got, expected)
+    assert got.dtype == np.int64
+    assert not classification.confusion_matrix(labels[:0], predictions[:0], 4).any()
+
+
+@pytest.mark.parametrize(("label", "prediction"), [(3, 0), (0, -1)])
+def test_confusion_matrix_refuses_other_classes(label, prediction):
+    with pytest.raises(ValueError, match=r"must be in \[0, 3\)"):
+        classification.confusion_matrix(np.array([0, label]), np.array([0, prediction]), 3)
+
+
+def test_batches_hold_what_the_task_reads_and_a_split_is_opened_once():
+    functaset = FakeFunctaset(train=64, validation=25, test=10)
+    task = make_task(functaset, **{"classify.cache": "none"})
+    batches = list(task.train_batches(0, 3)) + list(task.train_batches(3, 5))
+    assert [{n: v.shape for n, v in batch.items()} for batch in batches] == [
+        {"latents": (16, *SHAPE), "label": (16,)}
+    ] * 5
+    for _ in range(2):
+        validation = list(task.eval_batches("validation"))
+    assert [batch["mask"].sum() for batch in validation] == [20, 5]
+    label = np.concatenate([batch["label"][batch["mask"] > 0] for batch in validation])
+    np.testing.assert_array_equal(label, functaset.arrays["validation"]["label"])
+    assert sorted(functaset.opened) == [("train", "none"), ("validation", "none")]
+    again = next(iter(make_task(functaset, seed=1).train_batches(0, 1)))
+    assert (again["latents"] != batches[0]["latents"]).any()
+
+
+def test_illustrations_are_histograms_of_validation_latents():
+    functaset = FakeFunctaset(train=64, validation=25, test=10)
+    task = make_task(functaset)
+    params = params_of(task)
+    images, histograms = task.illustrate(params)
+    assert not images
+    latents = functaset.arrays["validation"]["latents"]
+    manifest = functaset.manifest
+    inputs = (latents - np.array(manifest.mean)) / np.array(manifest.std)
+    norms = [math.sqrt(np.sum(example**2)) for example in inputs]
+    np.testing.assert_allclose(histograms["input_norm"], norms, rtol=1e-3)
+    weights = np.exp(slow_logits(functaset, params, latents))
+    confidence = (weights / weights.sum(1, keepdims=True)).max(1)
+    np.testing.assert_allclose(histograms["confidence"], confidence, rtol=1e-3)
+
+
+def test_it_learns():
+    functaset = FakeFunctaset(train=300, validation=50, test=300)
+    task = make_task(functaset, **{"classify.mixup": 0.2})
+
+    @jax.jit
+    def step(params, state, batch, key):
+        gradients, logs = jax.grad(losses.whole(task), has_aux=True)(params, batch, key)
+        updates, state = task.optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, logs
+
+    params = task.init(jax.random.key(0))
+    state = task.optimizer.init(params)
+    for number, batch in enumerate(task.train_batches(0, 150)):
+        params, state, _ = step(params, state, batch, jax.random.key(number))
+    parts = []
+    for batch in task.eval_batches("test"):
+        rows = task.evaluate(params, batch)
+        parts.append({name: values[batch["mask"] > 0] for name, values in rows.items()})
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    assert len(rows["correct"]) == 300
+    metrics = task.summarize(rows)
+    assert metrics[task.score] > 0.93
+    assert metrics["loss"] < 0.4
+    assert float(task.learning_rate(5)) == pytest.approx(1e-2, rel=0.01)
+
+
+def test_weight_decay_leaves_the_biases_alone():
+    task = make_task(**{"classify.optimizer.weight_decay": 1.0})
+    params = jax.tree.map(jnp.ones_like, task.init(jax.random.key(0)))
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = task.optimizer.update(gradients, task.optimizer.init(params), params)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        assert (np.abs(np.asarray(update)).max() > 0) == (path[-1].key == "kernel"), path
+
+
+def test_layers_learn_at_rates_of_their_own():
+    """What the first step moves, beside what it moves with one rate for all: Adam's are of one size."""
+    model = common.transformer(width=8, depth=2, heads=2, mlp_width=8, dropout=0.0)
+    alike, apart = (
+        make_task(**{"classify.model": model, "classify.optimizer.layer_decay": decay})
+        for decay in (1.0, 0.5)
+    )
+    params = jax.tree.map(lambda leaf: leaf + 0.1, jax.jit(alike.init)(jax.random.key(0)))
+    gradient = jax.tree.map(jnp.ones_like, params)
+
+    def updates(task):
+        first = jax.jit(
+            lambda: task.optimizer.update(gradient, task.optimizer.init(params), params)
+        )
+        return first()[0]
+
+    ratios = jax.tree.map(lambda a, b: np.asarray(b / a), updates(alike), updates(apart))
+    for path, ratio in jax.tree_util.tree_leaves_with_path(ratios):
+        names = {key.key for key in path}
+        expected = {"block_0": 0.25, "block_1": 0.5, "norm": 1.0, "head": 1.0}
+        (rate,) = [expected[name] for name in names & expected.keys()] or [0.125]
+        np.testing.assert_allclose(ratio, rate, rtol=1e-5, err_msg=str(path))
+    assert float(apart.learning_rate(5)) == float(alike.learning_rate(5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        (
+            {
+                "classify.mixup": -1.0,
+                "classify.augment.noise": -0.1,
+                "classify.augment.crop": 2,
+                "classify.label_smoothing": 1.0,
+                "classify.normalization": "none",
+                "classify.model.depth": 0,
+            },
+            [
+                "mixup=-1.0",
+                "classify.augment: crop=2 must be from 0 to 1; noise=-0.1",
+                "label_smoothing=1.0",
+                "'none'",
+                "depth=0",
+            ],
+        ),
+        ({"classify.augment.noise": float("nan")}, ["noise=nan"]),
+        ({"classify.copies": "last"}, ["classify.copies='last': first, all"]),
+        ({"classify.optimizer.layer_decay": 0.0}, ["classify.optimizer.layer_decay=0.0 must be"]),
+        (
+            {"classify.optimizer.layer_decay": 0.5},
+            ["classify.optimizer.layer_decay=0.5 wants a model of blocks"],
+        ),
+        ({"classify.model": common.mlp(widht=3)}, ["widht"]),
+    ],
+)
+def test_everything_impossible_is_listed_at_once(changes, messages):
+    config = make_config(**changes)
+    problems = classification.check(config)
+    assert len(problems) == len(messages)
+    assert all(any(message in problem for problem in problems) for message in messages)
+    with pytest.raises(ValueError, match=messages[0]):
+        make_task(**changes)
+
+
+def test_a_possible_config_has_no_problems():
+    assert classification.check(make_config()) == []

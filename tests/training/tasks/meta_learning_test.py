@@ -1,0 +1,270 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import digits
+from functa.evaluation import pca_baseline as baseline
+from functa.fields import builders as fitting
+from functa.fields import inner_loop
+from functa.fields.field import make_field
+from functa.runtime import mesh as mesh_lib
+from functa.training.tasks import meta_learning
+from functa.training.train_step import NONE_BAD, TrainState, make_step
+from tests.support import losses
+
+
+class Images:
+    """A few smooth images: waves of random direction."""
+
+    def __init__(self, count):
+        self.num_examples = count
+        direction = np.random.default_rng(0).uniform(-2, 2, (count, 2, 1, 1))
+        grid = np.stack(np.meshgrid(np.arange(8), np.arange(8), indexing="ij")) / 4
+        waves = np.sin((direction * grid).sum(1))
+        self.images = (127.5 + 127.5 * waves).astype(np.uint8)[..., None]
+
+    def read(self, indices):
+        return {
+            "image": self.images[indices],
+            "label": np.zeros(len(indices), np.int32),
+            "id": np.asarray(indices, np.int64),
+        }
+
+
+def make_config(**changes):
+    config = digits.get_config("tiny")
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def make(config, count=32):
+    sources = {split: Images(count) for split in ("train", "validation", "test")}
+    return meta_learning.make(config, sources, process_index=0, process_count=1)
+
+
+def one_device_mesh():
+    return mesh_lib.make_mesh(jax.devices()[:1])
+
+
+def begin(task, params):
+    return TrainState(
+        jnp.int32(0), params, task.optimizer.init(params), jax.tree.map(jnp.copy, params)
+    )
+
+
+@pytest.mark.parametrize(("side", "cells", "corners"), [(1, 16, 12), (2, 64, 6), (3, 144, 2)])
+def test_random_windows_are_windows_of_their_image(side, cells, corners):
+    field = make_field(
+        make_config(**{"data.image_shape": (8, 6, 1), "field.latent_shape": (4, 3, 8)})
+    )
+    images = np.arange(7 * 48, dtype=np.uint8).reshape(7, 8, 6, 1)
+    windows = meta_learning.random_windows(
+        jax.random.key(0), jnp.asarray(images), field, cells=cells, side=side
+    )
+    assert windows.shape == (7 * 16, 2 * side, 2 * side, 1)
+    drawn = set()
+    for index, window in enumerate(np.asarray(windows)):
+        matches = [
+            (row, column)
+            for row in range(0, 8 - 2 * side + 1, 2)
+            for column in range(0, 6 - 2 * side + 1, 2)
+            if (
+                images[index // 16, row : row + 2 * side, column : column + 2 * side] == window
+            ).all()
+        ]
+        assert len(matches) == 1
+        drawn.add(matches[0])
+    assert len(drawn) == corners
+
+
+def test_flips_are_the_four_mirror_images():
+    image = jnp.arange(16, dtype=jnp.float32).reshape(4, 4, 1)
+    flipped = meta_learning.random_flips(jax.random.key(0), jnp.stack([image] * 32))
+    mirrors = [image, image[::-1], image[:, ::-1], image[::-1, ::-1]]
+    found = [[bool((one == mirror).all()) for mirror in mirrors] for one in flipped]
+    assert all(sum(row) == 1 for row in found)
+    assert np.any(found, axis=0).all()
+
+
+def test_all_cells_of_an_image_give_the_loss_of_the_image():
+    """Cells are independent: the mean over all of them is the loss of training on whole images."""
+    whole = make(
+        make_config(
+            **{
+                "meta_learn.cells_per_image": 0,
+                "meta_learn.flips": False,
+                "meta_learn.loss": "mse",
+            }
+        )
+    )
+    params = whole.init(jax.random.key(0))
+    images = Images(4).images
+    expected, _ = losses.whole(whole)(params, {"image": images}, jax.random.key(1))
+    config = make_config()
+    field = make_field(config)
+    cells = fitting.to_float(images).reshape(4, 2, 4, 2, 4, 1).swapaxes(2, 3).reshape(16, 4, 4, 1)
+    fit = inner_loop.fit(
+        field.of_window(1),
+        params["field"],
+        params["log_inner_lrs"],
+        cells,
+        steps=config.inner_loop.steps,
+        second_order=True,
+    )
+    assert float(fit.losses[-1].mean()) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(("cells", "side"), [(0, 1), (3, 1), (8, 2)])
+def test_the_logarithmic_loss_is_of_images_not_of_cells(cells, side):
+    """exp(loss) is the geometric mean of the images' errors; cells of one image share its error."""
+    images, key = Images(4).images, jax.random.key(1)
+    config = make_config(
+        **{
+            "field.latent_shape": (4, 4, 4),
+            "meta_learn.cells_per_image": cells,
+            "meta_learn.window": side,
+            "meta_learn.flips": False,
+        }
+    )
+    task = make(config)
+    params = task.init(jax.random.key(0))
+    loss, logs = losses.whole(task)(params, {"image": images}, key)
+    seen, field = fitting.to_float(images), make_field(config)
+    if cells:
+        seen = meta_learning.random_windows(
+            jax.random.split(key)[0], seen, field, cells=cells, side=side
+        )
+        field = field.of_window(side)
+    loop = config.inner_loop
+    fitted = inner_loop.fit(
+        field, params["field"], params["log_inner_lrs"], seen, steps=loop.steps, second_order=True
+    ).losses[-1]
+    errors = np.asarray(fitted).reshape(4, -1).mean(1)
+    assert float(loss) == pytest.approx(np.log(errors + 1e-6).mean(), rel=1e-5)
+    assert float(logs["psnr_of_mean_mse"]) == pytest.approx(-10 * np.log10(errors.mean()), rel=1e-5)
+
+
+def test_an_unknown_loss_is_told():
+    (told,) = meta_learning.check(make_config(**{"meta_learn.loss": "l1"}))
+    assert told == "meta_learn.loss='l1': known are mse, log_mse"
+
+
+def test_rates_start_at_the_stated_multiple_of_the_inverse_curvature():
+    config = make_config(**{"inner_loop.initial_lr": 0.5})
+    params = make(config).init(jax.random.key(0))
+    cell = make_field(config).of_window(1)
+    curvature = inner_loop.spectral_radius(cell, params["field"], jnp.zeros((1, 1, 1, 1)))[0]
+    np.testing.assert_allclose(jnp.exp(params["log_inner_lrs"]), 0.5 / curvature, rtol=0.02)
+
+
+def test_the_approach_of_instability_is_noticed():
+    task = make(make_config())
+    params = task.init(jax.random.key(0))
+    field = make_field(make_config()).of_window(1)
+    radii = inner_loop.spectral_radius(field, params["field"], params["log_inner_lrs"])
+    scalars, warning = task.watch(params)
+    np.testing.assert_allclose([scalars[f"inner_radius_{k}"] for k in range(3)], radii, rtol=1e-5)
+    assert not warning
+    # The second step's rates, or the field's curvature, grow.
+    grown = params["log_inner_lrs"].at[1].add(jnp.log(12 / radii[1]))
+    scalars, warning = task.watch(params | {"log_inner_lrs": grown})
+    assert scalars["inner_radius_1"] == pytest.approx(12, rel=1e-4)
+    assert "rates x curvature is 12, healthy runs stay below 10" in warning
+    # The radius grows with the square of this, from 0.1: ten times would be 10 but for rounding.
+    params["field"]["map"]["weight"] *= 12
+    assert "nears instability" in task.watch(params)[1]
+
+
+def test_a_field_that_hears_no_latents_has_no_radius():
+    task = make(make_config())
+    params = task.init(jax.random.key(0))
+    params["field"]["map"]["weight"] *= 0
+    scalars, warning = task.watch(params)
+    assert max(scalars.values()) < 1e-20
+    assert not warning
+
+
+def test_an_unstable_first_step_is_told_with_its_numbers():
+    assert fitting.check_first_step(make_config()) == []
+    (told,) = fitting.check_first_step(make_config(**{"inner_loop.initial_lr": 3.0}))
+    numbers = re.search(r"curvature is (\S+), so rates below (\S+) are .* rate is (\S+) \(", told)
+    curvature, stable, rate = (float(number) for number in numbers.groups())
+    assert stable == pytest.approx(2 / curvature, rel=1e-3)
+    assert rate == pytest.approx(3 / curvature, rel=1e-3)
+    assert fitting.check_first_step(make_config(**{"inner_loop.min_lr": 900.0})) != []
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-3, 2e-3), (1e4, 2e4)])
+def test_the_clip_range_of_the_rates_is_applied(low, high):
+    config = make_config(**{"inner_loop.min_lr": low, "inner_loop.max_lr": high})
+    config.meta_learn.optimizer.learning_rate = 0.3
+    task = make(config)
+    mesh = one_device_mesh()
+    params = task.init(jax.random.key(0))
+    state = begin(task, params)
+    step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0, micro_batches=1)
+    bad = NONE_BAD
+    for batch in task.train_batches(0, 3):
+        state, logs, bad = step(state, mesh_lib.to_devices(mesh, batch), bad)
+        assert low * 0.9999 <= float(logs["inner_lr_min"])
+        assert float(logs["inner_lr_max"]) <= high * 1.0001
+
+
+def test_training_lowers_the_loss():
+    config = make_config(**{"meta_learn.optimizer.learning_rate": 0.02})
+    task = make(config)
+    params = task.init(jax.random.key(0))
+    state = begin(task, params)
+    mesh = one_device_mesh()
+    step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0, micro_batches=1)
+    bad, losses = NONE_BAD, []
+    for batch in task.train_batches(0, 12):
+        state, logs, bad = step(state, mesh_lib.to_devices(mesh, batch), bad)
+        losses.append(float(logs["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_evaluation_scores_whole_images():
+    task = make(make_config())
+    params = task.init(jax.random.key(0))
+    images = Images(6).images
+    rows = task.evaluate(params, {"image": images})
+    fit = fitting.make_fit(make_config())(params, fitting.to_float(images))
+    mse = np.mean(np.square(np.asarray(fit.values) - images / np.float32(255)), axis=(1, 2, 3))
+    np.testing.assert_allclose(rows["mse"], mse, rtol=1e-5)
+    summary = task.summarize({name: np.asarray(value) for name, value in rows.items()})
+    assert summary["psnr"] == pytest.approx(np.mean(-10 * np.log10(mse)), rel=1e-5)
+    assert summary["psnr_of_mean_mse"] == pytest.approx(-10 * np.log10(np.mean(mse)), rel=1e-5)
+
+
+def test_pca_of_the_embedded_digits_is_the_published_baseline():
+    from functa.data import images
+
+    config = digits.get_config()
+    sources = images.open_splits(**config.data)
+    psnr = baseline.pca_psnr(sources["train"], sources["test"], make_field(config))
+    assert len(psnr) == 360
+    assert psnr.mean() == pytest.approx(18.95, abs=0.25)  # another split of the same digits
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inner_loop.steps": 0}, "inner_loop.steps=0"),
+        ({"inner_loop.min_lr": 5000.0}, "min_lr < max_lr"),
+        ({"inner_loop.initial_lr": 0.0}, "initial_lr=0.0"),
+        ({"inner_loop.lr_shape": "cell"}, "lr_shape=cell"),
+        ({"inner_loop.lr_shape": "row"}, "lr_shape='row'"),
+        ({"meta_learn.cells_per_image": 9}, "grid of 2x2 has 4 cells"),
+        ({"meta_learn.cells_per_image": 2, "meta_learn.window": 2}, "multiple of the 4 cells"),
+        ({"meta_learn.window": 0}, "multiple of the 0 cells"),
+        ({"field.lookup": "bilinear"}, "cells_per_image=0"),
+        ({"field.latent_shape": (3, 3, 8)}, "3x3 does not divide"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(make_config(**changes))
