@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from functa.runtime import cli_errors as command
+from functa.runtime import cli_errors
 from functa.runtime.memory import keep_freed_memory
 
 _MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -29,17 +29,17 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/NAME
 def main(argv: list[str]) -> int:
     del argv  # flags only
     if _CONFIG.value is None:
-        return command.refuse(
+        return cli_errors.refuse(
             "functa", "--config=configs/NAME.py is needed; see configs/ for the names"
         )
     stopped = os.environ.get("FUNCTA_STOPPED_STATUS") or "0"
     if not (stopped.isdecimal() and int(stopped) < 256):
-        return command.refuse(
+        return cli_errors.refuse(
             "functa", f"FUNCTA_STOPPED_STATUS={stopped}: want an exit status, 0 to 255"
         )
     devices = os.environ.get("JAX_NUM_CPU_DEVICES") or "1"
     if not (devices.lstrip("-").isdecimal() and (int(devices) >= 1 or int(devices) == -1)):
-        return command.refuse("functa", f"JAX_NUM_CPU_DEVICES={devices}: want a number from 1")
+        return cli_errors.refuse("functa", f"JAX_NUM_CPU_DEVICES={devices}: want a number from 1")
     config = _CONFIG.value
     workdir = _WORKDIR.value or str(Path("runs") / config.name)
 
@@ -68,26 +68,28 @@ def main(argv: list[str]) -> int:
 def _run(config: ConfigDict, workdir: str, *, stopped: int) -> int:
     import jax
 
-    from functa.data.image_records import DataError
-    from functa.data.read_timeout import HungInputError
-    from functa.pipeline import runner as pipeline
+    from functa.pipeline import runner
     from functa.report import report
     from functa.runtime import processes as distributed
-    from functa.runtime.config import MendableError
-    from functa.runtime.preemption import Interrupted
-    from functa.runtime.storage import StoreAwayError
+    from functa.runtime.errors import (
+        DataError,
+        InputTimeoutError,
+        StopRequested,
+        StorageUnavailableError,
+        UserError,
+    )
 
     try:
         distributed.start()
-        summary = pipeline.run_stages(config, workdir, say=lambda line: print(line, flush=True))
+        summary = runner.run_stages(config, workdir, say=lambda line: print(line, flush=True))
         if jax.process_index() == 0:
             report.write_summary(workdir)
             print(report.results_table(summary))
             print(f"report: {report.write_report(workdir)}")
         distributed.finish()
-    except (MendableError, DataError) as error:
+    except (UserError, DataError) as error:
         return _failed(2, f"cannot run {config.name}:\n{error}")
-    except StoreAwayError as error:
+    except StorageUnavailableError as error:
         return _failed(1, str(error))
     except OSError as error:
         if error.errno not in _MENDABLE:
@@ -95,10 +97,10 @@ def _run(config: ConfigDict, workdir: str, *, stopped: int) -> int:
         return _failed(2, f"{error} (at work in {workdir})")
     except FloatingPointError as error:
         return _failed(1, str(error))
-    except HungInputError as error:
+    except InputTimeoutError as error:
         # The usual way out would wait for the thread that reads.
         distributed.end(_failed(1, str(error)))
-    except Interrupted as stop:
+    except StopRequested as stop:
         print(f"functa: {stop}; the same command goes on from there", flush=True)
         distributed.finish()
         return stopped
@@ -122,4 +124,4 @@ def _use_compilation_cache(jax) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=command.parser("functa", _CONFIG))
+    app.run(main, flags_parser=cli_errors.parser("functa", _CONFIG))

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import cifar10_functa, cifar10_spatial, common, digits, imagenet, mnist
 from functa.data import images
-from functa.pipeline import validation as preflight
+from functa.pipeline import validation
 from functa.runtime import config as config_lib
 from tests.support import knobs
 
@@ -249,7 +249,7 @@ def test_the_tables_name_exactly_the_leaves_of_every_experiment(experiment):
 def test_a_leaf_changes_what_it_says(bench, leaf, knob):
     changed = bench.config(knob.base, **knob.also, **{leaf: knob.value})
     assert (
-        preflight.check(changed, lambda: images.open_splits(**changed.data), stages=changed.stages)
+        validation.check(changed, lambda: images.open_splits(**changed.data), stages=changed.stages)
         == []
     )
     for name in knob.probes.split():

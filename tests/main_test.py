@@ -6,10 +6,9 @@ import pytest
 
 from configs import digits
 from functa.data import images
-from functa.fields import builders as fitting
-from functa.pipeline import runner as pipeline
-from functa.pipeline import validation as preflight
-from functa.runtime import memory
+from functa.fields import builders
+from functa.pipeline import runner, validation
+from functa.runtime import errors, memory
 
 TINY = "--config=configs/digits.py:tiny"
 
@@ -140,7 +139,7 @@ def test_a_functaset_that_memory_has_no_room_for_is_told_before_there_is_one(mon
     config.generate.update(cache="host", copies="first")
 
     def problems():
-        return preflight.check(config, lambda: sources, stages=config.stages)
+        return validation.check(config, lambda: sources, stages=config.stages)
 
     monkeypatch.setattr(memory, "host_bytes", lambda: needed)
     assert problems() == []
@@ -155,10 +154,10 @@ def test_a_functaset_that_memory_has_no_room_for_is_told_before_there_is_one(mon
 def test_nothing_is_measured_where_something_is_wrong(tmp_path, monkeypatch, wrong):
     """The first inner step, the one thing that compiles before a run, is taken where all else is in order."""
     measured = []
-    monkeypatch.setattr(fitting, "check_first_step", lambda config: measured.append(config) or [])
+    monkeypatch.setattr(builders, "check_first_step", lambda config: measured.append(config) or [])
     config = digits.get_config("tiny")
     assert (
-        preflight.check(
+        validation.check(
             config, lambda: images.open_splits(**config.data), stages=config.stages, first_step=True
         )
         == []
@@ -171,8 +170,8 @@ def test_nothing_is_measured_where_something_is_wrong(tmp_path, monkeypatch, wro
     }
     with config.unlocked():
         config.update_from_flattened_dict(dict([changes[wrong]]))
-    with pytest.raises(pipeline.Refused):
-        pipeline.run_stages(config, tmp_path / "run", say=print)
+    with pytest.raises(errors.UserError):
+        runner.run_stages(config, tmp_path / "run", say=print)
     assert len(measured) == 1
     assert not (tmp_path / "run").exists()
 

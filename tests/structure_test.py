@@ -3,11 +3,10 @@
 import pathlib
 import re
 
-import pytest
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "functa").rglob("*.py"))
 LONGEST_MODULE = 330  # lines
+
 
 def module_name(path, root=ROOT):
     parts = path.relative_to(root).with_suffix("").parts

@@ -79,8 +79,7 @@ def _may_write(folder: epath.Path) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser()
     args = arguments.parse_args(argv)
-    from functa.evaluation.analysis import measures, table
-    from functa.evaluation.analysis import rate_chart as chart
+    from functa.evaluation.analysis import measures, rate_chart, table
 
     names = [name for name in measures.MEASURES if name != "resolution" or args.pictures]
     if args.measure is not None:
@@ -125,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             epath.Path(args.json).write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     if "rate_distortion" in tables:
-        chart_file.write_text(chart.draw(tables["rate_distortion"]))
+        chart_file.write_text(rate_chart.draw(tables["rate_distortion"]))
         print(f"chart: {chart_file}", file=sys.stderr)
     return 0
 

@@ -28,10 +28,8 @@ from benchmark import positive, spread
 from etils import epath
 
 from functa.data.functaset import (
-    format as functaset_format,
-)
-from functa.data.functaset import (
-    reader as functaset,
+    format,
+    reader,
 )
 from functa.data.functaset import (
     writer as functaset_writer,
@@ -50,13 +48,11 @@ def write_seconds(file: epath.Path, records: Sequence[bytes], kind: str) -> floa
     return time.perf_counter() - begin
 
 
-def read_seconds(
-    file: epath.Path, count: int, layout: functaset_format.RecordLayout, seed: int
-) -> float:
+def read_seconds(file: epath.Path, count: int, layout: format.RecordLayout, seed: int) -> float:
     """Time of reading and unpacking all records in random order."""
     shard = {"file": file.name, "records": count, "bytes": 0, "sha256": ""}
     split = {"examples": count, "shards": [shard]}
-    source = functaset.FileSource(path=file.parent, split=split, layout=layout)
+    source = reader.FileSource(path=file.parent, split=split, layout=layout)
     order = np.random.default_rng(seed).permutation(count)
     source.read(order[:1])  # opens
     begin = time.perf_counter()
@@ -74,12 +70,12 @@ def rows(
     repeats: int,
 ) -> Iterator[dict[str, Any]]:
     """What the module's docstring says, a row for each dtype and kind."""
-    latents = functaset_format.float32_latents(read)
+    latents = format.float32_latents(read)
     rest = {name: read[name] for name in ("label", "id", "copy", "psnr")}
     count = len(latents)
     for dtype in dtypes:
-        layout = functaset_format.RecordLayout(latents.shape[1:], dtype)
-        stored, scale = functaset_format.round_latents(latents, dtype)
+        layout = format.RecordLayout(latents.shape[1:], dtype)
+        stored, scale = format.round_latents(latents, dtype)
         records = layout.pack(stored=stored, scale=scale, **rest)
         seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
         sizes = {}
@@ -126,14 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     try:
-        opened = functaset.open_functaset(arguments.functaset, field_digest=None)
+        opened = reader.open_functaset(arguments.functaset, field_digest=None)
         source = opened.source(arguments.split, cache="none")
     except ValueError as error:
         parser.error(str(error))
     own = opened.manifest.dtype
     dtypes = arguments.dtypes.split(",") if arguments.dtypes else [own]
     for dtype in dtypes:
-        if dtype not in functaset_format.STORED_AS or (own != "float32" and dtype != own):
+        if dtype not in format.STORED_AS or (own != "float32" and dtype != own):
             parser.error(
                 f"--dtypes={dtype}: the set is stored as {own}, only of float32 others can be made"
             )

@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from functa.data import image_records as records
+from functa.data import image_records
 from functa.data.prepare import photographs
 
 _PACKAGES = ("pillow", "opencv-python-headless", "simplejpeg", "PyTurboJPEG")
@@ -60,14 +60,14 @@ def positive(text: str) -> int:
 
 
 def _fit(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    return records.fit_image(Image.fromarray(pixels), image_shape=shape, resize=True)
+    return image_records.fit_image(Image.fromarray(pixels), image_shape=shape, resize=True)
 
 
 def _drafted(encoded: bytes, shape: tuple[int, int, int], gap: int) -> np.ndarray:
-    with records.open_image(encoded) as image:
+    with image_records.open_image(encoded) as image:
         image.draft(None, (gap * shape[1], gap * shape[0]))
         image.load()
-        return records.fit_image(image, image_shape=shape, resize=True)
+        return image_records.fit_image(image, image_shape=shape, resize=True)
 
 
 def _area(cv2: Any, pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -83,7 +83,7 @@ def _area(cv2: Any, pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarr
 def ways(shape: tuple[int, int, int]) -> dict[str, Decode]:
     """Bytes -> pixels of `shape` by each decoder that is installed."""
     found: dict[str, Decode] = {
-        "pillow": functools.partial(records.decode_image, image_shape=shape, resize=True),
+        "pillow": functools.partial(image_records.decode_image, image_shape=shape, resize=True),
         "draft": lambda encoded: _drafted(encoded, shape, 1),
         "draft2": lambda encoded: _drafted(encoded, shape, 2),
     }

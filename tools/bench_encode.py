@@ -31,13 +31,11 @@ from absl import app, flags
 from benchmark import Run, ceiling, knows_reference, measure, peak_bytes, spread
 from ml_collections import ConfigDict, config_flags
 
-from functa.fields import builders as fitting
+from functa.fields import builders
 from functa.fields.field import make_field
-from functa.pipeline import encode as encode_lib
+from functa.pipeline import encode
 from functa.plan import operations
-from functa.runtime import cli_errors as command
-from functa.runtime import mesh as mesh_lib
-from functa.runtime import rng
+from functa.runtime import cli_errors, mesh, rng
 from functa.runtime.memory import keep_freed_memory
 from functa.training.progress import device_name
 from functa.training.tasks import meta_learning
@@ -87,7 +85,7 @@ def whole_stage(config: ConfigDict, encoder: Any, params: Any, batches: int) -> 
     with config.unlocked():
         config.encode.num_augmentations = 1
     with tempfile.TemporaryDirectory(prefix="bench-encode-") as folder:
-        result = encode_lib.encode(
+        result = encode.encode(
             directory=folder,
             splits=splits,
             fit=functools.partial(encoder, params),
@@ -108,9 +106,9 @@ def bench(config: ConfigDict, *, repeats: int, batches: int) -> dict[str, Any]:
     task = meta_learning.make(config, {}, process_index=0, process_count=1)
     params = jax.jit(task.init)(rng.stream_key(0, "init"))
     noise = Noise(batch_size, tuple(config.data.image_shape)).read(np.arange(batch_size))
-    on_devices = mesh_lib.to_devices(mesh_lib.make_mesh(), {"image": noise["image"]})
-    images = fitting.to_float(on_devices["image"])
-    encoder = fitting.make_encoder(config)
+    on_devices = mesh.to_devices(mesh.make_mesh(), {"image": noise["image"]})
+    images = builders.to_float(on_devices["image"])
+    encoder = builders.make_encoder(config)
     products, of_products = ceiling(config, batch_size)
     runs: dict[str, Run] = {
         "fit": functools.partial(encoder, params, images),
@@ -148,11 +146,11 @@ def main(argv: list[str]) -> int:
     config = _CONFIG.value
     problems = meta_learning.check(config) + knows_reference(config)
     try:
-        encode_lib.check(config)
+        encode.check(config)
     except ValueError as error:
         problems += str(error).splitlines()
     if problems:
-        return command.refuse("bench_encode", "\n".join(problems))
+        return cli_errors.refuse("bench_encode", "\n".join(problems))
     keep_freed_memory()
     result = bench(config, repeats=_REPEATS.value, batches=_BATCHES.value)
     if _JSON.value:
@@ -164,4 +162,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=command.parser("bench_encode", _CONFIG))
+    app.run(main, flags_parser=cli_errors.parser("bench_encode", _CONFIG))

@@ -33,16 +33,10 @@ from benchmark import positive
 from verify_functaset import fraction
 
 from functa.data.functaset import (
-    format as functaset_format,
-)
-from functa.data.functaset import (
-    manifest as functaset_manifest,
-)
-from functa.data.functaset import (
-    reader as functaset,
-)
-from functa.data.functaset import (
-    verification as functaset_verify,
+    format,
+    manifest,
+    reader,
+    verification,
 )
 from functa.data.functaset import writer as writer_lib
 from functa.data.functaset.batches import LatentBatches
@@ -120,7 +114,7 @@ def write(work: Work, index: int) -> Written:
 
 def read(work: Work, index: int, first_step: int, last_step: int) -> Read:
     """This process's share of the batches of the steps."""
-    opened = functaset.open_functaset(work.directory, field_digest=None)
+    opened = reader.open_functaset(work.directory, field_digest=None)
     batches = LatentBatches(
         opened, cache="none", copies="all", process_index=index, process_count=work.processes
     )
@@ -138,11 +132,9 @@ def read(work: Work, index: int, first_step: int, last_step: int) -> Read:
         if middle <= step < middle + _AGAIN:
             for name in sorted(batch):
                 digest.update(batch[name].tobytes())
-        own = functaset_format.round_latents(
-            invented(batch["label"], layout.latent_shape), layout.dtype
-        )
-        found = functaset_format.float32_latents(batch)
-        same = (found == functaset_format.restore_latents(*own)).reshape(len(found), -1).all(axis=1)
+        own = format.round_latents(invented(batch["label"], layout.latent_shape), layout.dtype)
+        found = format.float32_latents(batch)
+        same = (found == format.restore_latents(*own)).reshape(len(found), -1).all(axis=1)
         problems += [
             f"step {step}: record {label} has latents of another" for label in batch["label"][~same]
         ]
@@ -156,15 +148,11 @@ def bench(work: Work, part: float) -> dict[str, Any]:
     written = _together(write, work)
     write_seconds = max(one.seconds for one in written)
     _, manifest_seconds = _timed(
-        lambda: functaset_manifest.write_manifest(
-            work.directory, shards=work.shards, recipe=work.recipe
-        )
+        lambda: manifest.write_manifest(work.directory, shards=work.shards, recipe=work.recipe)
     )
-    opened, open_seconds = _timed(
-        lambda: functaset.open_functaset(work.directory, field_digest=None)
-    )
+    opened, open_seconds = _timed(lambda: reader.open_functaset(work.directory, field_digest=None))
     verified, verify_seconds = _timed(
-        lambda: functaset_verify.verify(work.directory, field_digest=None, fraction=part)
+        lambda: verification.verify(work.directory, field_digest=None, fraction=part)
     )
     whole = _together(functools.partial(read, first_step=0, last_step=work.steps), work)
     middle = work.steps // 2
@@ -223,7 +211,7 @@ def plan(arguments: argparse.Namespace, directory: str) -> Work:
     recipe = writer_lib.Recipe(
         field_digest="sha256:none",
         config={"name": "invented", "seed": 0},
-        layout=functaset_format.RecordLayout(arguments.latent_shape, arguments.dtype),
+        layout=format.RecordLayout(arguments.latent_shape, arguments.dtype),
         compression=arguments.compression,
         class_names=(),
         num_records={"train": records, "validation": 0, "test": 0},
@@ -241,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--records", type=positive, default=1_300_000)
     parser.add_argument("--latent_shape", type=latent_shape, default="2x2x4")
-    parser.add_argument("--dtype", choices=functaset_format.STORED_AS, default="float16")
+    parser.add_argument("--dtype", choices=format.STORED_AS, default="float16")
     parser.add_argument("--compression", choices=writer_lib.COMPRESSIONS, default="none")
     parser.add_argument("--shard_megabytes", type=float, default=0.4)
     parser.add_argument("--processes", type=positive, default=2)

@@ -29,13 +29,9 @@ from benchmark import positive
 from etils import epath
 
 from functa.data.functaset import (
-    format as functaset_format,
-)
-from functa.data.functaset import (
-    manifest as functaset_manifest,
-)
-from functa.data.functaset import (
-    reader as functaset,
+    format,
+    manifest,
+    reader,
 )
 from functa.data.functaset import (
     writer as functaset_writer,
@@ -53,7 +49,7 @@ def write_noise(
     recipe = functaset_writer.Recipe(
         field_digest="sha256:none",
         config={},
-        layout=functaset_format.RecordLayout(latent_shape=(i, j, d), dtype=dtype),
+        layout=format.RecordLayout(latent_shape=(i, j, d), dtype=dtype),
         compression="none",
         class_names=(),
         num_records={"train": records, "validation": 0, "test": 0},
@@ -73,7 +69,7 @@ def write_noise(
                     psnr=np.full(len(ids), 30, np.float32),
                 )
             writer.finish(seconds=0.0)
-    functaset_manifest.write_manifest(directory, shards=shards, recipe=recipe)
+    manifest.write_manifest(directory, shards=shards, recipe=recipe)
 
 
 def seconds_of_batches(
@@ -87,9 +83,7 @@ def seconds_of_batches(
     return time.perf_counter() - begin
 
 
-def bench(
-    opened: functaset.Functaset, *, batch_size: int, count: int, repeats: int
-) -> dict[str, Any]:
+def bench(opened: reader.Functaset, *, batch_size: int, count: int, repeats: int) -> dict[str, Any]:
     """What the module's docstring says."""
     mesh = mesh_lib.make_mesh()
     kinds = {
@@ -134,9 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--functaset", metavar="FOLDER", help="a complete functaset")
     parser.add_argument("--records", type=positive, default=50_000, help="of noise")
     parser.add_argument("--latent_shape", type=latent_shape, default="8x8x16", help="of noise")
-    parser.add_argument(
-        "--dtype", choices=functaset_format.STORED_AS, default="float16", help="of noise"
-    )
+    parser.add_argument("--dtype", choices=format.STORED_AS, default="float16", help="of noise")
     parser.add_argument("--batch_size", type=positive, default=256)
     parser.add_argument("--batches", type=positive, default=200, help="a turn")
     parser.add_argument("--repeats", type=positive, default=5)
@@ -151,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     latent_shape=arguments.latent_shape,
                     dtype=arguments.dtype,
                 )
-            opened = functaset.open_functaset(arguments.functaset or folder, field_digest=None)
+            opened = reader.open_functaset(arguments.functaset or folder, field_digest=None)
             result = bench(
                 opened,
                 batch_size=arguments.batch_size,

@@ -39,20 +39,14 @@ from ml_collections import ConfigDict
 from sklearn.datasets import load_sample_images
 
 from configs import cifar10_spatial
-from functa.fields import builders as fitting
+from functa.fields import builders
 from functa.pipeline import encode
 from functa.plan import (
     costs,
+    memory_traffic,
     plan,
-)
-from functa.plan import (
-    memory_traffic as shares,
-)
-from functa.plan import (
-    traced_operations as products,
-)
-from functa.plan import (
-    xla_stats as compiled,
+    traced_operations,
+    xla_stats,
 )
 from functa.plan.hardware import parse
 from functa.runtime import memory, rng
@@ -109,12 +103,12 @@ def products_of(config: ConfigDict, stage: str, found: jax.stages.Compiled) -> d
     planned = told.cost.each * config[stage].batch_size + told.cost.once + told.optimizer
     mesh = mesh_lib.make_mesh(jax.devices()[:1])
     if stage == "encode":
-        encoder, arguments = compiled.described_encoder(config, mesh)
-        counted = products.multiply_adds(encoder, *arguments)
+        encoder, arguments = xla_stats.described_encoder(config, mesh)
+        counted = traced_operations.multiply_adds(encoder, *arguments)
     else:
-        step = compiled.described_step(config, stage, mesh)
-        counted = products.multiply_adds(step.function, *step.arguments)
-    xla = compiled.xla_operations(found) // 2
+        step = xla_stats.described_step(config, stage, mesh)
+        counted = traced_operations.multiply_adds(step.function, *step.arguments)
+    xla = xla_stats.xla_operations(found) // 2
     return {"planned": planned, "measured": counted, "xla": xla}
 
 
@@ -131,7 +125,7 @@ def memory_of(found: jax.stages.Compiled, arguments: Any) -> dict[str, Any]:
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
     jax.block_until_ready(found(*make()))
     return {
-        "planned": shares.Program.of(found).peak_bytes,
+        "planned": memory_traffic.Program.of(found).peak_bytes,
         "measured": memory.peak_bytes() - before,
     }
 
@@ -165,7 +159,7 @@ def storage_of(config: ConfigDict, steps: int) -> dict[str, Any]:
         result = encode.encode(
             directory=folder,
             splits=sources,
-            fit=functools.partial(fitting.make_encoder(config), params),
+            fit=functools.partial(builders.make_encoder(config), params),
             field_digest="sha256:none",
             config=config,
             class_names=(),
@@ -183,10 +177,10 @@ def work(side: int, stage: str, train_steps: int) -> dict[str, Any]:
     config = config_of(side)
     mesh = mesh_lib.make_mesh(jax.devices()[:1])
     if stage == "encode":
-        encoder, arguments = compiled.described_encoder(config, mesh)
+        encoder, arguments = xla_stats.described_encoder(config, mesh)
         found = encoder.lower(*arguments).compile()
     else:
-        step = compiled.described_step(config, stage, mesh)
+        step = xla_stats.described_step(config, stage, mesh)
         arguments = step.arguments
         found = step.function.lower(*arguments).compile()
     told = {"memory": memory_of(found, arguments), "products": products_of(config, stage, found)}

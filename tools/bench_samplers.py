@@ -26,14 +26,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from functa.data import images as images_lib
-from functa.diffusion import sharded_sampling as sampling
-from functa.evaluation import distances
-from functa.evaluation import generation_eval as generate_lib
-from functa.pipeline import load as trained
+from functa.data import images
+from functa.diffusion import sharded_sampling
+from functa.evaluation import distances, generation_eval
+from functa.pipeline import load
 from functa.runtime import config as config_lib
 from functa.runtime import rng
-from functa.runtime.config import outside
+from functa.runtime.config import range_errors
 from functa.training.tasks import generation
 
 _SOLVERS = ("euler", "heun", "dpmpp_2m")  # that need no settings of their own
@@ -54,7 +53,7 @@ def parse_samplers(text: str) -> list[tuple[str, int]]:
 
 
 def make_draw(
-    generator: trained.Generator, config: ConfigDict
+    generator: load.Generator, config: ConfigDict
 ) -> Callable[[int, np.ndarray], np.ndarray]:
     """(number of the repeat, labels [n]) -> latents [n, i, j, d]."""
     sampler = generation.make_keyed_sampler(config, generator.normalization, keep_trajectory=False)
@@ -88,7 +87,7 @@ def measure(
     return np.asarray(found), len(labels) * (repeats - 1) / sum(seconds[1:])
 
 
-def configs_of(generator: trained.Generator, asked: list[tuple[str, int]]) -> list[ConfigDict]:
+def configs_of(generator: load.Generator, asked: list[tuple[str, int]]) -> list[ConfigDict]:
     """The run's config with each sampler.
 
     Raises:
@@ -112,24 +111,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
       ValueError: a run, arguments or data that do not serve.
     """
-    problems = outside({"--repeats": (args.repeats, 2, 1000)})
+    problems = range_errors({"--repeats": (args.repeats, 2, 1000)})
     if problems:
         raise ValueError("\n".join(problems))
-    generator = trained.load_generator(args.run)
+    generator = load.load_generator(args.run)
     config = generator.config
     configs = configs_of(generator, args.samplers)
     data: dict[str, Any] = dict(config.data)
     if args.data_dir is not None:
         data["data_dir"] = args.data_dir
-    sources = images_lib.open_splits(**data)
-    problems = generate_lib.check_splits(config, sources)
+    sources = images.open_splits(**data)
+    problems = generation_eval.check_splits(config, sources)
     if problems:
         raise ValueError("\n".join(problems))
-    count = generate_lib.sample_count(config, generator.functaset)
-    train, test = generate_lib.images_to_judge_by(config, sources, count)
-    extractor = generate_lib.extractor(config, train=train, test=test)
+    count = generation_eval.sample_count(config, generator.functaset)
+    train, test = generation_eval.images_to_judge_by(config, sources, count)
+    extractor = generation_eval.extractor(config, train=train, test=test)
     real = distances.fit_gaussian(extractor.extract(test["image"] / np.float32(255)))
-    decode = sampling.make_decoder(
+    decode = sharded_sampling.make_decoder(
         generator.field, generator.field_params, batch_size=config.generate.sample_batch_size
     )
 

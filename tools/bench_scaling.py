@@ -33,7 +33,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from functa.fields import builders as fitting
+from functa.fields import builders
 from functa.runtime import mesh as mesh_lib
 from functa.runtime import processes as distributed
 from functa.runtime import rng
@@ -76,7 +76,7 @@ def work(config: ConfigDict, *, images: int, repeats: int) -> dict[str, float]:
             "step": one_step,
             "allreduce": functools.partial(allreduce, gradient),
             "encode": functools.partial(
-                fitting.make_encoder(config), params, share / np.float32(255)
+                builders.make_encoder(config), params, share / np.float32(255)
             ),
         },
         repeats,

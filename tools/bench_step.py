@@ -31,12 +31,11 @@ from absl import app, flags
 from benchmark import Run, ceiling, knows_reference, measure, peak_bytes, spread
 from ml_collections import ConfigDict, config_flags
 
-from functa.fields import builders as fitting
+from functa.fields import builders
 from functa.fields.field import make_field
 from functa.plan import operations
-from functa.runtime import cli_errors as command
+from functa.runtime import cli_errors, rng
 from functa.runtime import mesh as mesh_lib
-from functa.runtime import rng
 from functa.runtime.memory import keep_freed_memory
 from functa.training.progress import device_name
 from functa.training.tasks import meta_learning
@@ -80,7 +79,7 @@ def reference_step(config: ConfigDict, images: np.ndarray) -> Run:
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, optimizer, batch):
         loss = functools.partial(plain.loss, field, steps=config.inner_loop.steps)
-        value, gradient = jax.value_and_grad(loss)(params, fitting.to_float(batch))
+        value, gradient = jax.value_and_grad(loss)(params, builders.to_float(batch))
         updates, optimizer = task.optimizer.update(gradient, optimizer, params)
         return jax.tree.map(jnp.add, params, updates), optimizer, value
 
@@ -151,7 +150,7 @@ def main(argv: list[str]) -> int:
             config.meta_learn.update(cells_per_image=0, flips=False, loss="mse")
         problems += knows_reference(config)
     if problems:
-        return command.refuse("bench_step", "\n".join(problems))
+        return cli_errors.refuse("bench_step", "\n".join(problems))
     keep_freed_memory()
     result = bench(
         config, batch_size=_BATCH.value, repeats=_REPEATS.value, reference=_REFERENCE.value
@@ -165,4 +164,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=command.parser("bench_step", _CONFIG))
+    app.run(main, flags_parser=cli_errors.parser("bench_step", _CONFIG))

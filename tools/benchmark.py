@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from functa.runtime import memory
-from functa.runtime import mesh as mesh_lib
+from functa.runtime import memory, mesh
 
 _MOST_POINTS = 1 << 14  # of the ceiling and a device, whose memory must not hide that of the work
 
@@ -40,7 +39,7 @@ def ceiling(config: ConfigDict, batch_size: int) -> tuple[Run, int]:
     devices = jax.local_device_count()
     rows = min(batch_size * h * w // devices, _MOST_POINTS) * devices
     ones = np.ones((rows, width), np.float32)
-    points = mesh_lib.to_devices(mesh_lib.make_mesh(), {"points": ones})["points"]
+    points = mesh.to_devices(mesh.make_mesh(), {"points": ones})["points"]
 
     @jax.jit
     def products(points, weights):

@@ -33,9 +33,9 @@ from absl import app, flags  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from functa.pipeline import validation as preflight  # noqa: E402
-from functa.plan import xla_stats as compiled  # noqa: E402
-from functa.runtime import cli_errors as command  # noqa: E402
+from functa.pipeline import validation  # noqa: E402
+from functa.plan import xla_stats  # noqa: E402
+from functa.runtime import cli_errors  # noqa: E402
 from functa.runtime import mesh as mesh_lib  # noqa: E402
 from functa.training.tasks import meta_learning  # noqa: E402
 
@@ -62,11 +62,11 @@ def devices_of(topology: str) -> list[jax.Device]:
 def measure(config, mesh) -> dict:
     """What the module's docstring says."""
     programs = {}
-    for name, build in {"step": compiled.training_step, "encode": compiled.encoder}.items():
+    for name, build in {"step": xla_stats.training_step, "encode": xla_stats.encoder}.items():
         begin = time.perf_counter()
         program = build(config, mesh)
-        programs[name] = compiled.memory(program) | {
-            "collectives": compiled.collectives(program),
+        programs[name] = xla_stats.memory(program) | {
+            "collectives": xla_stats.collectives(program),
             "compile_seconds": round(time.perf_counter() - begin, 1),
         }
     return programs | {"devices": mesh.size, "device": mesh.devices.flat[0].device_kind}
@@ -76,19 +76,19 @@ def main(argv: list[str]) -> int:
     del argv
     config = _CONFIG.value
     if config is None:
-        return command.refuse("compile_for", "--config=configs/NAME.py is needed")
+        return cli_errors.refuse("compile_for", "--config=configs/NAME.py is needed")
     try:
         devices = devices_of(_TOPOLOGY)
     except ValueError as error:
-        return command.refuse("compile_for", str(error))
-    problems = preflight.shapes(config) or meta_learning.check(config)
+        return cli_errors.refuse("compile_for", str(error))
+    problems = validation.shapes(config) or meta_learning.check(config)
     try:
         mesh = mesh_lib.make_mesh(devices, **config.mesh)
-        problems += preflight.batches(config, mesh, ["meta_learn"])
+        problems += validation.batches(config, mesh, ["meta_learn"])
     except ValueError as error:
         problems.append(str(error))
     if problems:
-        return command.refuse("compile_for", "\n".join(problems))
+        return cli_errors.refuse("compile_for", "\n".join(problems))
     result = measure(config, mesh)
     if _JSON.value:
         print(json.dumps(result))
@@ -108,4 +108,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.argv[1:2] = []  # the topology is not absl's
-    app.run(main, flags_parser=command.parser("compile_for", _CONFIG))
+    app.run(main, flags_parser=cli_errors.parser("compile_for", _CONFIG))

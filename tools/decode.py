@@ -19,10 +19,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from functa.data.functaset import format as functaset_format
-from functa.data.functaset import reader as functaset
-from functa.pipeline import load as trained
-from functa.runtime import image_io as pictures
+from functa.data.functaset import format, reader
+from functa.pipeline import load
+from functa.runtime import image_io
 from functa.training import checkpoint
 
 _BLOCK = 1024  # records looked through at once
@@ -60,7 +59,7 @@ def parse_scale(text: str) -> int:
 
 
 def find(
-    functa_set: functaset.Functaset, *, split: str, ids: Sequence[int], copy: int
+    functa_set: reader.Functaset, *, split: str, ids: Sequence[int], copy: int
 ) -> dict[int, np.ndarray]:
     """{id: latents [i, j, d] float32} of copy number `copy`; looks only into shards that may hold
     them.
@@ -77,7 +76,7 @@ def find(
             for first in range(start, stop, _BLOCK):
                 records = source.read(np.arange(first, min(first + _BLOCK, stop)))
                 wanted = np.isin(records["id"], ids) & (records["copy"] == copy)
-                latents = functaset_format.float32_latents(records)
+                latents = format.float32_latents(records)
                 for k in np.flatnonzero(wanted):
                     found[int(records["id"][k])] = latents[k]
         start = stop
@@ -103,8 +102,8 @@ def decode(args: argparse.Namespace) -> list[epath.Path]:
     run = epath.Path(args.run)
     if run.name == "functaset" and not (run / "config.json").exists():
         run = run.parent
-    field, params = trained.load_field(run)
-    functa_set = functaset.open_functaset(run / "functaset", field_digest=checkpoint.digest(params))
+    field, params = load.load_field(run)
+    functa_set = reader.open_functaset(run / "functaset", field_digest=checkpoint.digest(params))
     latents = find(functa_set, split=args.split, ids=args.ids, copy=args.copy)
     h, w, _ = field.image_shape
     shape = args.resolution or (h * args.scale, w * args.scale)
@@ -119,7 +118,7 @@ def decode(args: argparse.Namespace) -> list[epath.Path]:
         for id, image in zip(ids, values, strict=True):
             copy = f"_copy{args.copy}" if args.copy else ""
             file = out / f"{args.split}_{id:06d}{copy}_{shape[0]}x{shape[1]}.png"
-            file.write_bytes(pictures.png(image))
+            file.write_bytes(image_io.png(image))
             files.append(file)
     return files
 

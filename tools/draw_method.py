@@ -11,11 +11,11 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from functa.data import images as images_lib
-from functa.fields import coordinates as coords
-from functa.pipeline import load as trained
-from functa.report import field_arrays as illustration
+from functa.evaluation import field_arrays
+from functa.fields import coordinates
+from functa.pipeline import load
 from functa.runtime import config as config_lib
-from functa.runtime import image_io as pictures
+from functa.runtime import image_io
 
 _PIXELS, _CELLS = 32, 4
 _TILE = 128  # pixels a picture is enlarged to
@@ -25,9 +25,9 @@ _SHOWN = 16
 def lookup_pictures() -> list[np.ndarray]:
     """One channel of a 4x4 latent grid, and what 32x32 pixels find there: nearest, bilinear."""
     grid = np.random.default_rng(3).normal(size=(_CELLS, _CELLS)).astype(np.float32)
-    points = coords.pixel_centers(_PIXELS)
-    index = coords.nearest_index(points, _CELLS)
-    matrix = coords.interpolation_matrix(points, _CELLS)
+    points = coordinates.pixel_centers(_PIXELS)
+    index = coordinates.nearest_index(points, _CELLS)
+    matrix = coordinates.interpolation_matrix(points, _CELLS)
     blocks = np.kron(grid, np.ones((_PIXELS // _CELLS, _PIXELS // _CELLS), np.float32))
     # The grid itself, with gaps so that it reads as sixteen numbers and not as an image.
     edge = np.arange(_PIXELS) % (_PIXELS // _CELLS)
@@ -38,10 +38,10 @@ def lookup_pictures() -> list[np.ndarray]:
 
 def coords_pictures() -> list[np.ndarray]:
     """What the field sees at 32x32 pixels of a 4x4 grid: one picture a feature of the column."""
-    points = coords.pixel_centers(_PIXELS)
+    points = coordinates.pixel_centers(_PIXELS)
     rows = []
-    for kind in coords.COORDS:
-        features = coords.axis_features(kind, points, cells=_CELLS, pixels=_PIXELS)
+    for kind in coordinates.COORDS:
+        features = coordinates.axis_features(kind, points, cells=_CELLS, pixels=_PIXELS)
         for feature in features.T[:2] if kind != "binary" else features.T[[1, 4]]:
             centred = 2 * (feature - feature.min()) / np.ptp(feature) - 1
             rows.append(np.broadcast_to(centred[None], (_PIXELS // 2, _PIXELS)))
@@ -51,7 +51,7 @@ def coords_pictures() -> list[np.ndarray]:
 def strip(panels: list[np.ndarray], columns: int) -> np.ndarray:
     """Signed panels in rows of `columns`, as colours on white."""
     limit = max(float(np.abs(panel).max()) for panel in panels)
-    colours = np.stack([pictures.diverging(panel, limit) for panel in panels]) / np.float32(255)
+    colours = np.stack([image_io.diverging(panel, limit) for panel in panels]) / np.float32(255)
     alpha = colours[..., 3:]
     return beside(list(colours[..., :3] * alpha + 1 - alpha), columns)
 
@@ -66,18 +66,18 @@ def beside(images: list[np.ndarray], columns: int) -> np.ndarray:
         padded.append(np.ones_like(padded[0]))
     rows = [np.concatenate(padded[i : i + columns], 1) for i in range(0, len(padded), columns)]
     factor = min(16, max(1, _TILE // images[0].shape[1]))
-    return pictures.enlarge(np.concatenate(rows, 0)[None], factor)[0]
+    return image_io.enlarge(np.concatenate(rows, 0)[None], factor)[0]
 
 
 def run_pictures(run: pathlib.Path) -> dict[str, np.ndarray]:
     """The image growing over the inner steps, and the latents of one image, from a finished run."""
     config = config_lib.load(run)
-    _, params = trained.load_field(run)
+    _, params = load.load_field(run)
     test = images_lib.open_splits(**config.data)["test"]
     images = test.read(np.arange(4))["image"] / np.float32(255)
-    frames = np.clip(illustration.inner_steps(config, params, images), 0, 1)
+    frames = np.clip(field_arrays.inner_steps(config, params, images), 0, 1)
     rows = [frame for image, row in zip(images, frames, strict=True) for frame in (*row, image)]
-    latents = illustration.field_pictures(config, params, (images * 255).astype(np.uint8))[
+    latents = field_arrays.field_pictures(config, params, (images * 255).astype(np.uint8))[
         "latents"
     ]
     channels = list(np.moveaxis(latents[0], -1, 0))
@@ -92,7 +92,7 @@ def run_pictures(run: pathlib.Path) -> dict[str, np.ndarray]:
 def reconstructions(config: Any, params: Any, test: images_lib.ImageSource) -> np.ndarray:
     """Test images in the upper rows, what the field makes of them in the lower."""
     images = test.read(np.arange(_SHOWN))["image"]
-    fitted = illustration.field_pictures(config, params, images)["reconstructions"]
+    fitted = field_arrays.field_pictures(config, params, images)["reconstructions"]
     return beside([*(images / np.float32(255)), *fitted], _SHOWN // 2)
 
 
@@ -111,7 +111,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     for name, image in drawn.items():
         path = args.out / f"{name}.png"
-        path.write_bytes(pictures.png(image))
+        path.write_bytes(image_io.png(image))
         print(path)
     return 0
 

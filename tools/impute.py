@@ -29,14 +29,13 @@ import numpy as np
 from etils import epath
 
 from functa.data import images as images_lib
-from functa.diffusion import inpainting as imputation
+from functa.diffusion import inpainting
 from functa.diffusion.inpainter import MOST_DRAWS, Imputer, compare, mean_image
 from functa.diffusion.inpainting import METHODS
 from functa.fields import psnr as metrics
-from functa.pipeline import load as trained
-from functa.runtime import config as config_lib
-from functa.runtime import image_io as pictures
-from functa.runtime.config import outside
+from functa.pipeline import load
+from functa.runtime import config, image_io
+from functa.runtime.config import range_errors
 
 _SHOWN = 16  # images
 _SIDE = 32  # pixels; smaller images are enlarged to about this side
@@ -83,8 +82,8 @@ def strips(images: np.ndarray, result: dict[str, np.ndarray]) -> bytes:
     cells = np.stack([column[:_SHOWN] for column in columns], axis=1).clip(0, 1)
     cells = cells.reshape(-1, *images.shape[1:])
     factor = max(1, _SIDE // max(images.shape[1:3]))
-    page = pictures.sheet(pictures.enlarge(cells, factor), gap=2, columns=len(columns))
-    return pictures.png(page)
+    page = image_io.sheet(image_io.enlarge(cells, factor), gap=2, columns=len(columns))
+    return image_io.png(page)
 
 
 def run(args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -93,7 +92,7 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     Raises:
       ValueError: see the module.
     """
-    problems = outside(
+    problems = range_errors(
         {
             "--images": (args.images, 2, 10**6),
             "--draws": (args.draws, 1, MOST_DRAWS),
@@ -106,9 +105,9 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         problems.append(f"--out={out} is there and not an empty folder: name another one")
     if problems:
         raise ValueError("\n".join(problems))
-    generator = trained.load_generator(args.run)
-    kind = imputation.KINDS[args.task]
-    imputation.check(kind, generator.field.image_shape)
+    generator = load.load_generator(args.run)
+    kind = inpainting.KINDS[args.task]
+    inpainting.check(kind, generator.field.image_shape)
     data: dict[str, Any] = dict(generator.config.data)
     if args.data_dir is not None:
         data["data_dir"] = args.data_dir
@@ -127,7 +126,7 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     settings = {name: getattr(args, name) for name in ("task", "images", "draws", "steps", "seed")}
     digest = generator.functaset.manifest.digest
     told = settings | {"functaset_digest": digest, "methods": rows_of_table}
-    config_lib.write_json(out / "imputation.json", told)
+    config.write_json(out / "imputation.json", told)
     return rows_of_table
 
 
@@ -136,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="directory of a run whose stage generate is complete")
-    parser.add_argument("--task", required=True, choices=tuple(imputation.KINDS))
+    parser.add_argument("--task", required=True, choices=tuple(inpainting.KINDS))
     parser.add_argument(
         "--images", type=int, default=64, help="evenly spread over the test split (%(default)s)"
     )

@@ -18,13 +18,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from etils import epath
 
-from functa.data.functaset import format as functaset_format
-from functa.data.functaset import reader as functaset
+from functa.data.functaset import format, reader
 
 _SHEET_SIDE = 64  # pixels; smaller images are enlarged to about this side
 
 
-def describe(functa_set: functaset.Functaset) -> Iterator[str]:
+def describe(functa_set: reader.Functaset) -> Iterator[str]:
     """Lines of the table."""
     manifest = functa_set.manifest
     shape = "x".join(map(str, manifest.latent_shape))
@@ -50,7 +49,7 @@ def describe(functa_set: functaset.Functaset) -> Iterator[str]:
 
 
 def write_sheet(
-    functa_set: functaset.Functaset, run: epath.Path, *, split: str, images: int, file: epath.Path
+    functa_set: reader.Functaset, run: epath.Path, *, split: str, images: int, file: epath.Path
 ) -> str:
     """Decodes `images` records, spread over the split, to one PNG; returns what it shows.
 
@@ -59,22 +58,22 @@ def write_sheet(
     """
     import jax
 
-    from functa.pipeline import load as trained
-    from functa.runtime import image_io as pictures
+    from functa.pipeline import load
+    from functa.runtime import image_io
     from functa.training import checkpoint
 
-    field, params = trained.load_field(run)
+    field, params = load.load_field(run)
     digest = checkpoint.digest(params)
-    functaset.open_functaset(functa_set.path, field_digest=digest)  # refuses another field
+    reader.open_functaset(functa_set.path, field_digest=digest)  # refuses another field
     source = functa_set.source(split, cache="none")
     if not source.num_examples:
         raise ValueError(f"{functa_set.path}: the split {split} has no records to show")
     count = min(images, source.num_examples)
     records = source.read(np.linspace(0, source.num_examples - 1, count).astype(np.int64))
-    values = np.asarray(jax.jit(field)(params["field"], functaset_format.float32_latents(records)))
+    values = np.asarray(jax.jit(field)(params["field"], format.float32_latents(records)))
     side = max(values.shape[1:3])
-    values = pictures.enlarge(values, max(1, _SHEET_SIDE // side))
-    file.write_bytes(pictures.png(pictures.sheet(values, gap=2)))
+    values = image_io.enlarge(values, max(1, _SHEET_SIDE // side))
+    file.write_bytes(image_io.png(image_io.sheet(values, gap=2)))
     return f"{count} of {source.num_examples} {split} records, decoded: {file}"
 
 
@@ -96,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (path / "functaset").is_dir():
         path = path / "functaset"
     try:
-        functa_set = functaset.open_functaset(path, field_digest=None)
+        functa_set = reader.open_functaset(path, field_digest=None)
         functa_set.num_examples(args.split)  # refuses an unknown split
         print("\n".join(describe(functa_set)))
         run = epath.Path(args.field) if args.field else path.resolve().parent

@@ -31,14 +31,13 @@ import plan_table
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from functa.pipeline import validation as preflight
+from functa.pipeline import validation
 from functa.pipeline.stages import STAGES, named
-from functa.plan import hardware as clusters
-from functa.plan import memory_traffic as shares
+from functa.plan import hardware, memory_traffic
 from functa.plan.costs import Assumptions, Stage
 from functa.plan.hardware import Cluster
 from functa.plan.plan import Planner
-from functa.runtime import cli_errors as command
+from functa.runtime import cli_errors
 
 # As published with each set.
 IMAGES = {
@@ -175,15 +174,15 @@ def plan_of(config: ConfigDict, topology: str) -> Planner:
     stages = named(config)
     if not stages or set(stages) - set(STAGES):
         problems.append(f"config.stages={stages}: known are {', '.join(STAGES)}")
-    cluster = clusters.parse(topology)
-    mesh = shares.described_mesh(config, cluster.devices)
+    cluster = hardware.parse(topology)
+    mesh = memory_traffic.described_mesh(config, cluster.devices)
     own, cell = min(cluster.devices, cluster.chip.per_host), mesh.shape["cell"]
     if own % cell:
         problems.append(f"mesh.cell={cell}: the {own} devices of a host must be a multiple of it")
-    jax.config.update("jax_num_cpu_devices", math.prod(shares.simulated(mesh).values()))
+    jax.config.update("jax_num_cpu_devices", math.prod(memory_traffic.simulated(mesh).values()))
     attempt(splits_of, config, _IMAGES.value)
     attempt(assumptions_of, config, cluster)
-    problems += preflight.check(config, None, stages=stages, mesh=mesh)
+    problems += validation.check(config, None, stages=stages, mesh=mesh)
     if problems:
         raise ValueError("\n".join(problems))
     return Planner(config, cluster, *found, stages=stages, compiles=_COMPILE.value)
@@ -193,12 +192,12 @@ def main(argv: list[str]) -> int:
     del argv
     config = _CONFIG.value
     if config is None or len(_TOPOLOGY) != 1:
-        return command.refuse("plan", "want NAME[:OPTIONS] TOPOLOGY, as cifar10_spatial v5e-256")
+        return cli_errors.refuse("plan", "want NAME[:OPTIONS] TOPOLOGY, as cifar10_spatial v5e-256")
     jax.config.update("jax_platforms", "cpu")  # no program is run
     try:
         planner = plan_of(config, _TOPOLOGY[0])
     except ValueError as error:
-        return command.refuse("plan", str(error))
+        return cli_errors.refuse("plan", str(error))
     stages = planner.stages()
     told = report(planner, stages)
     if _JSON.value:
@@ -223,4 +222,4 @@ _TOPOLOGY: list[str] = []
 
 if __name__ == "__main__":
     sys.argv[1:], _TOPOLOGY[:] = words(sys.argv[1:])
-    app.run(main, flags_parser=command.parser("plan", _CONFIG))
+    app.run(main, flags_parser=cli_errors.parser("plan", _CONFIG))

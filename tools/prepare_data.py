@@ -46,14 +46,10 @@ from functa.data.prepare import (
     photographs,
     sources,
     tars,
+    tfds_metadata,
+    writer,
 )
-from functa.data.prepare import (
-    tfds_metadata as image_set,
-)
-from functa.data.prepare import (
-    writer as image_writer,
-)
-from functa.runtime import storage as disk
+from functa.runtime import storage
 
 
 def open_source(
@@ -72,7 +68,7 @@ def open_source(
       test_fraction, min_side, jobs: see photographs.archive; min_side None: 1.
     Raises:
       ValueError: it is not there, or nothing that is known, or not what an argument is for.
-      sources.DamagedError: it is not whole.
+      sources.UnusableSourceError: it is not whole.
     """
     given = [epath.Path(path) for path in paths]
     named = [*given, *([epath.Path(labels)] if labels else [])]
@@ -95,7 +91,7 @@ def open_source(
         jobs=jobs,
     )
     if not folder and _of_photographs(given):
-        remote = [str(path) for path in given if disk.is_remote(path)]
+        remote = [str(path) for path in given if storage.is_remote(path)]
         if remote:
             raise ValueError(f"tars are read by offset; copy to a disk: {', '.join(remote)}")
         return of_photographs(tars.listing(list(map(str, given)), report, labels=labels))
@@ -165,7 +161,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError(f"write to a local folder, then copy it to {flags.data_dir}")
         if jobs < 1:
             raise ValueError(f"--jobs must be at least 1, not {jobs}")
-        image_writer.refuse_existing(flags.name, data_dir)
+        writer.refuse_existing(flags.name, data_dir)
         archive = open_source(
             flags.source,
             report,
@@ -174,25 +170,23 @@ def main(arguments: Sequence[str]) -> int:
             min_side=flags.min_side,
             jobs=jobs,
         )
-        splits = image_writer.write(
-            archive, name=flags.name, data_dir=data_dir, jobs=jobs, report=report
-        )
+        splits = writer.write(archive, name=flags.name, data_dir=data_dir, jobs=jobs, report=report)
     except KeyboardInterrupt:
         print("prepare_data: stopped; the same command goes on", file=sys.stderr)
         return 130
-    except image_writer.UnfinishedError as error:
+    except writer.IncompleteWriteError as error:
         print(f"prepare_data: not complete: {error}", file=sys.stderr)
         return 2
     except (ValueError, OSError, RuntimeError) as error:
         print(f"prepare_data: nothing is written: {error}", file=sys.stderr)
         return 2
-    target = data_dir / flags.name / image_set.VERSION
+    target = data_dir / flags.name / tfds_metadata.VERSION
     for split, held in splits.items():
-        print(f"{target}: {split}: {image_set.describe(held, archive.num_classes)}")
+        print(f"{target}: {split}: {tfds_metadata.describe(held, archive.num_classes)}")
     damaged = sum(len(held.damaged) for held in splits.values())
     if damaged:
         print(
-            f"{target}: {damaged} damaged images, listed above and in {image_set.DAMAGED}, are "
+            f"{target}: {damaged} damaged images, listed above and in {tfds_metadata.DAMAGED}, are "
             "left out"
         )
     return 1 if damaged else 0

@@ -33,12 +33,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from functa.diffusion import sample as samples
-from functa.diffusion import sharded_sampling as sampling
-from functa.pipeline import load as trained
+from functa.diffusion import sample, sharded_sampling
+from functa.pipeline import load
 from functa.runtime import config as config_lib
-from functa.runtime import image_io as pictures
-from functa.runtime.config import outside
+from functa.runtime import image_io
+from functa.runtime.config import range_errors
 from functa.training.tasks import generation
 
 _SHOWN_OF_A_CLASS = 32
@@ -107,9 +106,9 @@ def settle(config: ConfigDict, args: argparse.Namespace) -> tuple[ConfigDict, np
             told = ", ".join(map(str, wrong))
             problems.append(f"--classes={told}: the classes of this run are 0 to {count - 1}")
     pair = args.interpolate[1:] if args.interpolate else (0,)
-    problems += outside({"--count": (args.count, 1, 10**6)})
-    problems += outside({"--interpolate": (max(pair), 0, 2**31 - 1)})
-    problems += outside({"--seed": (config.seed, 0, 2**32 - 1)})
+    problems += range_errors({"--count": (args.count, 1, 10**6)})
+    problems += range_errors({"--interpolate": (max(pair), 0, 2**31 - 1)})
+    problems += range_errors({"--seed": (config.seed, 0, 2**32 - 1)})
     problems += generation.check(config)
     if problems:
         raise ValueError("\n".join(problems))
@@ -119,11 +118,11 @@ def settle(config: ConfigDict, args: argparse.Namespace) -> tuple[ConfigDict, np
 def sheet(images: np.ndarray, numbers: np.ndarray, classes: int) -> np.ndarray:
     """A row a class, in the order of the numbers; grey where a class has one image less."""
     if classes == 1 or len(images) < classes:
-        return pictures.sheet(images, gap=1)
+        return image_io.sheet(images, gap=1)
     columns = -(-len(images) // classes)
     cells = np.full((classes * columns, *images.shape[1:]), 0.5, np.float32)
     cells[numbers % classes * columns + numbers // classes] = images
-    return pictures.sheet(cells, gap=1, columns=columns)
+    return image_io.sheet(cells, gap=1, columns=columns)
 
 
 def shown(count: int, classes: int, of_a_class: int, *, pixels: int) -> np.ndarray:
@@ -133,7 +132,7 @@ def shown(count: int, classes: int, of_a_class: int, *, pixels: int) -> np.ndarr
 
 
 def strip(
-    generator: trained.Generator,
+    generator: load.Generator,
     config: ConfigDict,
     pair: tuple[bool, int, int],
     classes: np.ndarray,
@@ -147,13 +146,13 @@ def strip(
     numbers = np.asarray(indices, np.int32)
     labels = classes[numbers % len(classes)]
     if not of_test:
-        return samples.strip_of_samples(
+        return sample.strip_of_samples(
             generator, config, numbers=numbers, labels=labels, count=_STRIP
         )
-    latents, known = samples.encoded_pair(generator, (indices[0], indices[1]))
+    latents, known = sample.encoded_pair(generator, (indices[0], indices[1]))
     if classes[0] < config.data.num_classes:
         labels = known
-    return samples.strip_of_latents(generator, config, latents=latents, labels=labels, count=_STRIP)
+    return sample.strip_of_latents(generator, config, latents=latents, labels=labels, count=_STRIP)
 
 
 def film(
@@ -164,9 +163,9 @@ def film(
 ) -> bytes:
     """A sheet a step; the last one stays."""
     frames = np.stack(
-        [pictures.to_bytes(sheet(decode(latents), numbers, classes)) for latents in trajectory]
+        [image_io.to_bytes(sheet(decode(latents), numbers, classes)) for latents in trajectory]
     )
-    return pictures.gif(frames, seconds=[_FRAME_SECONDS] * (len(frames) - 1) + [_LAST_SECONDS])
+    return image_io.gif(frames, seconds=[_FRAME_SECONDS] * (len(frames) - 1) + [_LAST_SECONDS])
 
 
 def run(args: argparse.Namespace) -> list[epath.Path]:
@@ -178,7 +177,7 @@ def run(args: argparse.Namespace) -> list[epath.Path]:
     out = epath.Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out={out} is there and not an empty folder: name another one")
-    generator = trained.load_generator(args.run)
+    generator = load.load_generator(args.run)
     config, classes = settle(generator.config, args)
     h, w, _ = generator.field.image_shape
     most = math.isqrt(_MOST_PIXELS // (h * w))
@@ -188,7 +187,7 @@ def run(args: argparse.Namespace) -> list[epath.Path]:
             "resolution"
         )
     decoders = {
-        scale: sampling.make_decoder(
+        scale: sharded_sampling.make_decoder(
             generator.field,
             generator.field_params,
             batch_size=max(1, config.generate.sample_batch_size // scale**2),
@@ -200,30 +199,30 @@ def run(args: argparse.Namespace) -> list[epath.Path]:
     if args.interpolate:
         latents = strip(generator, config, args.interpolate, classes)
         for scale, decode in decoders.items():
-            page = pictures.sheet(decode(latents), gap=1, columns=_STRIP)
-            files[f"interpolation_{scale}x.png"] = pictures.png(page)
+            page = image_io.sheet(decode(latents), gap=1, columns=_STRIP)
+            files[f"interpolation_{scale}x.png"] = image_io.png(page)
         return _write(out, files)
     numbers = np.arange(args.count, dtype=np.int32)
     labels = classes[numbers % len(classes)]
-    latents = samples.draw(generator, config, numbers=numbers, labels=labels)
+    latents = sample.draw(generator, config, numbers=numbers, labels=labels)
     for scale, decode in decoders.items():
         pixels = scale**2 * h * w
         some = shown(args.count, len(classes), _SHOWN_OF_A_CLASS, pixels=pixels)
         page = sheet(decode(latents[some]), some, len(classes))
-        files[f"samples_{scale}x.png"] = pictures.png(page)
+        files[f"samples_{scale}x.png"] = image_io.png(page)
     if args.film:
         scale = max(
             [scale for scale in decoders if scale * max(h, w) <= _FILMED_SIDE] or [min(decoders)]
         )
         pixels = config.generate.schedule.steps * scale**2 * h * w
         few = shown(args.count, len(classes), _FILMED_OF_A_CLASS, pixels=pixels)
-        steps = samples.trajectory(generator, config, numbers=few, labels=labels[few])
+        steps = sample.trajectory(generator, config, numbers=few, labels=labels[few])
         files["film.gif"] = film(steps, few, len(classes), decoders[scale])
     told = _told(generator, config)
     # A functaset says -1 where there is no class.
     stored = np.where(labels < config.data.num_classes, labels, -1)
     if args.functaset:
-        samples.write_functaset(
+        sample.write_functaset(
             out / "functaset", generator, latents=latents, labels=stored, told=told
         )
     written = _write(out, files)
@@ -231,7 +230,7 @@ def run(args: argparse.Namespace) -> list[epath.Path]:
     return [*written, out / "samples.json"]
 
 
-def _told(generator: trained.Generator, config: ConfigDict) -> dict[str, Any]:
+def _told(generator: load.Generator, config: ConfigDict) -> dict[str, Any]:
     keys = ("schedule", "solver", "guidance")
     settings = {key: config_lib.to_dict(config.generate)[key] for key in keys}
     digest = generator.functaset.manifest.digest

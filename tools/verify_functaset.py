@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from functa.data.functaset import verification as functaset_verify
+from functa.data.functaset import verification
 
 
 def fraction(text: str) -> float:
@@ -35,7 +35,7 @@ def fraction(text: str) -> float:
     return number
 
 
-def told(found: functaset_verify.Verified) -> str:
+def told(found: verification.Verified) -> str:
     """What was checked and what was not."""
     if (found.digests, found.decoded) == (found.shards, found.records):
         return f"{found.records} records in {found.shards} shards are as written"
@@ -64,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = path / "functaset"
     digest = None
     if args.field is not None:
-        from functa.pipeline import load as trained
+        from functa.pipeline import load
         from functa.training import checkpoint
 
         try:
-            digest = checkpoint.digest(trained.load_field(args.field)[1])
+            digest = checkpoint.digest(load.load_field(args.field)[1])
         except ValueError as error:
             parser.error(str(error))
-    found = functaset_verify.verify(path, field_digest=digest, fraction=args.sample)
+    found = verification.verify(path, field_digest=digest, fraction=args.sample)
     for problem in found.problems:
         print(problem)
     if count := len(found.problems):

@@ -17,20 +17,14 @@ from array_record.python import array_record_module
 from etils import epath
 from PIL import Image
 
+from functa.runtime.errors import DataError
+
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
 _FILES_AT_ONCE = 32  # opened by a check; on a remote disk each is a round trip
 _AGAIN = "Copy or prepare the data set again"
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 PREPARE = "tools/prepare_data.py NAME --source=PATH... --data_dir=DIR makes one"
-
-
-class DataError(ValueError):
-    """All that is wrong with config.data; `problems` holds one message each."""
-
-    def __init__(self, problems: Sequence[str]):
-        super().__init__("\n".join(problems))
-        self.problems = list(problems)
 
 
 def open_builder(name: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:

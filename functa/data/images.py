@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from functa.data import image_records as records
+from functa.data import image_records
 from functa.data.image_records import DataError
-from functa.runtime import storage as disk
+from functa.runtime import storage
 
 Batch = dict[str, np.ndarray]
 _DIGITS_TEST = 360
@@ -131,7 +131,9 @@ def check_splits(splits: dict[str, ImageSource]) -> list[str]:
 def class_names(*, source: str, name: str, data_dir: epath.PathLike, num_classes: int) -> list[str]:
     """Names of the classes in the order of their labels; their numbers where none are recorded."""
     label = (
-        records.open_builder(name, data_dir).info.features["label"] if source == "tfds" else None
+        image_records.open_builder(name, data_dir).info.features["label"]
+        if source == "tfds"
+        else None
     )
     return list(getattr(label, "names", None) or map(str, range(num_classes)))
 
@@ -223,28 +225,30 @@ def _tfds_parts(
 ) -> tuple[Part, int, int]:
     """As `_digits_parts`; names[split] is the TFDS split that `split` is a part of."""
     try:
-        builder = records.open_builder(name, data_dir)
+        builder = image_records.open_builder(name, data_dir)
     except ValueError as error:
         raise DataError([str(error)]) from error
-    problems = records.check_features(builder, image_shape=image_shape, num_classes=num_classes)
-    if builder.info.file_format == records.FORMAT:
+    problems = image_records.check_features(
+        builder, image_shape=image_shape, num_classes=num_classes
+    )
+    if builder.info.file_format == image_records.FORMAT:
         for split in dict.fromkeys(names.values()):
-            problems += records.check_files(builder, split)
+            problems += image_records.check_files(builder, split)
     if problems:
         raise DataError(problems)
 
     def part(split: str, ids: range) -> ImageSource:
-        source = records.Records(
+        source = image_records.Records(
             builder, names[split], ids, image_shape=image_shape, num_classes=num_classes
         )
         return _Cached(source) if cache == "host" else source
 
     splits = builder.info.splits
-    if not disk.is_remote(builder.data_path):
+    if not storage.is_remote(builder.data_path):
         # Each part opens those of its split, validation those of train.
         files = sum(len(splits[split].file_instructions) for split in names.values())
         try:
-            disk.allow_open_files(files)
+            storage.allow_open_files(files)
         except ValueError as error:
             raise DataError([f"{builder.data_path}: {error}"]) from error
     return part, splits[names["train"]].num_examples, splits[names["test"]].num_examples
@@ -258,7 +262,7 @@ class _InMemory:
         self._arrays = {"image": images, "label": labels, "id": ids}
 
     def read(self, indices: np.ndarray) -> Batch:
-        rows = records.within(indices, self.num_examples)
+        rows = image_records.within(indices, self.num_examples)
         return {key: np.take(array, rows, axis=0) for key, array in self._arrays.items()}
 
     def read_whole(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
@@ -269,7 +273,7 @@ class _InMemory:
 class _Cached:
     """Records decoded at the first read, large images by all cores; the threads that come meanwhile wait."""
 
-    def __init__(self, source: records.Records):
+    def __init__(self, source: image_records.Records):
         self.records = source
         self.num_examples = source.num_examples
         self._lock = threading.Lock()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from functa.runtime.config import outside
+from functa.runtime.config import range_errors
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -31,7 +31,7 @@ def make(
       ValueError: impossible values; the message lists all of them.
     """
     i, j, _ = latent_shape
-    problems = outside(
+    problems = range_errors(
         {
             "crop": (crop, 0, min(i, j) - 1),
             "drop": (drop, 0.0, 0.999),

@@ -59,7 +59,7 @@ def train_batches(
     Raises:
       ValueError: an empty source, a batch that does not divide by the processes, or steps out of
         order.
-      HungInputError, while batches are taken: a read does not come back.
+      InputTimeoutError, while batches are taken: a read does not come back.
     """
     share = _share(batch_size, process_index, process_count)
     if source.num_examples < 1:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import TypeVar
 
+from functa.runtime.errors import InputTimeoutError
+
 _TELL_SECONDS = 60.0
 # Half of what processes on CPUs wait for each other in a collective; the others must still be there to be told.
 _HUNG_SECONDS = 900.0
@@ -22,17 +24,13 @@ _log = logging.getLogger("functa")
 Item = TypeVar("Item")
 
 
-class HungInputError(RuntimeError):
-    """A read that does not come back; the program can only be left without waiting for its threads."""
-
-
 def patient(items: Iterator[Item], name: Callable[[int], str]) -> Iterator[Item]:
     """`items`, read one ahead by a thread of their own.
 
     Args:
       name: number of an item, from 0 -> what is waited for: "step 13".
     Raises:
-      HungInputError: one did not come in _HUNG_SECONDS.
+      InputTimeoutError: one did not come in _HUNG_SECONDS.
     """
     asked: queue.SimpleQueue = queue.SimpleQueue()
     answers: queue.SimpleQueue = queue.SimpleQueue()
@@ -93,7 +91,7 @@ def _wait(answers: queue.SimpleQueue, name: str) -> tuple:
         except queue.Empty:
             waited = time.monotonic() - begin
         if waited >= _HUNG_SECONDS:
-            raise HungInputError(
+            raise InputTimeoutError(
                 f"no input of {name} for {waited:.0f} s: a read of the data hangs (its disk or file system may "
                 "be away); mend that, and the same command goes on from what is saved"
             )

@@ -10,8 +10,7 @@ import numpy as np
 
 from functa.data.functaset.format import float32_latents
 from functa.data.images import ImageSource
-from functa.diffusion import inpainting as imputation
-from functa.diffusion import solvers as samplers
+from functa.diffusion import inpainting, solvers
 from functa.diffusion.inpainting import METHODS
 from functa.pipeline.load import Generator
 from functa.runtime import rng
@@ -27,7 +26,7 @@ _SCHEDULE: dict[str, Any] = {"name": "karras", "sigma_min": 0.02, "sigma_max": 2
 class Imputer:
     """What does not depend on the images: one program for all batches of a size."""
 
-    def __init__(self, generator: Generator, kind: imputation.Kind, *, steps: int, seed: int):
+    def __init__(self, generator: Generator, kind: inpainting.Kind, *, steps: int, seed: int):
         """Measures the prior's error on validation latents, or on training latents where there are none.
 
         Args:
@@ -45,7 +44,7 @@ class Imputer:
             )
         self._generator, self.kind, self.seed = generator, kind, seed
         self._key = rng.stream_key(seed, "sample")
-        self._sigmas = samplers.make_schedule(**_SCHEDULE, steps=steps)
+        self._sigmas = solvers.make_schedule(**_SCHEDULE, steps=steps)
         self._denoise = generation.make_denoise(config, jax.tree.map(jnp.asarray, generator.params))
         self._null = config.data.num_classes
         split = "validation" if generator.functaset.num_examples("validation") else "train"
@@ -56,12 +55,12 @@ class Imputer:
         self._without = jax.jit(self._fit)
         self._with = jax.jit(self._draw)
 
-    def without(self, observation: imputation.Observation) -> np.ndarray:
+    def without(self, observation: inpainting.Observation) -> np.ndarray:
         """Images [b, h, w, c] float32, not clipped, by the inner loop on what was seen, without prior."""
         return np.asarray(self._without(observation))
 
     def draws(
-        self, observation: imputation.Observation, *, names: np.ndarray, count: int
+        self, observation: inpainting.Observation, *, names: np.ndarray, count: int
     ) -> np.ndarray:
         """`count` draws of each image: [b, count, h, w, c] float32 in [0, 1].
 
@@ -89,28 +88,28 @@ class Imputer:
         normalized = self._generator.normalization.normalize(jnp.asarray(latents))
         labels = jnp.full(count, self._null, jnp.int32)
         measure = jax.jit(
-            lambda latents: imputation.spread(
+            lambda latents: inpainting.spread(
                 self._denoise, latents, labels, self._sigmas, rng.stream_key(self.seed, "noise")
             )
         )
         return measure(normalized)
 
-    def _fit(self, observation: imputation.Observation) -> jax.Array:
+    def _fit(self, observation: inpainting.Observation) -> jax.Array:
         field, params = self._generator.field, self._generator.field_params
         steps = self._generator.config.inner_loop.steps
-        latents = imputation.fit(field, params, observation, pool=self.kind.pool, steps=steps)
+        latents = inpainting.fit(field, params, observation, pool=self.kind.pool, steps=steps)
         return field(params["field"], latents)
 
-    def _draw(self, observation: imputation.Observation, numbers: jax.Array) -> jax.Array:
+    def _draw(self, observation: inpainting.Observation, numbers: jax.Array) -> jax.Array:
         generator = self._generator
 
         def decode(normalized):
             latents = generator.normalization.restore(normalized)
             return generator.field(generator.field_params["field"], latents)
 
-        drawn = imputation.impute(
+        drawn = inpainting.impute(
             self._denoise,
-            lambda latents: imputation.view(decode(latents), observation.mask, self.kind.pool),
+            lambda latents: inpainting.view(decode(latents), observation.mask, self.kind.pool),
             observation.data,
             self._sigmas,
             self._key,
@@ -142,7 +141,7 @@ def compare(
     """
     kind = imputer.kind
     seeds = [rng.stream_seed(imputer.seed, "noise", int(name)) for name in names]
-    observation = imputation.observe(kind, images, seeds)
+    observation = inpainting.observe(kind, images, seeds)
     drawn = imputer.draws(observation, names=names, count=draws)
     made = {
         "without": imputer.without(observation),
@@ -150,9 +149,9 @@ def compare(
         "draw": drawn[:, 0],
         "mean": drawn.mean(axis=1),
     }
-    filled = {name: imputation.fill_in(kind, observation, made[name]) for name in METHODS}
+    filled = {name: inpainting.fill_in(kind, observation, made[name]) for name in METHODS}
     mse = {
-        f"mse_{name}": imputation.hidden_mse(kind, observation, filled[name], images)
+        f"mse_{name}": inpainting.hidden_mse(kind, observation, filled[name], images)
         for name in METHODS
     }
     return filled | mse | {"seen": np.asarray(observation.data)}

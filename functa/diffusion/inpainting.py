@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functa.diffusion import solvers as samplers
+from functa.diffusion import solvers
 from functa.diffusion.parameterization import Denoise, add_noise
 from functa.fields import inner_loop
 from functa.fields.field import Field
@@ -239,7 +239,7 @@ def impute(
     """
 
     def noise(step):
-        return samplers.noise(key, numbers=numbers, step=step, latent_shape=latent_shape)
+        return solvers.noise(key, numbers=numbers, step=step, latent_shape=latent_shape)
 
     def advance(noisy, step):
         number, sigma, lower, variance = step

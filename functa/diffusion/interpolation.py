@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functa.diffusion import solvers as samplers
+from functa.diffusion import solvers
 from functa.diffusion.parameterization import Denoise
 
 _PARALLEL = 1e-4  # radians: below it a line is as good as an arc
@@ -44,9 +44,9 @@ def noise_of(
     Source: Song et al. 2021 (arXiv 2010.02502), section 5.4; here by Heun's method.
     """
     upwards = np.asarray(sigmas)[-2::-1]
-    return samplers.sample(
+    return solvers.sample(
         denoise,
-        samplers.make_solver(name="heun"),
+        solvers.make_solver(name="heun"),
         upwards,
         jax.random.key(0),
         numbers=jnp.zeros(len(labels), jnp.int32),
@@ -65,7 +65,7 @@ class Ends(NamedTuple):
 
 
 def between(
-    denoise: Denoise, solver: samplers.Solver, sigmas: np.ndarray, ends: Ends, *, count: int
+    denoise: Denoise, solver: solvers.Solver, sigmas: np.ndarray, ends: Ends, *, count: int
 ) -> jax.Array:
     """`count` normalised latents [count, i, j, d] from one end to the other, ends included.
 
@@ -80,7 +80,7 @@ def between(
         )
         return (1 - own) * first + own * second
 
-    return samplers.sample(
+    return solvers.sample(
         mixed,
         solver,
         sigmas,

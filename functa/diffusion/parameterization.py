@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functa.runtime.config import outside
+from functa.runtime.config import range_errors
 
 Level = Callable[[jax.Array], jax.Array]  # sigma [b] -> a number an example [b]
 # (inputs [b, i, j, d], condition [b], labels [b] int32) -> [b, i, j, d]
@@ -110,7 +110,7 @@ def make_frame(*, name: str, prediction: str, distribution: str, mean: float, st
         for key, value, known in choices
         if value not in known
     ]
-    problems += outside({"mean": (mean, -10.0, 10.0), "std": (std, 1e-3, 10.0)})
+    problems += range_errors({"mean": (mean, -10.0, 10.0), "std": (std, 1e-3, 10.0)})
     if problems:
         raise ValueError("the frame of diffusion cannot be built: " + "; ".join(problems))
     kind, said = FRAMES[name], PREDICTIONS[prediction]

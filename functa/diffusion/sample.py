@@ -15,9 +15,7 @@ from ml_collections import ConfigDict
 from functa.data.functaset import manifest as functaset_manifest
 from functa.data.functaset import writer as functaset_writer
 from functa.data.functaset.format import RecordLayout, float32_latents
-from functa.diffusion import interpolation
-from functa.diffusion import sharded_sampling as sampling
-from functa.diffusion import solvers as samplers
+from functa.diffusion import interpolation, sharded_sampling, solvers
 from functa.pipeline.load import Generator
 from functa.runtime import rng
 from functa.training.tasks import generation
@@ -54,7 +52,7 @@ def trajectory(
 
 
 def _in_blocks(
-    draw: sampling.Sampler,
+    draw: sharded_sampling.Sampler,
     generator: Generator,
     config: ConfigDict,
     numbers: np.ndarray,
@@ -88,7 +86,7 @@ def encoded_pair(generator: Generator, indices: tuple[int, int]) -> tuple[np.nda
 def first_noise(config: ConfigDict, *, seed: int, numbers: np.ndarray) -> jax.Array:
     """Noisy latents [n, i, j, d] that samples of a seed begin with; numbers [n] int32."""
     key, latent_shape = rng.stream_key(seed, "sample"), tuple(config.field.latent_shape)
-    noise = samplers.noise(key, numbers=jnp.asarray(numbers), step=0, latent_shape=latent_shape)
+    noise = solvers.noise(key, numbers=jnp.asarray(numbers), step=0, latent_shape=latent_shape)
     return _schedule(config)[0] * noise
 
 
@@ -111,7 +109,7 @@ def make_strip(generator: Generator, config: ConfigDict, *, count: int) -> Calla
     @jax.jit
     def strip(params: Any, ends: interpolation.Ends) -> jax.Array:
         denoise = generation.guided(config, generation.make_denoise(config, params))
-        solver = samplers.make_solver(**config.generate.solver)
+        solver = solvers.make_solver(**config.generate.solver)
         drawn = interpolation.between(denoise, solver, _schedule(config), ends, count=count)
         return generator.normalization.restore(drawn)
 
@@ -148,7 +146,7 @@ def strip_of_latents(
 
 
 def _schedule(config: ConfigDict) -> np.ndarray:
-    return samplers.make_schedule(**config.generate.schedule)
+    return solvers.make_schedule(**config.generate.schedule)
 
 
 def write_functaset(

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from functa.runtime import mesh as mesh_lib
-from functa.runtime import storage as disk
+from functa.runtime import storage
 
 # (params, numbers [b], labels [b]) -> latents [b, i, j, d]
 Sampler = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -87,8 +87,8 @@ def draw(
 def _write(path: epath.Path, latents: np.ndarray) -> None:
     content = io.BytesIO()
     np.save(content, latents, allow_pickle=False)
-    beside = path if disk.is_remote(path) else path.parent / f"{path.name}.partial"
-    with disk.naming(path, len(content.getvalue())):
+    beside = path if storage.is_remote(path) else path.parent / f"{path.name}.partial"
+    with storage.explain_disk_full(path, len(content.getvalue())):
         beside.write_bytes(content.getvalue())
         if beside != path:
             beside.replace(path)

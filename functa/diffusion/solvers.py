@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functa.diffusion.parameterization import Denoise, velocity
-from functa.runtime.config import outside
+from functa.runtime.config import range_errors
 
 # Of gamma, the relative growth of sigma in one step (Karras et al. 2022, algorithm 2).
 _LARGEST_CHURN = 2**0.5 - 1
@@ -27,8 +27,8 @@ def karras_schedule(*, steps: int, sigma_min: float, sigma_max: float, rho: floa
 
     Source: Karras et al. 2022, equation 5; there 18 steps, 0.002, 80 and rho 7.
     """
-    problems = outside({"sigma_max": (sigma_max, 1e-3, 1e5), "rho": (rho, 0.1, 100.0)})
-    problems += outside({"sigma_min": (sigma_min, 1e-6, sigma_max)})
+    problems = range_errors({"sigma_max": (sigma_max, 1e-3, 1e5), "rho": (rho, 0.1, 100.0)})
+    problems += range_errors({"sigma_min": (sigma_min, 1e-6, sigma_max)})
     _refuse("schedule karras", _step_problems(steps) + problems)
     ends = np.array([sigma_max, sigma_min]) ** (1 / rho)
     sigmas = np.linspace(ends[0], ends[1], steps) ** rho
@@ -40,7 +40,7 @@ def flow_schedule(*, steps: int, sigma_max: float) -> np.ndarray:
 
     Rectified flow starts at t = 1, noise alone; here t = sigma_max / (1 + sigma_max), 0.999 for 999.
     """
-    problems = _step_problems(steps) + outside({"sigma_max": (sigma_max, 1e-3, 1e5)})
+    problems = _step_problems(steps) + range_errors({"sigma_max": (sigma_max, 1e-3, 1e5)})
     _refuse("schedule flow", problems)
     t = np.linspace(sigma_max / (1 + sigma_max), 0, steps + 1)
     return (t / (1 - t)).astype(np.float32)
@@ -82,9 +82,9 @@ def _none(sigmas: np.ndarray) -> np.ndarray:
 
 def _stochastic(*, churn: float, churn_min: float, churn_max: float, churn_noise: float) -> Solver:
     """Karras et al. 2022, algorithm 2: S_churn, S_tmin, S_tmax, S_noise."""
-    problems = outside({"churn": (churn, 0.0, 1e4), "churn_max": (churn_max, 0.0, 1e6)})
-    problems += outside({"churn_min": (churn_min, 0.0, churn_max)})
-    problems += outside({"churn_noise": (churn_noise, 0.0, 10.0)})
+    problems = range_errors({"churn": (churn, 0.0, 1e4), "churn_max": (churn_max, 0.0, 1e6)})
+    problems += range_errors({"churn_min": (churn_min, 0.0, churn_max)})
+    problems += range_errors({"churn_noise": (churn_noise, 0.0, 10.0)})
     _refuse("solver stochastic", problems)
 
     def gammas(sigmas):
@@ -240,8 +240,8 @@ def guided(
     """
     low, high = interval
     traced = isinstance(scale, jax.Array)
-    problems = [] if traced else outside({"scale": (scale, 0.0, 1e3)})
-    problems += outside({"interval[1]": (high, 0.0, 1e6), "interval[0]": (low, 0.0, high)})
+    problems = [] if traced else range_errors({"scale": (scale, 0.0, 1e3)})
+    problems += range_errors({"interval[1]": (high, 0.0, 1e6), "interval[0]": (low, 0.0, high)})
     _refuse("guidance", problems)
     if not traced and scale == 1:
         return denoise

@@ -12,10 +12,10 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from functa.fields import psnr as metrics
+from functa.fields import psnr
 from functa.models import classifier
 from functa.runtime import rng
-from functa.training import optimizers as optim
+from functa.training import optimizers
 
 FEATURES = 64  # of the penultimate layer
 _NARROWEST = 16  # channels
@@ -144,7 +144,7 @@ def fit_pca(images: np.ndarray, *, components: int) -> Extractor:
     if not 1 <= components <= most:
         raise ValueError(f"components={components} must be from 1 to {most} for {images.shape}")
     rows = (images / np.float32(255)).reshape(len(images), -1)
-    mean, basis = metrics.fit_pca(rows, components)
+    mean, basis = psnr.fit_pca(rows, components)
 
     def project(rows: np.ndarray) -> np.ndarray:
         return ((rows - mean) @ basis).astype(np.float32)
@@ -184,7 +184,7 @@ def _train(
 ) -> Any:
     """The network's params after `steps` steps."""
     shape = images.shape[1:]
-    transformation = optim.make(
+    transformation = optimizers.make(
         name="adamw",
         learning_rate=_LEARNING_RATE,
         schedule="cosine",

@@ -12,13 +12,11 @@ from ml_collections import ConfigDict
 from functa.data.functaset.format import float32_latents
 from functa.data.functaset.reader import Functaset
 from functa.data.images import Batch, ImageSource
-from functa.diffusion import sharded_sampling as sampling
-from functa.evaluation import distances, inception
-from functa.evaluation import features as features_lib
-from functa.evaluation import generative_metrics as judging
+from functa.diffusion import sharded_sampling
+from functa.evaluation import distances, features, generative_metrics, inception
 from functa.evaluation.features import Extractor
 from functa.models.normalization import Normalization
-from functa.runtime.config import outside, read_json, write_json
+from functa.runtime.config import range_errors, read_json, write_json
 from functa.training.progress import Bar
 from functa.training.tasks import generation
 
@@ -53,16 +51,16 @@ def check(config: ConfigDict) -> list[str]:
         return []
     if settings.name == "pca":
         pixels = math.prod(config.data.image_shape)
-        return outside({"generate.features.components": (settings.components, 1, pixels)})
-    return outside({"generate.features.steps": (settings.steps, 1, 10**7)})
+        return range_errors({"generate.features.components": (settings.components, 1, pixels)})
+    return range_errors({"generate.features.steps": (settings.steps, 1, 10**7)})
 
 
 def check_splits(config: ConfigDict, sources: dict[str, ImageSource]) -> list[str]:
     """What keeps samples from being judged by these images; [] if nothing does."""
     problems, examples = [], {name: source.num_examples for name, source in sources.items()}
-    if examples["test"] < judging.FEWEST:
+    if examples["test"] < generative_metrics.FEWEST:
         problems.append(
-            f"generate judges samples by test images, {judging.FEWEST} at least, and there are {examples['test']}"
+            f"generate needs {generative_metrics.FEWEST} test images or more; there are {examples['test']}"
         )
     settings = config.generate.features
     if settings.get("name") == "pca" and settings.components >= examples["train"]:
@@ -106,8 +104,10 @@ class Drawing:
         """
         sample = generation.make_sampler(self.config, normalization)
 
-        def draw(name: str, sampler: sampling.Sampler, params: Any, labels: np.ndarray) -> float:
-            return sampling.draw(
+        def draw(
+            name: str, sampler: sharded_sampling.Sampler, params: Any, labels: np.ndarray
+        ) -> float:
+            return sharded_sampling.draw(
                 self.directory / name,
                 sampler=sampler,
                 params=params,
@@ -126,7 +126,7 @@ class Drawing:
         told = self.directory / "speed.json"
         if rate and process_index == 0:
             block, count = self.config.generate.sample_batch_size, len(self.labels)
-            own = min(count, block * len(sampling.share_of(count, block, 0, process_count)))
+            own = min(count, block * len(sharded_sampling.share_of(count, block, 0, process_count)))
             write_json(told, {"samples_per_second": rate * count / own})
         for scale in self.config.generate.sweep:
             inputs = {"params": params, "scale": np.float32(scale)}
@@ -144,7 +144,7 @@ class Drawing:
 
     def _collect(self, name: str, count: int) -> np.ndarray:
         block = self.config.generate.sample_batch_size
-        return sampling.collect(self.directory / name, count=count, block=block)
+        return sharded_sampling.collect(self.directory / name, count=count, block=block)
 
 
 def _of_scale(scale: float) -> str:
@@ -196,14 +196,14 @@ class Judge:
             "reconstructions": self.decode(self.test_latents),
             "gaussian": self.decode(gaussian),
         }
-        judged = judging.judge(self.extractor, **images, seed=config.seed)
+        judged = generative_metrics.judge(self.extractor, **images, seed=config.seed)
         few = slice(MOST_NEIGHBOURS_OF)
-        pixels = judging.memorisation(
+        pixels = generative_metrics.memorisation(
             train=self.train["image"] / np.float32(255),
             test=images["test"][few],
             samples=images["samples"][few],
         )
-        space = judging.memorisation(
+        space = generative_metrics.memorisation(
             train=self.train_latents, test=self.test_latents[few], samples=latents[few]
         )
         nearest = pixels.samples.indices[:SHOWN_NEIGHBOURS, 0]
@@ -242,7 +242,7 @@ class Judge:
             ).all():  # guided too far: a hole in the curve, not the end of a run
                 return distances.Estimate(math.nan, math.nan)
             made = self.extractor.extract(self.decode(latents))
-            return judging.kernel(test, made, self.config.seed)
+            return generative_metrics.kernel(test, made, self.config.seed)
 
         distances_of = [distance(latents) for latents in drawn.values()]
         return {
@@ -271,8 +271,8 @@ def extractor(config: ConfigDict, *, train: dict[str, Any], test: dict[str, Any]
     if settings.name == "inception":
         return inception.extractor(settings.path)
     if settings.name == "pca":
-        return features_lib.fit_pca(train["image"], components=settings.components)
-    return features_lib.train_cnn(
+        return features.fit_pca(train["image"], components=settings.components)
+    return features.train_cnn(
         train["image"],
         train["label"],
         test_images=test["image"],

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from functa.data.images import ImageSource
-from functa.fields import psnr as metrics
+from functa.fields import psnr
 from functa.fields.field import Field
 
 PCA_IMAGES = 20_000  # of the train split, which PCA is fitted on, but no more than of so many
@@ -27,10 +27,10 @@ def fit_pca(train: ImageSource, field: Field, components: int) -> tuple[np.ndarr
 
     def cells() -> Iterator[np.ndarray]:
         for index in _blocks(pca_images(train, field), field, _BLOCK_VALUES):
-            found = metrics.image_cells(train.read(index)["image"], field.latent_shape[:2])
+            found = psnr.image_cells(train.read(index)["image"], field.latent_shape[:2])
             yield (found / np.float32(255)).reshape(-1, found.shape[-1])
 
-    return metrics.fit_pca_in_blocks(cells(), components)
+    return psnr.fit_pca_in_blocks(cells(), components)
 
 
 def pca_psnr(train: ImageSource, test: ImageSource, field: Field) -> np.ndarray:
@@ -40,8 +40,8 @@ def pca_psnr(train: ImageSource, test: ImageSource, field: Field) -> np.ndarray:
     errors = []
     for index in _blocks(test.num_examples, field, _TEST_VALUES):
         images = test.read(index)["image"] / np.float32(255)
-        errors.append(metrics.pca_mse(images, grid, mean, basis))
-    return metrics.psnr(np.concatenate(errors))
+        errors.append(psnr.pca_mse(images, grid, mean, basis))
+    return psnr.psnr(np.concatenate(errors))
 
 
 def _blocks(count: int, field: Field, values: int) -> Iterator[np.ndarray]:

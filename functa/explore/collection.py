@@ -6,7 +6,7 @@ import numpy as np
 
 from functa.data.functaset.format import float32_latents
 from functa.data.functaset.reader import Functaset
-from functa.runtime.config import outside
+from functa.runtime.config import range_errors
 
 MOST_ON_A_PAGE = 100
 _BLOCK = 1024  # records looked through at once
@@ -39,10 +39,10 @@ class Collection:
           ValueError: a split, row, count or class that is none.
         """
         source, classes = self._source(split), self.functaset.manifest.class_names
-        problems = outside({"count": (count, 1, MOST_ON_A_PAGE)})
-        problems += outside({"start": (start, 0, max(0, source.num_examples - 1))})
+        problems = range_errors({"count": (count, 1, MOST_ON_A_PAGE)})
+        problems += range_errors({"start": (start, 0, max(0, source.num_examples - 1))})
         if label is not None and classes:
-            problems += outside({"class": (label, 0, len(classes) - 1)})
+            problems += range_errors({"class": (label, 0, len(classes) - 1)})
         if problems:
             raise ValueError("; ".join(problems))
         end = min(start + (count if label is None else _MOST_LOOKED_THROUGH), source.num_examples)

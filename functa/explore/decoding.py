@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from functa.diffusion import sharded_sampling as sampling
+from functa.diffusion import sharded_sampling
 from functa.explore.kept import Kept
 from functa.fields.field import Field
 
@@ -64,6 +64,8 @@ class Decoder:
         size = max(1, min(size, _BYTES // image_bytes(self.field, scale)))
         program = self._programs.get(
             (scale, size),
-            lambda: sampling.make_decoder(self.field, self._params, batch_size=size, scale=scale),
+            lambda: sharded_sampling.make_decoder(
+                self.field, self._params, batch_size=size, scale=scale
+            ),
         )
         return program(latents)

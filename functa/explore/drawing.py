@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from functa.diffusion import interpolation
+from functa.diffusion import interpolation, solvers
 from functa.diffusion import sample as samples
-from functa.diffusion import solvers as samplers
 from functa.explore.kept import Kept
 from functa.pipeline.load import Generator
 from functa.runtime import config as config_lib
 from functa.runtime import rng
-from functa.runtime.config import outside
+from functa.runtime.config import range_errors
 from functa.training.tasks import generation
 
 MOST_SAMPLES = 100
@@ -82,7 +81,7 @@ class Drawing:
         Raises:
           ValueError: impossible ones, or such as this generator was not trained for.
         """
-        problems = outside(
+        problems = range_errors(
             {
                 "guidance": (settings.guidance, 0, self.largest_guidance),
                 "steps": (settings.steps, 1, self.most_steps),
@@ -103,7 +102,7 @@ class Drawing:
 
     def check(self, sample: Sample) -> None:
         """Raises ValueError for a sample that cannot be drawn."""
-        problems = outside(
+        problems = range_errors(
             {
                 "seed": (sample.seed, 0, LARGEST_SEED),
                 "number": (sample.number, 0, LARGEST_SEED),
@@ -157,7 +156,7 @@ class Drawing:
         Raises:
           ValueError: what cannot be drawn, or too few or too many on the strip.
         """
-        if problems := outside({"count": (count, FEWEST_ON_A_STRIP, MOST_ON_A_STRIP)}):
+        if problems := range_errors({"count": (count, FEWEST_ON_A_STRIP, MOST_ON_A_STRIP)}):
             raise ValueError(problems[0])
         config = self.config(settings)
         noisy = jnp.concatenate([self._noise(end, config, settings) for end in ends])
@@ -187,7 +186,7 @@ class Drawing:
         )
 
         def draw(*inputs) -> jax.Array:
-            drawn: samplers.Samples = sampler(*inputs)
+            drawn: solvers.Samples = sampler(*inputs)
             return drawn.latents
 
         return jax.jit(draw)

@@ -5,17 +5,17 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from functa.diffusion import inpainting as imputation
+from functa.diffusion import inpainting
 from functa.diffusion.inpainter import Imputer
 from functa.explore.kept import Kept
 from functa.fields import psnr as metrics
 from functa.pipeline.load import Generator
-from functa.runtime.config import outside
+from functa.runtime.config import range_errors
 
 MOST_DRAWS = 16
 MOST_STEPS = 100
 LARGEST_SEED = 10**6
-_KIND = imputation.Kind("all", 1, 0.0)  # pixels as they are; which ones, the mask says
+_KIND = inpainting.Kind("all", 1, 0.0)  # pixels as they are; which ones, the mask says
 _IMPUTERS = 3  # that are kept: one for each number of steps
 
 
@@ -57,7 +57,7 @@ class Imputing:
             knows no image of unknown class.
         """
         h, w, c = image.shape
-        problems = outside(
+        problems = range_errors(
             {
                 "draws": (draws, 1, MOST_DRAWS),
                 "steps": (steps, 1, MOST_STEPS),
@@ -76,7 +76,7 @@ class Imputing:
         )
         images = image[None].astype(np.float32) / np.float32(255)
         mask = np.broadcast_to(~hidden[None, :, :, None], images.shape).astype(np.float32)
-        observation = imputation.Observation(jnp.asarray(mask), jnp.asarray(mask * images))
+        observation = inpainting.Observation(jnp.asarray(mask), jnp.asarray(mask * images))
         self._say("fitting what is seen, without prior")
         without = imputer.without(observation)
         self._say(f"drawing {draws} images that could have been seen so")
@@ -84,10 +84,10 @@ class Imputing:
         drawn = imputer.draws(observation, names=np.asarray([seed]), count=draws)
         made = {"without": without, "draw": drawn[:, 0], "mean": drawn.mean(axis=1)}
         filled = {
-            name: imputation.fill_in(_KIND, observation, value) for name, value in made.items()
+            name: inpainting.fill_in(_KIND, observation, value) for name, value in made.items()
         }
         psnr = {
-            name: float(metrics.psnr(imputation.hidden_mse(_KIND, observation, value, images))[0])
+            name: float(metrics.psnr(inpainting.hidden_mse(_KIND, observation, value, images))[0])
             for name, value in filled.items()
         }
         all_drawn = np.where(mask == 1, images, drawn[0])

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from functa.data.functaset.reader import Functaset, open_functaset
 from functa.explore.originals import Originals
 from functa.fields.field import Field
-from functa.pipeline import load as trained
+from functa.pipeline import load
 from functa.pipeline.load import Generator
 from functa.runtime import config as config_lib
-from functa.runtime import mesh as mesh_lib
+from functa.runtime import mesh
 from functa.training.checkpoint import digest
 
 
@@ -48,12 +48,12 @@ def open_run(workdir: epath.PathLike, *, data_dir: str | None) -> Opened:
     if not run.is_dir():
         raise ValueError(f"there is no folder {run}")
     config = config_lib.load(run)
-    field, params = trained.load_field(run)
-    params = mesh_lib.to_host(params)
+    field, params = load.load_field(run)
+    params = mesh.to_host(params)
     functaset = open_functaset(run / "functaset", field_digest=digest(params))
     generator, why = None, ""
     try:
-        loaded = trained.load_generator(run)
+        loaded = load.load_generator(run)
         # A request should not have to bring them there.
         generator = loaded._replace(params=jax.tree.map(jnp.asarray, loaded.params))
     except (

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from functa.data import images as images_lib
+from functa.data import images
 from functa.data.augmented_copies import read_copies
 
 _AUGMENTATION = ("flip", "crop", "crop_padding", "crop_min_area")  # keys of config.encode
@@ -27,7 +27,7 @@ class Originals:
         if data_dir is not None:
             data["data_dir"] = data_dir
         try:
-            self._splits = images_lib.open_splits(**data)
+            self._splits = images.open_splits(**data)
         except (ValueError, OSError) as error:
             self.missing = f"the images are not there: {error}"
             return

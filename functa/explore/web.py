@@ -22,8 +22,8 @@ from starlette.routing import Route
 from functa.explore import asking
 from functa.explore.drawing import MOST_SAMPLES, Sample
 from functa.explore.explorer import Explorer
-from functa.report import html as page
-from functa.runtime import image_io as pictures
+from functa.report import html
+from functa.runtime import image_io
 
 _MOST_BYTES = 1 << 20  # of a question: a mask of 1000 x 1000 pixels
 _MOST_WAITING = 16
@@ -119,7 +119,7 @@ def make_app(explorer: Explorer) -> Starlette:
 
     routes = [
         *(Route(path, _file(*file)) for path, file in _FILES.items()),
-        Route("/style.css", _text(page.STYLE, "text/css")),
+        Route("/style.css", _text(html.STYLE, "text/css")),
         Route("/api/run", run),
         Route("/api/doing", doing),
         *(
@@ -147,8 +147,8 @@ def browse(explorer: Explorer, body: Any) -> dict[str, Any]:
             "copy": int(records["copy"][k]),
             "class": int(records["label"][k]),
             "psnr": float(records["psnr"][k]),
-            "image": pictures.data_uri(found.images[k]),
-            "original": None if found.originals is None else pictures.data_uri(found.originals[k]),
+            "image": image_io.data_uri(found.images[k]),
+            "original": None if found.originals is None else image_io.data_uri(found.originals[k]),
         }
         for k, row in enumerate(found.page.rows)
     ]
@@ -158,10 +158,10 @@ def browse(explorer: Explorer, body: Any) -> dict[str, Any]:
 def decode(explorer: Explorer, body: Any) -> dict[str, Any]:
     read = asking.fields(body, "the question", of=_image(explorer), scale=asking.integer)
     made = explorer.decode(read["of"], scale=read["scale"])
-    original = None if made.original is None else pictures.data_uri(made.original)
+    original = None if made.original is None else image_io.data_uri(made.original)
     return {
-        "image": pictures.data_uri(made.image),
-        "bicubic": pictures.data_uri(made.bicubic),
+        "image": image_io.data_uri(made.image),
+        "bicubic": image_io.data_uri(made.bicubic),
         "shape": list(made.image.shape[:2]),
         "original": original,
         "note": made.note,
@@ -202,7 +202,7 @@ def sample(explorer: Explorer, body: Any) -> dict[str, Any]:
             "number": one.number,
             "class": None if one.label == num_classes else one.label,
             "settings": one.settings._asdict(),
-            "image": pictures.data_uri(image),
+            "image": image_io.data_uri(image),
         }
         for one, image in zip(asked, images, strict=True)
     ]
@@ -226,15 +226,15 @@ def strip(explorer: Explorer, body: Any) -> dict[str, Any]:
         scale=read["scale"],
     )
     return {
-        "images": list(map(pictures.data_uri, images)),
-        "ends": list(map(pictures.data_uri, ends)),
+        "images": list(map(image_io.data_uri, images)),
+        "ends": list(map(image_io.data_uri, ends)),
     }
 
 
 def test_image(explorer: Explorer, body: Any) -> dict[str, Any]:
     read = asking.fields(body, "the question", row=asking.integer)
     image, label = explorer.test_image(read["row"])
-    return {"image": pictures.data_uri(image), "class": label}
+    return {"image": image_io.data_uri(image), "class": label}
 
 
 def impute(explorer: Explorer, body: Any) -> dict[str, Any]:
@@ -251,10 +251,10 @@ def impute(explorer: Explorer, body: Any) -> dict[str, Any]:
         read["row"], read["hidden"], draws=read["draws"], steps=read["steps"], seed=read["seed"]
     )
     return {
-        "seen": pictures.data_uri(made.seen),
-        "without": pictures.data_uri(made.without),
-        "mean": pictures.data_uri(made.mean),
-        "draws": list(map(pictures.data_uri, made.draws)),
+        "seen": image_io.data_uri(made.seen),
+        "without": image_io.data_uri(made.without),
+        "mean": image_io.data_uri(made.mean),
+        "draws": list(map(image_io.data_uri, made.draws)),
         "psnr": made.psnr,
     }
 

@@ -11,12 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from functa.fields import inner_loop
-from functa.fields import psnr as metrics
-from functa.fields import row_sharding as bands
+from functa.fields import inner_loop, psnr, row_sharding
 from functa.fields.field import Field, make_field
 from functa.runtime import rng
-from functa.runtime.config import outside
+from functa.runtime.config import range_errors
 
 
 def make_fit(config: ConfigDict) -> Callable[[Any, jax.Array], inner_loop.Fit]:
@@ -44,7 +42,7 @@ def make_encoder(config: ConfigDict) -> jax.stages.Wrapped:
     @jax.jit
     def encode(params, images):
         result = fit(params, images)
-        return result.latents, metrics.psnr(result.losses[-1])
+        return result.latents, psnr.psnr(result.losses[-1])
 
     return encode
 
@@ -79,7 +77,7 @@ def training_band(config: ConfigDict) -> Field:
             f"mesh.cell={count} shares out whole images: random cells are shared out as they are; set "
             "meta_learn.cells_per_image=0 or mesh.cell=1"
         )
-    band = bands.band_of(field, count)
+    band = row_sharding.band_of(field, count)
     inner_loop.check_chunks(band, config.inner_loop.chunks)
     return band
 
@@ -105,7 +103,7 @@ def initial_field(config: ConfigDict, key: jax.Array) -> tuple[Any, jax.Array]:
 def check_inner_loop(config: ConfigDict) -> None:
     """Raises ValueError for settings of the inner loop that mean nothing."""
     loop = config.inner_loop
-    problems = outside(
+    problems = range_errors(
         {
             "inner_loop.steps": (loop.steps, 1, 1000),
             "inner_loop.min_lr": (loop.min_lr, 1e-12, 1e12),

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from functa.fields import coordinates as coords
 from functa.fields import siren
-from functa.runtime.config import outside
+from functa.runtime.config import range_errors
 
 Params = dict[str, Any]
 Images = TypeVar("Images", jax.Array, np.ndarray)
@@ -72,7 +72,7 @@ class Field:
             for name, known in words.items()
             if getattr(self, name) not in known
         ]
-        problems += outside(
+        problems += range_errors(
             {
                 "field.upsampling": (self.upsampling, 1, 1 << 10),
                 "field.depth": (self.depth, 2, 1000),

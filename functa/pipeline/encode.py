@@ -27,8 +27,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from functa.data.augmented_copies import read_records
-from functa.data.functaset import format as functaset_format
-from functa.data.functaset import writer as functaset_writer
+from functa.data.functaset import format, writer
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.manifest import complete_set, completed, finished_parts, summary
 from functa.data.functaset.writer import Recipe, Shard, ShardWriter
@@ -36,7 +35,7 @@ from functa.data.images import ImageSource
 from functa.data.read_timeout import patient, read_ahead
 from functa.runtime import config as config_lib
 from functa.runtime import mesh as mesh_lib
-from functa.runtime import storage as disk
+from functa.runtime import storage
 
 Fit = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -59,11 +58,11 @@ def check(config: ConfigDict) -> None:
     ]
     if not 0 < c.shard_megabytes < float("inf"):
         problems.append(f"encode.shard_megabytes={c.shard_megabytes} must be above 0")
-    if c.compression not in functaset_writer.COMPRESSIONS:
-        known = ", ".join(functaset_writer.COMPRESSIONS)
+    if c.compression not in writer.COMPRESSIONS:
+        known = ", ".join(writer.COMPRESSIONS)
         problems.append(f"encode.compression={c.compression!r}: known are {known}")
-    if c.dtype not in functaset_format.STORED_AS:
-        known = ", ".join(functaset_format.STORED_AS)
+    if c.dtype not in format.STORED_AS:
+        known = ", ".join(format.STORED_AS)
         problems.append(f"encode.dtype={c.dtype!r}: known are {known}")
     if c.crop not in ("none", "pad", "resize"):
         problems.append(f"encode.crop={c.crop!r}: known are none, pad, resize")
@@ -120,33 +119,31 @@ def encode(
     Raises:
       ValueError: impossible config.encode, no images to train or test on, or latents of another
         shape than config.field.latent_shape.
-      MendableError: a complete functaset of another field or config stands there.
+      UserError: a complete functaset of another field or config stands there.
       FloatingPointError: latents that are not finite or too large for the dtype; names the example.
       OSError: ENOSPC: no room; names the bytes needed.
       TimeoutError: other processes have stopped writing.
-      HungInputError: a read does not come back.
+      InputTimeoutError: a read does not come back.
     """
     check(config)
     directory = epath.Path(directory)
     recipe = _recipe(splits, field_digest, config, class_names)
-    records = functaset_writer.records_per_shard(config.encode.shard_megabytes, recipe.layout)
-    shards = functaset_writer.plan_shards(recipe.num_records, records)
+    records = writer.records_per_shard(config.encode.shard_megabytes, recipe.layout)
+    shards = writer.plan_shards(recipe.num_records, records)
     parts = finished_parts(directory, shards, recipe)
     earlier = sum(part["seconds"] for part in parts.values()) / process_count
     manifest = complete_set(directory, shards, recipe, parts)
     if manifest is None:
         directory.mkdir(parents=True, exist_ok=True)
-        functaset_writer.require_space(
+        writer.require_space(
             directory, [shard for shard in shards if shard not in parts], recipe.layout
         )
         if process_index == 0:
-            (directory / functaset_format.MANIFEST).unlink(missing_ok=True)
+            (directory / format.MANIFEST).unlink(missing_ok=True)
         mine = shards[process_index::process_count]
         todo = [shard for shard in mine if shard not in parts]
         # Who waits for them would read parts of an earlier making again and again.
-        disk.at_once(
-            lambda s: functaset_writer.part_file(directory, s).unlink(missing_ok=True), todo
-        )
+        storage.thread_map(lambda s: writer.part_file(directory, s).unlink(missing_ok=True), todo)
         _make_shards(
             directory,
             todo,

@@ -14,7 +14,7 @@ from functa.evaluation.features import in_batches
 from functa.fields.field import Field, make_field
 from functa.models.normalization import Normalization, make_normalization
 from functa.runtime import config as config_lib
-from functa.runtime import mesh as mesh_lib
+from functa.runtime import mesh
 from functa.training.checkpoint import Checkpoints, digest
 from functa.training.tasks import classification, generation, meta_learning
 
@@ -52,7 +52,7 @@ def _restore(directory: epath.Path, init: Callable[[jax.Array], Any], *, keep: i
     Raises:
       ValueError: there is none, or its file is damaged.
     """
-    place = mesh_lib.replicated(mesh_lib.make_mesh())
+    place = mesh.replicated(mesh.make_mesh())
     template = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         jax.eval_shape(init, jax.random.key(0)),
@@ -79,7 +79,7 @@ def load_classifier(
     _same_functaset("classifier", path, functaset)
     task = classification.make(config, functaset, process_index=0, process_count=1)
     params = _restore(epath.Path(workdir) / "classify" / "best", task.init, keep=_KEPT)
-    params, evaluate = mesh_lib.to_host(params), jax.jit(task.evaluate)
+    params, evaluate = mesh.to_host(params), jax.jit(task.evaluate)
 
     def some_classes(latents: np.ndarray) -> np.ndarray:
         batch = {"latents": latents, "label": np.zeros(len(latents), np.int32)}
@@ -129,7 +129,7 @@ def load_generator(workdir: epath.PathLike) -> Generator:
     if not metrics.exists():
         raise ValueError(f"{metrics} does not exist: the stage generate of {run} is not complete")
     field, field_params = load_field(run)
-    field_params = mesh_lib.to_host(field_params)
+    field_params = mesh.to_host(field_params)
     functaset = open_functaset(run / "functaset", field_digest=digest(field_params))
     _same_functaset("generator", metrics, functaset)
     try:
@@ -145,6 +145,4 @@ def load_generator(workdir: epath.PathLike) -> Generator:
     init = generation.make_init(module, latent_shape=tuple(config.field.latent_shape))
     params = _restore(run / "generate" / "best", init, keep=_KEPT)
     normalization = make_normalization(functaset, kind=config.generate.normalization)
-    return Generator(
-        config, field, field_params, functaset, normalization, mesh_lib.to_host(params)
-    )
+    return Generator(config, field, field_params, functaset, normalization, mesh.to_host(params))

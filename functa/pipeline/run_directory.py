@@ -19,10 +19,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from functa.runtime import config as config_lib
-from functa.runtime import memory
-from functa.runtime import processes as distributed
-from functa.runtime import storage as disk
-from functa.runtime.storage import StoreAwayError
+from functa.runtime import memory, processes, storage
+from functa.runtime.errors import StorageUnavailableError
 from functa.training.progress import device_name
 
 _RENEWAL_SECONDS = 10.0
@@ -43,13 +41,13 @@ _PACKAGES = (
 )
 
 
-class LostLockError(Exception):
+class LockLostError(Exception):
     """Another program is at work where this one was."""
 
 
 def check(workdir: epath.Path) -> list[str]:
     """Why a work directory could not be written to; [] if it can, as far as looking tells."""
-    if disk.is_remote(workdir):
+    if storage.is_remote(workdir):
         return _check_remote(workdir)
     existing = workdir.resolve()
     while not existing.exists():
@@ -67,7 +65,7 @@ def _check_remote(workdir: epath.Path) -> list[str]:
     try:
         if "/" in rest and bucket.exists():
             return []
-    except StoreAwayError:
+    except StorageUnavailableError:
         raise  # nothing that a person can mend
     except Exception as error:  # gcsfs: no credentials, no network, a dozen types
         return [
@@ -101,11 +99,11 @@ def locked(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[None]:
     Raises:
       ValueError: another one is at work there.
     """
-    if disk.is_remote(workdir):
+    if storage.is_remote(workdir):
         with _renewed(workdir / ".lock", say):
             yield
         return
-    with disk.locked(workdir / ".lock"):
+    with storage.locked(workdir / ".lock"):
         yield
 
 
@@ -168,19 +166,19 @@ def _renew(path: epath.Path, me: str, content: Callable[[], str], ended: threadi
         try:
             there = content()
             if there and not there.startswith(me):
-                raise LostLockError(
+                raise LockLostError(
                     f"another program has taken over {path.parent} ({there}): this one could not be told from a dead "
                     "one for a while"
                 )
             path.write_text(f"{me}, {renewals}")
-        except (LostLockError, StoreAwayError) as error:
+        except (LockLostError, StorageUnavailableError) as error:
             if ended.is_set():
                 return
             # What the main thread does may take long to fail, or never do; nothing more may be written.
-            line = f"{distributed.this_process()}: {error}"
+            line = f"{processes.this_process()}: {error}"
             logging.getLogger("functa").error("functa: %s", line)
-            distributed.announce(1, line)
-            distributed.end(1)
+            processes.announce(1, line)
+            processes.end(1)
         # The store has many other ways to fail once.
         except Exception as error:
             logging.getLogger("functa").warning("%s could not be renewed: %s", path, error)
@@ -193,7 +191,7 @@ def logged(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Callable
     What ends the run is written there too; to tell it elsewhere is left to who catches it.
     """
     path = workdir / "log.txt"
-    remote = disk.is_remote(path)
+    remote = storage.is_remote(path)
     lines = [path.read_text()] if remote and path.exists() else []
     with contextlib.nullcontext() if remote else open(path, "a", buffering=1) as file:
 

@@ -11,13 +11,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from functa.data.images import ImageSource
-from functa.pipeline import run_directory as workdir_lib
-from functa.pipeline import validation as preflight
-from functa.pipeline.stages import STAGES, Refused, Run
+from functa.pipeline import run_directory, validation
+from functa.pipeline.stages import STAGES, Run
 from functa.runtime import config as config_lib
-from functa.runtime import processes as distributed
-from functa.runtime import storage as disk
-from functa.runtime.preemption import Interrupted
+from functa.runtime import processes, storage
+from functa.runtime.errors import StopRequested, UserError
 from functa.training.progress import device_name
 
 
@@ -27,45 +25,45 @@ def run_stages(
     """Runs config.stages; returns the summary {stage: metrics} of all complete stages.
 
     Raises:
-      Refused: something a person can mend, all of it listed; nothing was written, and nothing compiled but,
+      UserError: something a person can mend, all of it listed; nothing was written, and nothing compiled but,
         where all else was in order, what measures the first inner step.
-      Interrupted, FloatingPointError: see train.train.
+      StopRequested, FloatingPointError: see train.train.
     """
     run = Run(config, workdir, say)
     _ = run.interruption  # from here on SIGTERM and Ctrl-C are requests
-    problems = workdir_lib.check(run.workdir)
-    if problems and disk.is_remote(run.workdir):
+    problems = run_directory.check(run.workdir)
+    if problems and storage.is_remote(run.workdir):
         # What is in a store that cannot be reached is not known.
-        _refuse(distributed.agree({}, problems))
+        _refuse(processes.agree({}, problems))
     problems += check_stages(run)
     missing = incomplete(run)
     reads_images = bool({"meta_learn", "encode", "generate"} & set(missing))  # to judge by
     if missing:
         begun = (run.workdir / "meta_learn").exists()
-        problems += preflight.check(
+        problems += validation.check(
             config,
             (lambda: run.sources) if reads_images else None,
             stages=missing,
             first_step="meta_learn" in missing and not begun and not problems,
         )
-    told = {"jax": jax.__version__, "functa": distributed.source_digest()}
+    told = {"jax": jax.__version__, "functa": processes.source_digest()}
     told |= {f"config.{key}": value for key, value in config_lib.decisive(config).items()}
-    _refuse(distributed.agree(told, problems))
+    _refuse(processes.agree(told, problems))
     run.workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        _refuse(distributed.agree({}, take(run, stack)))
-        _refuse(distributed.agree({}, workdir_lib.check_shared(run.workdir, config)))
+        _refuse(processes.agree({}, take(run, stack)))
+        _refuse(processes.agree({}, run_directory.check_shared(run.workdir, config)))
         # Who held the lock until now may have made some of it.
-        missing = json.loads(distributed.gather(json.dumps(incomplete(run)), "missing")[0])
+        missing = json.loads(processes.gather(json.dumps(incomplete(run)), "missing")[0])
         if missing and jax.process_index() == 0:
-            run.say = stack.enter_context(workdir_lib.logged(run.workdir, say))
+            run.say = stack.enter_context(run_directory.logged(run.workdir, say))
             run.say(describe(run, run.sources if reads_images else {}))
         for stage in run.stages:
             if stage not in missing:
                 _refuse(run.foreign(stage))
                 continue
-            if "stop" in distributed.gather("stop" if run.interruption.received() else "", stage):
-                raise Interrupted(f"stopped before {stage}; all is saved")
+            if "stop" in processes.gather("stop" if run.interruption.received() else "", stage):
+                raise StopRequested(f"stopped before {stage}; all is saved")
             run_stage(run, stage)
     if not missing:
         say(f"all stages of {run.workdir} are complete: {', '.join(run.stages)}")
@@ -85,7 +83,7 @@ def take(run: Run, stack: contextlib.ExitStack) -> list[str]:
     if jax.process_index():
         return []
     try:
-        stack.enter_context(workdir_lib.locked(run.workdir, run.say))
+        stack.enter_context(run_directory.locked(run.workdir, run.say))
     except ValueError as error:
         return [str(error)]
     return config_lib.freeze(run.config, run.workdir)
@@ -99,12 +97,12 @@ def run_stage(run: Run, stage: str) -> None:
         run.say(f"{stage}  again: {run.incomplete(stage)}")
     (run.workdir / stage).mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        config_lib.write_json(run.workdir / "environment.json", workdir_lib.environment())
+        config_lib.write_json(run.workdir / "environment.json", run_directory.environment())
     result = STAGES[stage](run) | {"device": device_name()}
     result["seconds"] = result.pop("earlier_seconds") + time.monotonic() - begin
     if jax.process_index() == 0:
         config_lib.write_json(run.metrics_path(stage), result)
-    distributed.wait(f"end of {stage}")  # what comes next reads these metrics
+    processes.wait(f"end of {stage}")  # what comes next reads these metrics
 
 
 def describe(run: Run, sources: dict[str, ImageSource]) -> str:
@@ -120,7 +118,7 @@ def describe(run: Run, sources: dict[str, ImageSource]) -> str:
 
 def _refuse(problems: list[str]) -> None:
     if problems:
-        raise Refused("\n".join(f"  - {problem}" for problem in problems))
+        raise UserError("\n".join(f"  - {problem}" for problem in problems))
 
 
 def check_stages(run: Run) -> list[str]:

@@ -12,42 +12,26 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from functa.data import images as images_lib
-from functa.data.functaset import reader as functaset_lib
+from functa.data.functaset import reader
 from functa.data.functaset.format import float32_latents
-from functa.diffusion import sharded_sampling as sampling
-from functa.evaluation import generation_eval as generate_lib
-from functa.evaluation import pca_baseline as baseline_lib
-from functa.fields import builders as fitting
+from functa.diffusion import sharded_sampling
+from functa.evaluation import field_arrays, generation_arrays, generation_eval, pca_baseline
+from functa.fields import builders
 from functa.fields import psnr as metrics
 from functa.fields.field import make_field
 from functa.models.normalization import make_normalization
 from functa.pipeline import encode as encode_lib
 from functa.pipeline.load import Generator, load_classifier, load_field
-from functa.report import field_arrays as illustration
-from functa.report import generation_arrays as exhibits
 from functa.runtime import config as config_lib
 from functa.runtime import mesh as mesh_lib
-from functa.runtime import processes as distributed
-from functa.runtime import storage as disk
-from functa.runtime.preemption import Interrupted, Interruption
+from functa.runtime import processes, storage
+from functa.runtime.errors import StopRequested, UserError, as_user_errors
+from functa.runtime.preemption import PreemptionWatcher
 from functa.training.checkpoint import Checkpoints, digest
 from functa.training.loop import Result, train
 from functa.training.progress import Bar
 from functa.training.tasks import Task, classification, generation, meta_learning
 from functa.training.tensorboard import Dashboard, NullDashboard
-
-
-class Refused(config_lib.MendableError):
-    """What stands against running: in the command, the config, the data, or a foreign file."""
-
-
-@contextlib.contextmanager
-def refusing():
-    """ValueErrors inside are about what a person gave, not about a fault of the program."""
-    try:
-        yield
-    except ValueError as error:
-        raise Refused(str(error)) from error
 
 
 def named(config: ConfigDict) -> tuple[str, ...]:
@@ -73,11 +57,11 @@ class Run:
 
     @functools.cached_property
     def interruption(self):
-        return Interruption()
+        return PreemptionWatcher()
 
     @functools.cached_property
     def sources(self) -> dict[str, images_lib.ImageSource]:
-        with refusing():
+        with as_user_errors():
             return images_lib.open_splits(**self.config.data)
 
     def metrics_path(self, stage: str) -> epath.Path:
@@ -95,7 +79,7 @@ class Run:
             return "not done"
         if stage == "encode":
             try:
-                functaset_lib.open_functaset(self.workdir / "functaset", field_digest=None)
+                reader.open_functaset(self.workdir / "functaset", field_digest=None)
             except ValueError as error:
                 return str(error)
         return None
@@ -118,16 +102,16 @@ class Run:
             f"{self.workdir / stage}{' and the functaset' if stage == 'encode' else ''} to make it again"
         ]
 
-    def bind(self, stage: str, functaset: functaset_lib.Functaset) -> None:
+    def bind(self, stage: str, functaset: reader.Functaset) -> None:
         """Notes what a stage that begins is made from.
 
         Raises:
-          Refused: it has begun with another functaset; what is there must not be finished with this one.
+          UserError: it has begun with another functaset; what is there must not be finished with this one.
         """
         path, digest = self.workdir / stage / "functaset.json", functaset.manifest.digest
         begun = config_lib.read_json(path)["digest"] if path.exists() else digest
         if begun != digest:
-            raise Refused(
+            raise UserError(
                 f"{self.workdir / stage} was begun with the functaset {begun}, and {functaset.path} is "
                 f"{digest}: remove {self.workdir / stage} to make it again, or bring its functaset back"
             )
@@ -163,7 +147,7 @@ class Run:
         if jax.process_index() == 0:
             path = self.workdir / stage / "report.npz"
             size = sum(array.nbytes for array in arrays.values())
-            with disk.naming(path, size), path.open("wb") as file:
+            with storage.explain_disk_full(path, size), path.open("wb") as file:
                 np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
@@ -181,9 +165,9 @@ def meta_learn(run: Run) -> dict[str, Any]:
     if jax.process_index():
         return metrics  # process 0 alone measures and draws the rest, and writes it
     params = jax.device_get(result.params)
-    baseline = baseline_lib.pca_psnr(run.sources["train"], run.sources["test"], field)
+    baseline = pca_baseline.pca_psnr(run.sources["train"], run.sources["test"], field)
     few = run.sources["test"].read(np.arange(min(16, run.sources["test"].num_examples)))
-    pictures = illustration.field_pictures(run.config, params, few["image"])
+    pictures = field_arrays.field_pictures(run.config, params, few["image"])
     run.write_arrays("meta_learn", pictures | {"psnr": result.test["psnr"], "pca_psnr": baseline})
     return metrics | {
         "pca_psnr": float(np.mean(baseline)),
@@ -195,13 +179,13 @@ def meta_learn(run: Run) -> dict[str, Any]:
 
 def encode(run: Run) -> dict[str, Any]:
     """field + images -> functaset"""
-    with refusing():
+    with as_user_errors():
         _, params = load_field(run.workdir)
     params = jax.device_get(params)  # every process encodes alone, on its own devices
 
     def stop() -> None:
         if run.interruption.received():
-            raise Interrupted("encode stopped; finished shards are kept")
+            raise StopRequested("encode stopped; finished shards are kept")
 
     data = run.config.data
     names = images_lib.class_names(
@@ -210,7 +194,7 @@ def encode(run: Run) -> dict[str, Any]:
     result = encode_lib.encode(
         directory=run.workdir / "functaset",
         splits=run.sources,
-        fit=functools.partial(fitting.make_encoder(run.config), params),
+        fit=functools.partial(builders.make_encoder(run.config), params),
         field_digest=digest(params),
         config=run.config,
         class_names=names,
@@ -220,18 +204,18 @@ def encode(run: Run) -> dict[str, Any]:
     )
     if jax.process_index():
         return result
-    functaset = functaset_lib.open_functaset(run.workdir / "functaset", field_digest=None)
+    functaset = reader.open_functaset(run.workdir / "functaset", field_digest=None)
     return result | {"stored_psnr": stored_psnr(run, functaset, params)}
 
 
-def stored_psnr(run: Run, functaset: functaset_lib.Functaset, params: Any) -> float:
+def stored_psnr(run: Run, functaset: reader.Functaset, params: Any) -> float:
     """Mean PSNR, dB, of the test images decoded from the latents as stored, rounding included."""
     field, size = make_field(run.config), run.config.encode.batch_size  # what one device can hold
     latents, images = functaset.source("test", cache="none"), run.sources["test"]
 
     @jax.jit
     def score(params, latents, images):
-        errors = field(params, latents) - fitting.to_float(images)
+        errors = field(params, latents) - builders.to_float(images)
         return metrics.psnr(jnp.mean(jnp.square(errors), axis=(1, 2, 3)))
 
     total = 0.0
@@ -248,11 +232,9 @@ def stored_psnr(run: Run, functaset: functaset_lib.Functaset, params: Any) -> fl
 
 def classify(run: Run) -> dict[str, Any]:
     """functaset -> labels"""
-    with refusing():
+    with as_user_errors():
         _, params = load_field(run.workdir)
-        functaset = functaset_lib.open_functaset(
-            run.workdir / "functaset", field_digest=digest(params)
-        )
+        functaset = reader.open_functaset(run.workdir / "functaset", field_digest=digest(params))
         task = classification.make(run.config, functaset, **run.processes)
         run.bind("classify", functaset)
     result = run.train(task)
@@ -271,15 +253,13 @@ def classify(run: Run) -> dict[str, Any]:
 def generate(run: Run) -> dict[str, Any]:
     """functaset -> new latents"""
     settings = run.config.generate
-    with refusing():
+    with as_user_errors():
         field, params = load_field(run.workdir)
         params = jax.device_get(params)
-        functaset = functaset_lib.open_functaset(
-            run.workdir / "functaset", field_digest=digest(params)
-        )
+        functaset = reader.open_functaset(run.workdir / "functaset", field_digest=digest(params))
         classes = load_classifier(run.config, functaset, run.workdir)
-        count = generate_lib.sample_count(run.config, functaset)
-        decode = sampling.make_decoder(field, params, batch_size=settings.sample_batch_size)
+        count = generation_eval.sample_count(run.config, functaset)
+        decode = sharded_sampling.make_decoder(field, params, batch_size=settings.sample_batch_size)
         task = generation.make(run.config, functaset, decode=decode, **run.processes)
         run.bind("generate", functaset)
     result = run.train(task)
@@ -287,11 +267,11 @@ def generate(run: Run) -> dict[str, Any]:
 
     def stop() -> None:
         if run.interruption.received():
-            raise Interrupted("generate stopped; finished samples are kept")
+            raise StopRequested("generate stopped; finished samples are kept")
 
     normalization = make_normalization(functaset, kind=settings.normalization)
     labels = functaset.source("test", cache="none").read(np.arange(count))["label"]
-    drawing = generate_lib.Drawing(run.config, run.workdir / "generate" / "samples", labels)
+    drawing = generation_eval.Drawing(run.config, run.workdir / "generate" / "samples", labels)
     rate = drawing.draw(normalization, generator, say=run.say, stop=stop, **run.processes)
     metrics = result.metrics | {
         "functaset_digest": functaset.manifest.digest,
@@ -299,18 +279,20 @@ def generate(run: Run) -> dict[str, Any]:
         "samples": count,
         "samples_per_second": rate,
     }
-    distributed.wait("samples")
+    processes.wait("samples")
     if jax.process_index():
         return metrics  # process 0 alone judges
     latents, swept = drawing.collect()
-    with refusing():
-        judge = generate_lib.Judge(
+    with as_user_errors():
+        judge = generation_eval.Judge(
             run.config, functaset, sources=run.sources, count=count, decode=decode, classes=classes
         )
     judged, arrays = judge.judge(latents, labels)
     arrays |= judge.sweep(swept, labels)
     whole = Generator(run.config, field, params, functaset, normalization, generator)
-    arrays |= exhibits.imputed(whole, run.sources) | exhibits.ladder(whole, latents)
+    arrays |= generation_arrays.imputed(whole, run.sources) | generation_arrays.ladder(
+        whole, latents
+    )
     run.write_arrays("generate", arrays)
     return metrics | judged
 

@@ -7,15 +7,15 @@ from typing import Any
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from functa.data import images as images_lib
+from functa.data import images
 from functa.data.functaset.batches import no_room
 from functa.data.functaset.format import RecordLayout
 from functa.data.images import ImageSource
-from functa.evaluation import generation_eval as generate_lib
-from functa.fields import builders as fitting
-from functa.pipeline import encode as encode_lib
+from functa.evaluation import generation_eval
+from functa.fields import builders
+from functa.pipeline import encode
 from functa.runtime import mesh as mesh_lib
-from functa.runtime.config import outside
+from functa.runtime.config import range_errors
 from functa.training.tasks import classification, generation, meta_learning
 
 
@@ -48,11 +48,11 @@ def check(
             problems.extend(str(error).splitlines())
 
     problems += meta_learning.check(config)
-    attempt(encode_lib.check, config)
+    attempt(encode.check, config)
     problems += classification.check(config)
     problems += generation.check(config)
-    problems += generate_lib.check(config)
-    problems += outside({"seed": (config.seed, 0, 2**32 - 1)})
+    problems += generation_eval.check(config)
+    problems += range_errors({"seed": (config.seed, 0, 2**32 - 1)})
     problems += _numbers(config, stages, mesh)
     sources: dict[str, ImageSource] = {}
     if open_sources is not None:
@@ -60,10 +60,10 @@ def check(
     with futures.ThreadPoolExecutor(max_workers=1) as thread:
         unstable = None
         if first_step and not problems:
-            unstable = thread.submit(fitting.check_first_step, config)
-        attempt(lambda: problems.extend(images_lib.check_splits(sources)))
+            unstable = thread.submit(builders.check_first_step, config)
+        attempt(lambda: problems.extend(images.check_splits(sources)))
         if "generate" in stages and sources and not problems:
-            problems += generate_lib.check_splits(config, sources)
+            problems += generation_eval.check_splits(config, sources)
         if sources and not problems:
             problems += _caches(config, sources, stages)
         if unstable is not None and not problems:

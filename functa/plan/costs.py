@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from functa.plan import memory_traffic as shares
+from functa.plan import memory_traffic
 from functa.plan.program_operations import Cost
 
 HOUR = 3600.0  # seconds
@@ -57,7 +57,7 @@ class Stage:
     cost: Cost
     optimizer: int
     operations: float
-    program: shares.Program | None
+    program: memory_traffic.Program | None
     sent_bytes: float
     seconds: dict[str, float]
     traffic_seconds: float

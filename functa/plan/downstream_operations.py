@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from functa.diffusion import solvers as samplers
+from functa.diffusion import solvers
 from functa.models import classifier, denoiser
 
 LatentShape = tuple[int, int, int]
@@ -56,8 +56,8 @@ def evaluations(
       schedule, solver: of samplers.make_schedule and make_solver.
       scale, interval: of samplers.guided; any scale but 1 costs the same.
     """
-    made = samplers.make_solver(**solver)
-    sigmas = np.asarray(samplers.make_schedule(**schedule), np.float64)
+    made = solvers.make_solver(**solver)
+    sigmas = np.asarray(solvers.make_schedule(**schedule), np.float64)
     upper = sigmas[:-1] * (
         1 + made.churn(sigmas)
     )  # where each step begins, noise that is added included

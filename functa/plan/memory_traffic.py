@@ -8,7 +8,7 @@ import jax
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from functa.plan import xla_stats as compiled
+from functa.plan import xla_stats
 from functa.runtime import mesh as mesh_lib
 from functa.training.train_step import TrainState, initial_state
 
@@ -37,11 +37,13 @@ class Program(NamedTuple):
 
     memory: dict[str, int]
     moved_bytes: int
-    collectives: list[compiled.Collective]
+    collectives: list[xla_stats.Collective]
 
     @classmethod
     def of(cls, found: jax.stages.Compiled) -> "Program":
-        return cls(compiled.memory(found), compiled.moved_bytes(found), compiled.collectives(found))
+        return cls(
+            xla_stats.memory(found), xla_stats.moved_bytes(found), xla_stats.collectives(found)
+        )
 
     @property
     def peak_bytes(self) -> int:
@@ -65,7 +67,7 @@ def of_stage(config: ConfigDict, stage: str, mesh: AbstractMesh) -> Share:
     and added up with the devices that hold the same part. What XLA sends for an optimiser of sharded matrices
     (Muon) is not counted.
     """
-    task = compiled.described_task(config, stage)
+    task = xla_stats.described_task(config, stage)
     state: TrainState = jax.eval_shape(functools.partial(initial_state, task), jax.random.key(0))
     fsdp = mesh.shape["fsdp"] if task.shards_params else 1
 
@@ -112,7 +114,7 @@ def program(config: ConfigDict, stage: str, mesh: AbstractMesh) -> Program:
         raise ValueError(f"{count} simulated devices are needed, there are {len(jax.devices())}")
     small = mesh_lib.make_mesh(jax.devices()[:count], **sizes)
     if stage == "encode":
-        return Program.of(compiled.encoder(config, small))
+        return Program.of(xla_stats.encoder(config, small))
     config = config.copy_and_resolve_references()
     config[stage].batch_size = config[stage].batch_size * count // mesh.size
-    return Program.of(compiled.compiled_step(config, stage, small))
+    return Program.of(xla_stats.compiled_step(config, stage, small))

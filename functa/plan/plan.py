@@ -18,15 +18,14 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from functa.data.functaset import size as functaset_size
+from functa.data.functaset import size
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.writer import Shard, plan_shards, records_per_shard
-from functa.evaluation import generation_eval as generate_lib
-from functa.fields import builders as fitting
+from functa.evaluation import generation_eval
+from functa.fields import builders
 from functa.fields.field import make_field
 from functa.models import classifier
-from functa.plan import downstream_operations, program_operations
-from functa.plan import memory_traffic as shares
+from functa.plan import downstream_operations, memory_traffic, program_operations
 from functa.plan.costs import HOUR, Assumptions, Stage
 from functa.plan.hardware import Cluster
 from functa.plan.program_operations import Cost
@@ -83,7 +82,7 @@ class Planner:
         """
         self.config, self.cluster, self.splits = config, cluster, splits
         self.assumptions, self.names, self.compiles = assumptions, stages, compiles
-        self.mesh = shares.described_mesh(config, cluster.devices)
+        self.mesh = memory_traffic.described_mesh(config, cluster.devices)
         self.latent_shape: tuple[int, int, int] = tuple(config.field.latent_shape)
         self.layout = RecordLayout(latent_shape=self.latent_shape, dtype=config.encode.dtype)
 
@@ -110,7 +109,7 @@ class Planner:
 
     @functools.cached_property
     def record_bytes(self) -> float:
-        return functaset_size.record_bytes(self.layout, self.config.encode.compression)
+        return size.record_bytes(self.layout, self.config.encode.compression)
 
     @functools.cached_property
     def records(self) -> dict[str, int]:
@@ -123,7 +122,7 @@ class Planner:
         devices_of_image = self.mesh.shape["cell"]
         images = settings.batch_size * devices_of_image // self.cluster.devices
         cost = program_operations.training(
-            fitting.training_band(config),
+            builders.training_band(config),
             steps=loop.steps,
             second_order=loop.second_order,
             chunks=1 if settings.cells_per_image else loop.chunks,
@@ -155,8 +154,8 @@ class Planner:
         images = 0.0 if keeps else batch / cluster.hosts * source.all_splits / total
         again = source.all_splits if keeps and "meta_learn" not in self.names else 0
         moved = images * assumed.image_bytes + batch / cluster.hosts * self.record_bytes
-        program = shares.program(config, "encode", self.mesh) if self.compiles else None
-        share = shares.of_stage(config, "meta_learn", self.mesh)
+        program = memory_traffic.program(config, "encode", self.mesh) if self.compiles else None
+        share = memory_traffic.of_stage(config, "meta_learn", self.mesh)
         parameters = program_operations.numbers(share.parameters)
         return Stage(
             name="encode",
@@ -183,7 +182,7 @@ class Planner:
             read_bytes=(again * cluster.hosts if keeps else source.all_splits)
             * source.stored_bytes,
             kept_bytes={source.cache: source.all_splits * source.kept_bytes} if keeps else {},
-            storage_bytes=functaset_size.shard_bytes(shards, self.record_bytes),
+            storage_bytes=size.shard_bytes(shards, self.record_bytes),
             shards=len(shards),
         )
 
@@ -200,9 +199,9 @@ class Planner:
         count = min(settings.samples, self.splits["test"])
         seconds = self._drawing_seconds(module, count, settings.guidance.scale)
         # Scales that are compared share a program, which is always guided.
-        swept = self._drawing_seconds(module, min(count, generate_lib.MOST_SWEPT), math.inf)
+        swept = self._drawing_seconds(module, min(count, generation_eval.MOST_SWEPT), math.inf)
         stage.extra_hours["sampling"] = (seconds + len(settings.sweep) * swept) / HOUR
-        drawn = count + len(settings.sweep) * min(count, generate_lib.MOST_SWEPT)
+        drawn = count + len(settings.sweep) * min(count, generation_eval.MOST_SWEPT)
         stage.storage_bytes += 4 * drawn * math.prod(self.latent_shape)
         return stage
 
@@ -249,10 +248,10 @@ class Planner:
           of_evaluation: multiply-adds of one example.
         """
         cluster, assumed, settings = self.cluster, self.assumptions, self.config[stage]
-        share = shares.of_stage(self.config, stage, self.mesh)
+        share = memory_traffic.of_stage(self.config, stage, self.mesh)
         parameters = program_operations.numbers(share.parameters)
         optimizer = program_operations.optimizer(settings.optimizer.name, share.parameters)
-        program = shares.program(self.config, stage, self.mesh) if self.compiles else None
+        program = memory_traffic.program(self.config, stage, self.mesh) if self.compiles else None
         # What a host reads: all at first, or what it needs of every batch.
         keeps = source.cache != "none"
         in_step = 0.0 if keeps else settings.batch_size / cluster.hosts
@@ -296,7 +295,7 @@ class Planner:
         """Of products on one device."""
         return 2 * multiply_adds / (self.cluster.chip.peak * self.assumptions.utilisation)
 
-    def _traffic_seconds(self, program: shares.Program | None) -> float:
+    def _traffic_seconds(self, program: memory_traffic.Program | None) -> float:
         return program.moved_bytes / self.cluster.chip.bandwidth if program else 0.0
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from functa.data.functaset import format as functaset_format
+from functa.data.functaset import format
 from functa.data.functaset.reader import Functaset, Manifest
 
 _RECORDS = 64  # of every split; no program depends on how many
@@ -37,16 +37,14 @@ def functaset(config: ConfigDict) -> Functaset:
     return Described(
         path=epath.Path("nowhere"),
         manifest=Manifest(
-            format_version=functaset_format.FORMAT_VERSION,
+            format_version=format.FORMAT_VERSION,
             digest="",
             field_digest="",
             config={"encode": {"num_augmentations": config.encode.num_augmentations}},
             latent_shape=list(config.field.latent_shape),
             dtype=config.encode.dtype,
             class_names=[],
-            splits={
-                split: {"examples": _RECORDS, "shards": []} for split in functaset_format.SPLITS
-            },
+            splits={split: {"examples": _RECORDS, "shards": []} for split in format.SPLITS},
             mean=[0.0] * channels,
             std=[1.0] * channels,
             scalar_mean=0.0,

@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from functa.data.functaset.format import RecordLayout
-from functa.fields import builders as fitting
-from functa.plan import stub_functaset as described
+from functa.fields import builders
+from functa.plan import stub_functaset
 from functa.runtime import mesh as mesh_lib
 from functa.training.tasks import Task, classification, generation, meta_learning
 from functa.training.train_step import NONE_BAD, TrainState, described_state, make_step
@@ -69,7 +69,7 @@ def described_task(config: ConfigDict, stage: str) -> Task:
     alone = {"process_index": 0, "process_count": 1}
     if stage == "meta_learn":
         return meta_learning.make(config, {}, **alone)
-    functaset = described.functaset(config)
+    functaset = stub_functaset.functaset(config)
     if stage == "classify":
         return classification.make(config, functaset, **alone)
     return generation.make(config, functaset, decode=np.asarray, **alone)
@@ -106,7 +106,7 @@ def described_encoder(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Wrappe
         _placed(params, mesh_lib.replicated(mesh)),
         _placed(images, mesh_lib.batched(mesh)),
     )
-    return fitting.make_encoder(config), arguments
+    return builders.make_encoder(config), arguments
 
 
 def encoder(config: ConfigDict, mesh: Mesh) -> jax.stages.Compiled:

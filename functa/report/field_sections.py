@@ -3,10 +3,9 @@
 import numpy as np
 
 from functa.fields import psnr as metrics
-from functa.report import charts
-from functa.report import html as page
+from functa.report import charts, html
 from functa.report.html import Section
-from functa.runtime import image_io as pictures
+from functa.runtime import image_io
 
 FULL_ERROR = 0.1  # error of a pixel value that is drawn in full colour
 MOST_CHANNELS = 64  # drawn of latents on a grid
@@ -29,13 +28,13 @@ def reconstructions(arrays: Arrays) -> Section | None:
     body = ""
     pairs = zip(arrays["originals"], arrays["reconstructions"], strict=True)
     for index, (original, fitted) in enumerate(pairs, 1):
-        error = pictures.diverging((fitted - original).mean(-1), FULL_ERROR)
+        error = image_io.diverging((fitted - original).mean(-1), FULL_ERROR)
         trio = (
-            page.image(original, alt=f"original {index}")
-            + page.image(fitted, alt=f"reconstruction {index}")
-            + page.image(error, alt=f"error of reconstruction {index}", kind="pixels framed")
+            html.image(original, alt=f"original {index}")
+            + html.image(fitted, alt=f"reconstruction {index}")
+            + html.image(error, alt=f"error of reconstruction {index}", kind="pixels framed")
         )
-        body += page.figure(f'<div class="trio">{trio}</div>', _decibels(original, fitted))
+        body += html.figure(f'<div class="trio">{trio}</div>', _decibels(original, fitted))
     lead = (
         "Test images, what the field makes of their latents, and the difference: red too bright, "
         f"blue too dark, full colour where it is {FULL_ERROR:.0%} of the range."
@@ -69,9 +68,9 @@ def distribution(arrays: Arrays) -> Section | None:
 
 
 def _histogram(title: str, groups: list[tuple[str, np.ndarray]]) -> str:
-    legend = page.legend([f"{label}, mean {values.mean():.2f} dB" for label, values in groups])
+    legend = html.legend([f"{label}, mean {values.mean():.2f} dB" for label, values in groups])
     chart = charts.histogram(groups, x_label="dB", description=title)
-    return page.chart(title, legend, chart)
+    return html.chart(title, legend, chart)
 
 
 def latents(arrays: Arrays) -> Section | None:
@@ -82,11 +81,11 @@ def latents(arrays: Arrays) -> Section | None:
     n, i, j, d = values.shape
     limits = np.abs(values).max(axis=(0, 1, 2))
     shown = values[..., :MOST_CHANNELS] if i * j > 1 else values
-    colours = pictures.diverging(shown, limits[: shown.shape[-1]])  # [n, i, j, d, 4]
+    colours = image_io.diverging(shown, limits[: shown.shape[-1]])  # [n, i, j, d, 4]
     body = ""
     for index in range(n):
         if "originals" in arrays and index < len(arrays["originals"]):
-            body += page.image(arrays["originals"][index], alt=f"original {index + 1}")
+            body += html.image(arrays["originals"][index], alt=f"original {index + 1}")
         else:
             body += f"<span>{index + 1}</span>"
         drawn = (
@@ -94,7 +93,7 @@ def latents(arrays: Arrays) -> Section | None:
         )
         kind = "vector" if i * j == 1 else "channels"
         tiles = "".join(
-            page.image(tile, alt=f"channel {channel}", kind="pixels framed")
+            html.image(tile, alt=f"channel {channel}", kind="pixels framed")
             for channel, tile in enumerate(drawn)
         )
         body += f'<div class="{kind}">{tiles}</div>'
@@ -138,11 +137,11 @@ def resolutions(arrays: Arrays, kind: str) -> str:
             image = arrays[name][index]
             h, w, _ = image.shape
             caption = f"{name.removeprefix(f'{kind}_').replace('x', '×')}: {h} × {w} pixels"
-            picture = pictures.shrink(image, MOST_PIXELS)
+            picture = image_io.shrink(image, MOST_PIXELS)
             if len(picture) < h:
                 caption += f", shown at {picture.shape[0]} × {picture.shape[1]}"
             drawn = "pixels" if max(h, w) < 200 else "smooth"
-            row += page.figure(page.image(picture, alt=caption, kind=drawn), caption)
+            row += html.figure(html.image(picture, alt=caption, kind=drawn), caption)
         body += f'<div class="row scales">{row}</div>'
     return body
 
@@ -159,9 +158,9 @@ def inner_steps(arrays: Arrays) -> Section | None:
             caption = f"step {step}" if step else "start"
             if original is not None:
                 caption += f", {_decibels(original, frame)}"
-            row += page.figure(page.image(frame, alt=caption), caption)
+            row += html.figure(html.image(frame, alt=caption), caption)
         if original is not None:
-            row += page.figure(page.image(original, alt="original"), "original")
+            row += html.figure(html.image(original, alt="original"), "original")
         body += f'<div class="row film">{row}</div>'
     steps = arrays["inner_steps"].shape[1] - 1
     lead = (

@@ -3,12 +3,10 @@
 import numpy as np
 
 from functa.diffusion.inpainting import METHODS
-from functa.fields import psnr as metrics
-from functa.report import charts
-from functa.report import field_sections as gallery
-from functa.report import html as page
+from functa.fields import psnr
+from functa.report import charts, field_sections, html
 from functa.report.html import Section
-from functa.runtime import image_io as pictures
+from functa.runtime import image_io
 
 Arrays = dict[str, np.ndarray]
 
@@ -25,10 +23,10 @@ def samples(arrays: Arrays) -> Section | None:
         return None
     _, count, h, w, _ = arrays["samples"].shape
     rows = [*arrays["samples"]]
-    body = page.figure(_sheet(rows, "samples, a row a class"), "samples, a row a class")
+    body = html.figure(_sheet(rows, "samples, a row a class"), "samples, a row a class")
     if "gaussian" in arrays:
         caption = "samples of a Gaussian fitted to the latents"
-        body += page.figure(_sheet([arrays["gaussian"]], caption), caption)
+        body += html.figure(_sheet([arrays["gaussian"]], caption), caption)
     lead = f"Latents drawn by the generator, decoded by the field to {h} × {w} pixels, {count} of each class."
     return Section("samples", "Generated", lead, f'<div class="row">{body}</div>')
 
@@ -49,7 +47,7 @@ def sweep(arrays: Arrays) -> Section | None:
             description=f"{title}, by the scale of guidance",
         )
         told = "; ".join(f"{a:g}: {b:.4g}" for a, b in zip(scale, values, strict=True))
-        body += page.chart(title, page.legend([told]), chart)
+        body += html.chart(title, html.legend([told]), chart)
     errors = arrays["sweep_standard_error"]
     lead = (
         "What exaggerating the class does to the same samples: they are easier to recognise and less various. "
@@ -60,7 +58,7 @@ def sweep(arrays: Arrays) -> Section | None:
 
 def ladder(arrays: Arrays) -> Section | None:
     """Samples at several resolutions."""
-    body = gallery.resolutions(arrays, "ladder")
+    body = field_sections.resolutions(arrays, "ladder")
     lead = "Samples have no resolution either: the same latents, at the resolution of training and above it."
     return Section("ladder", "Samples at any resolution", lead, body) if body else None
 
@@ -76,9 +74,9 @@ def imputed(arrays: Arrays) -> Section | None:
         for name, caption in columns.items():
             if name in METHODS:
                 error = arrays[f"imputed_mse_{name}"][index]
-                caption += f", {float(metrics.psnr(error)):.1f} dB"
+                caption += f", {float(psnr.psnr(error)):.1f} dB"
             picture = np.clip(arrays[f"imputed_{name}"][index], 0, 1)
-            row += page.figure(page.image(picture, alt=f"{caption}, image {index + 1}"), caption)
+            row += html.figure(html.image(picture, alt=f"{caption}, image {index + 1}"), caption)
         body += f'<div class="row film">{row}</div>'
     lead = (
         "Test images of which the right half is seen. Latents fitted to it know nothing of the left; with the "
@@ -93,7 +91,7 @@ def neighbours(arrays: Arrays) -> Section | None:
     if not {"compared", "nearest"} <= arrays.keys():
         return None
     caption = "samples, and below each the nearest training image"
-    body = page.figure(_sheet([arrays["compared"], arrays["nearest"]], caption), caption)
+    body = html.figure(_sheet([arrays["compared"], arrays["nearest"]], caption), caption)
     lead = "Were they the same, the generator would have learned its training set by heart."
     return Section("neighbours", "Nearest training images", lead, f'<div class="row">{body}</div>')
 
@@ -102,4 +100,4 @@ def _sheet(rows: list[np.ndarray], alt: str) -> str:
     """Images [n, h, w, c] in [0, 1], a row for each of `rows`, as one picture."""
     lines = [np.concatenate([*images], axis=1) for images in rows]
     picture = np.clip(np.concatenate(lines, axis=0), 0, 1)
-    return page.image(pictures.shrink(picture, 1024), alt=alt)
+    return html.image(image_io.shrink(picture, 1024), alt=alt)

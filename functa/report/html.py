@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from functa.report import charts
-from functa.runtime import image_io as pictures
+from functa.runtime import image_io
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -179,7 +179,7 @@ def escape(text: Any) -> str:
 
 def image(array: np.ndarray, *, alt: str, kind: str = "pixels") -> str:
     """An array of `pictures.png` as an <img> that holds its own bytes."""
-    return f'<img class="{kind}" alt="{escape(alt)}" src="{pictures.data_uri(array)}">'
+    return f'<img class="{kind}" alt="{escape(alt)}" src="{image_io.data_uri(array)}">'
 
 
 def figure(content: str, caption: str) -> str:

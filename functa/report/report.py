@@ -14,15 +14,9 @@ from etils import epath
 
 from functa.report import (
     charts,
-)
-from functa.report import (
-    field_sections as gallery,
-)
-from functa.report import (
-    generation_sections as showcase,
-)
-from functa.report import (
-    html as page,
+    field_sections,
+    generation_sections,
+    html,
 )
 from functa.report.html import Section, Tile, escape
 from functa.report.metric_registry import (
@@ -34,9 +28,9 @@ from functa.report.metric_registry import (
     shown,
     write_summary,
 )
-from functa.runtime import image_io as pictures
-from functa.runtime import storage as disk
-from functa.runtime.config import DamagedError, read_json
+from functa.runtime import image_io, storage
+from functa.runtime.config import read_json
+from functa.runtime.errors import DamagedFileError
 from functa.training import progress
 
 __all__ = ["results_table", "write_report", "write_summary"]
@@ -85,21 +79,21 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     measured = read_metrics(workdir)
     sections = [
         _results(measured),
-        *gallery.sections(_field_arrays(workdir / "meta_learn" / "report.npz")),
+        *field_sections.sections(_field_arrays(workdir / "meta_learn" / "report.npz")),
         _curves(workdir, measured),
         _confusion(_label_arrays(workdir / "classify" / "report.npz")),
-        *showcase.sections(_arrays(workdir / "generate" / "report.npz")),
+        *generation_sections.sections(_arrays(workdir / "generate" / "report.npz")),
         _tree("configuration", "Configuration", "Every setting of the run.", config),
         _tree("environment", "Environment", "What the run had under it.", environment),
     ]
-    text = page.page(
+    text = html.page(
         title=config.get("name") or workdir.name,
         lead=_lead(config),
         tiles=_tiles(measured),
         sections=[section for section in sections if section],
     )
     path = workdir / "report.html"
-    if disk.is_remote(path):
+    if storage.is_remote(path):
         path.write_text(text)
         return path
     beside = workdir / "report.html.partial"
@@ -120,7 +114,7 @@ def _arrays(path: epath.Path) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:  # zipfile, zlib and NumPy each raise their own
-        raise DamagedError(
+        raise DamagedFileError(
             f"{path} is damaged ({error}); delete its folder to run that stage again, or the file to do "
             "without its pictures"
         ) from error
@@ -157,7 +151,7 @@ def _lead(config: dict[str, Any]) -> str:
     if not image or not latent:
         return "Images stored as functions: one field that all share, and latents for each."
     return (
-        f"Images of {page.leaf(image)}, each stored as a function: {page.leaf(latent)} latents of "
+        f"Images of {html.leaf(image)}, each stored as a function: {html.leaf(latent)} latents of "
         f"its own, {math.prod(latent):,} numbers, read by one field that all images share."
     )
 
@@ -220,14 +214,14 @@ def _curves(workdir: epath.Path, measured: Metrics) -> Section | None:
             entries = [
                 f"{one.label}: {charts.number(one.y[-1])}".removeprefix(": ") for one in series
             ]
-            legend = page.legend(
+            legend = html.legend(
                 entries, reference="" if baseline is None else f"PCA: {baseline:.2f}"
             )
             title = TITLES.get(title, title.replace("_", " "))
             chart = charts.line_chart(
                 series, x_label="step", description=f"{stage}: {title}", reference=baseline
             )
-            drawn += page.chart(title, legend, chart)
+            drawn += html.chart(title, legend, chart)
         body += f'<h3>{escape(stage)}</h3><div class="charts">{drawn}</div>'
     lead = "Over the optimiser's steps; the number beside a name is the last one."
     return Section("curves", "Training", lead, body) if body else None
@@ -281,7 +275,7 @@ def _matrix(counts: np.ndarray, shares: np.ndarray, names: list[str]) -> str:
     """A table with a number in every coloured cell, or a picture where there are too many."""
     if len(names) > MOST_CLASSES:
         signs = np.where(np.eye(len(names), dtype=bool), -1, 1)
-        picture = page.image(pictures.diverging(shares * signs, 1.0), alt="confusion matrix")
+        picture = html.image(image_io.diverging(shares * signs, 1.0), alt="confusion matrix")
         return f'<div class="matrix">{picture}</div>'
     upright = ' class="upright"' if max(len(name) for name in names) > 3 else ""
     head = "".join(f"<th{upright}><span>{escape(name)}</span></th>" for name in names)
@@ -301,4 +295,4 @@ def _matrix(counts: np.ndarray, shares: np.ndarray, names: list[str]) -> str:
 
 
 def _tree(anchor: str, title: str, lead: str, values: dict[str, Any]) -> Section | None:
-    return Section(anchor, title, lead, page.tree(values, unfold=False)) if values else None
+    return Section(anchor, title, lead, html.tree(values, unfold=False)) if values else None

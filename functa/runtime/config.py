@@ -8,16 +8,8 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from functa.runtime import storage as disk
-
-
-class MendableError(ValueError):
-    """Something a person has to mend first; the message says what and how."""
-
-
-class DamagedError(MendableError):
-    """A file of a run is not what was written; the message names it and the way out."""
-
+from functa.runtime import storage
+from functa.runtime.errors import DamagedFileError
 
 # May differ between two commands on one workdir: which stages to run, on what, and where images lie, not
 # what is computed.
@@ -115,7 +107,7 @@ def freeze(config: ConfigDict, workdir: epath.PathLike) -> list[str]:
     return []
 
 
-def outside(values: dict[str, tuple[float, float, float]]) -> list[str]:
+def range_errors(values: dict[str, tuple[float, float, float]]) -> list[str]:
     """One line for each {name: (value, low, high)} that is not a finite number from low to high."""
     return [
         f"{name}={value} must be from {low:g} to {high:g}"
@@ -128,13 +120,13 @@ def read_json(path: epath.PathLike) -> Any:
     """Contents of a JSON file.
 
     Raises:
-      DamagedError: it is not JSON.
+      DamagedFileError: it is not JSON.
     """
     path = epath.Path(path)
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise DamagedError(
+        raise DamagedFileError(
             f"{path} is damaged ({error}); delete it, and its folder if it belongs to a stage, and "
             "run again"
         ) from error
@@ -144,11 +136,11 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     """Writes beside and renames: a reader never sees half a file, after a loss of power neither."""
     path = epath.Path(path)
     text = json.dumps(value, indent=1)
-    if disk.is_remote(path):  # an object is there whole or not at all
+    if storage.is_remote(path):  # an object is there whole or not at all
         path.write_text(text)
         return
     beside = path.parent / f"{path.name}.partial"
-    with disk.naming(path, len(text)):
+    with storage.explain_disk_full(path, len(text)):
         with beside.open("w") as file:
             file.write(text)
             file.flush()

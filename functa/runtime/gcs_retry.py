@@ -13,7 +13,7 @@ from typing import Any
 import gcsfs
 from gcsfs import core, retry
 
-from functa.runtime.storage import StoreAwayError
+from functa.runtime.errors import StorageUnavailableError
 
 _AWAY_SECONDS = 600.0
 # Seconds between two tries: who renews a lock must be back before others take it for dead (workdir.py).
@@ -55,7 +55,7 @@ class StoreFileSystem(gcsfs.GCSFileSystem):
             _log.warning("gs:// does not answer (%s): trying for %.0f s", why, _AWAY_SECONDS)
         away = time.monotonic() - self._away_since
         if away > _AWAY_SECONDS:
-            raise StoreAwayError(
+            raise StorageUnavailableError(
                 f"gs:// has not answered for {away:.0f} s ({why}); once it does, the same command goes on from "
                 "what is saved there"
             )

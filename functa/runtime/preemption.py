@@ -7,14 +7,10 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-from functa.runtime import processes as distributed
+from functa.runtime import processes
 
 
-class Interrupted(Exception):
-    """The run was asked to stop; everything needed to go on is saved."""
-
-
-class Interruption:
+class PreemptionWatcher:
     """Asks, at points where stopping is safe, whether to stop.
 
     In one process a handler of SIGTERM and SIGINT sets a flag; a second signal ends the program.
@@ -48,7 +44,7 @@ class Interruption:
     def align(self) -> None:
         """Before work in which all processes take each step together; every process must call it."""
         if jax.process_count() > 1:
-            asked = distributed.gather(str(self._asked), "align")
+            asked = processes.gather(str(self._asked), "align")
             self._ask_to(max(map(int, asked)) + 1)
 
     def requested(self, step: int) -> bool:

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from functa.data.functaset.format import json_digest
-from functa.runtime.config import MendableError
+from functa.runtime.errors import UserError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # A process that has not been heard of for so long is dead, and the others end.
@@ -48,7 +48,7 @@ def start() -> None:
     use of JAX.
 
     Raises:
-      MendableError: the environment contradicts itself, or the others were not found in START_SECONDS.
+      UserError: the environment contradicts itself, or the others were not found in START_SECONDS.
     """
     given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     arguments: dict = {}
@@ -75,14 +75,14 @@ def start() -> None:
             shutdown_timeout_seconds=2 * HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        raise MendableError(
+        raise UserError(
             f"the processes of this run do not find each other: {str(error).splitlines()[0]}"
         ) from error
     finally:
         waiting.cancel()
     counts = collections.Counter(device.process_index for device in jax.devices())
     if len(set(counts.values())) > 1:
-        raise MendableError(
+        raise UserError(
             "all processes must have as many devices; there are "
             + ", ".join(f"{count} in process {index}" for index, count in sorted(counts.items()))
         )
@@ -93,15 +93,15 @@ def _explicit(given: dict[str, str]) -> dict:
     """Arguments of jax.distributed.initialize."""
     missing = [name for name in VARIABLES if name not in given]
     if missing:
-        raise MendableError(
+        raise UserError(
             f"{', '.join(given)} is set, but {', '.join(missing)} is not: set all three, or none"
         )
     address, count, index = (given[name] for name in VARIABLES)
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
-        raise MendableError(f"{VARIABLES[0]}={address}: want HOST:PORT")
+        raise UserError(f"{VARIABLES[0]}={address}: want HOST:PORT")
     if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
-        raise MendableError(
+        raise UserError(
             f"{VARIABLES[1]}={count}, {VARIABLES[2]}={index}: want whole numbers, the second below the first"
         )
     arguments = {

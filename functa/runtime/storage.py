@@ -29,16 +29,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class StoreAwayError(OSError):
-    """An object store has not answered for so long that the run ends; nothing in it need be mended."""
-
-
 def is_remote(path: epath.PathLike) -> bool:
     """Whether it is in an object store (gs://...): whole objects, no appending, no locks of the system."""
     return "://" in str(path)
 
 
-def at_once(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+def thread_map(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """function(item) of all items, in their order, several at a time: for what waits for a store."""
     with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(function, items))
@@ -94,7 +90,7 @@ def locked(path: epath.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def naming(path: epath.PathLike, needed: int) -> Iterator[None]:
+def explain_disk_full(path: epath.PathLike, needed: int) -> Iterator[None]:
     """Turns the many errors of a full disk into OSError with the path and the bytes needed.
 
     Python raises OSError, ArrayRecord RuntimeError and TensorStore ValueError, each with a text of

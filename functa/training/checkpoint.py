@@ -13,10 +13,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from functa.runtime import mesh as mesh_lib
-from functa.runtime import processes as distributed
-from functa.runtime import storage as disk
-from functa.runtime.config import DamagedError, MendableError
+from functa.runtime import mesh, processes, storage
+from functa.runtime.errors import DamagedFileError, UserError
 
 # Of the machine and not of the file: reading again may go well, so nothing is taken for damaged.
 _PASSING = (MemoryError, OSError)
@@ -33,7 +31,7 @@ def array_digests(tree: Any) -> dict[str, str]:
     digests = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         # One at a time: a host need not hold all of a state that many share.
-        value = np.ascontiguousarray(mesh_lib.to_host(leaf))
+        value = np.ascontiguousarray(mesh.to_host(leaf))
         content = hashlib.sha256(value.tobytes()).hexdigest()
         digests[jax.tree_util.keystr(path)] = f"{value.dtype}{list(value.shape)}:{content}"
     return digests
@@ -66,7 +64,7 @@ class Checkpoints:
     def __init__(self, directory: epath.PathLike, *, keep: int, read_only: bool = False):
         """read_only: for who does not hold the run's lock; saves of others under way are let be."""
         self.directory = epath.Path(directory)
-        if not disk.is_remote(directory):
+        if not storage.is_remote(directory):
             self.directory = self.directory.resolve()  # Orbax takes no relative paths
         self._bytes = 0  # of the newest save
         self._read_only = read_only
@@ -94,7 +92,7 @@ class Checkpoints:
         """
         record = {"format": _FORMAT, "digests": array_digests(state), "info": info}
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _RECORD_BYTES
-        with disk.naming(self.directory, self._bytes):
+        with storage.explain_disk_full(self.directory, self._bytes):
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -110,7 +108,7 @@ class Checkpoints:
         """What was saved beside the arrays.
 
         Raises:
-          DamagedError: it cannot be read.
+          DamagedFileError: it cannot be read.
         """
         try:
             restored = self._manager.restore(
@@ -120,7 +118,7 @@ class Checkpoints:
         except Exception as error:  # as in `restore`
             if isinstance(error, _PASSING) and not isinstance(error, FileNotFoundError):
                 raise
-            raise DamagedError(
+            raise DamagedFileError(
                 f"{self.directory / f'step_{step}'} is damaged ({_first_line(error)}); delete the folder "
                 "of the stage to train it again"
             ) from error
@@ -138,15 +136,15 @@ class Checkpoints:
         Returns:
           (step, arrays, info), or None if nothing was ever saved.
         Raises:
-          DamagedError: every checkpoint is damaged; the message says how each is.
-          MendableError: it is of a version whose arrays mean something else; nothing is removed.
+          DamagedFileError: every checkpoint is damaged; the message says how each is.
+          UserError: it is of a version whose arrays mean something else; nothing is removed.
         """
         damage = []
         for step in reversed(self.steps()):
             path = self.directory / f"step_{step}"
             restored, problem = self._read(step, template)
             # What one process cannot read, none may go on from.
-            problem = next(filter(None, distributed.gather(problem, str(path))), "")
+            problem = next(filter(None, processes.gather(problem, str(path))), "")
             if not problem:
                 self._refuse_other_format(path, restored["info"].get("format", 1))
                 if not self._read_only:
@@ -155,7 +153,7 @@ class Checkpoints:
             damage.append(f"{path}: {problem}")
             logging.warning("damaged checkpoint, trying the one before: %s", damage[-1])
         if damage:
-            raise DamagedError(
+            raise DamagedFileError(
                 "no undamaged checkpoint is left; delete the folder of the stage to train it again:\n  "
                 + "\n  ".join(damage)
             )
@@ -183,7 +181,7 @@ class Checkpoints:
 
     def _refuse_other_format(self, path: epath.Path, found: int) -> None:
         if found != _FORMAT:
-            raise MendableError(
+            raise UserError(
                 f"{path} has format {found}, this program reads {_FORMAT}: another version of functa wrote "
                 "it, whose arrays are others or mean something else; use that version, or train again in "
                 "another directory"
@@ -195,11 +193,11 @@ class Checkpoints:
         Raises:
           OSError: the disk is full; names the bytes needed.
         """
-        with disk.naming(self.directory, self._bytes):
+        with storage.explain_disk_full(self.directory, self._bytes):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        with disk.naming(self.directory, self._bytes):
+        with storage.explain_disk_full(self.directory, self._bytes):
             self._manager.close()
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from functa.runtime import config as config_lib
+from functa.runtime import config, errors, rng
 from functa.runtime import mesh as mesh_lib
-from functa.runtime import rng
-from functa.runtime.preemption import Interrupted, Interruption
+from functa.runtime.errors import StopRequested
+from functa.runtime.preemption import PreemptionWatcher
 from functa.training.checkpoint import Checkpoints
 from functa.training.progress import Stopwatch, duration
 from functa.training.tasks import Task
@@ -61,7 +61,7 @@ class Trainer:
             return jax.jit(init, out_shardings=places)(key), {}
         step, state, info = restored
         path = self.directory / "curves.json"
-        curves = config_lib.read_json(path) if path.exists() else {}
+        curves = config.read_json(path) if path.exists() else {}
         self.curves = {
             name: [point for point in points if point[0] <= step]
             for name, points in curves.items()
@@ -69,7 +69,7 @@ class Trainer:
         }
         self.best.remove_after(step)  # what comes after this state comes again
         if info["best_step"] not in (None, *self.best.steps()):
-            raise config_lib.DamagedError(
+            raise errors.DamagedFileError(
                 f"{self.best.directory} has lost its checkpoint of step {info['best_step']}; delete "
                 f"{self.directory} to train again"
             )
@@ -109,7 +109,7 @@ class Trainer:
 
     def save(self, step: int, state: TrainState, watch: Stopwatch) -> None:
         if jax.process_index() == 0:
-            config_lib.write_json(self.directory / "curves.json", self.curves)
+            config.write_json(self.directory / "curves.json", self.curves)
         best_step, _ = self.best_so_far()
         self.latest.save(step, state, {"watch": watch.reading(), "best_step": best_step})
 
@@ -150,7 +150,7 @@ class Trainer:
         best_step, _ = self.best_so_far()
         restored = self.best.restore(described_state(self.task, self.mesh).params)
         if restored is None or restored[0] != best_step:
-            raise config_lib.DamagedError(
+            raise errors.DamagedFileError(
                 f"{self.best.directory} has lost its checkpoint of step {best_step}; delete "
                 f"{self.directory} to train again"
             )
@@ -163,7 +163,7 @@ def train(
     directory: epath.PathLike,
     mesh: Mesh,
     dashboard: Any,
-    interruption: Interruption,
+    interruption: PreemptionWatcher,
     say: Callable[[str], None],
     seed: int,
     steps: int,
@@ -180,7 +180,7 @@ def train(
     that was stopped and started is, bit for bit, the run that was not.
 
     Raises:
-      Interrupted: asked to stop; the state is saved.
+      StopRequested: asked to stop; the state is saved.
       FloatingPointError: a loss, gradient, update or score is not finite; the last good checkpoint is
         kept.
     """
@@ -249,7 +249,7 @@ def train(
         if stop and not last:
             trainer.latest.close()
             trainer.best.close()
-            raise Interrupted(f"{task.name} stopped at step {step} of {steps}; all is saved")
+            raise StopRequested(f"{task.name} stopped at step {step} of {steps}; all is saved")
     params, best_step = trainer.load_best()
     trainer.best.close()
     rows = trainer.evaluate(params, "test")
@@ -261,7 +261,7 @@ def train(
     trainer.latest.close()
     trainer.record(steps, {f"test_{name}": value for name, value in test.items()})
     if jax.process_index() == 0:
-        config_lib.write_json(trainer.directory / "curves.json", trainer.curves)
+        config.write_json(trainer.directory / "curves.json", trainer.curves)
     metrics = test | {
         f"validation_{task.score}": best_score,
         "best_step": best_step,

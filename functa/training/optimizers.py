@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from functa.runtime.config import outside
+from functa.runtime.config import range_errors
 
 OPTIMIZERS = ("adam", "adamw", "lamb", "muon")
 SCHEDULES = ("cosine", "constant", "exponential")
@@ -55,7 +55,7 @@ def make(
     Raises:
       ValueError: an unknown name, or a weight decay that "adam" would ignore.
     """
-    problems = outside(
+    problems = range_errors(
         {
             "optimizer.learning_rate": (learning_rate, 1e-12, 1e6),
             "optimizer.end_fraction": (

@@ -22,7 +22,7 @@ from tensorboard.plugins.text import summary_v2 as text_summary
 from tensorboard.summary.writer import event_file_writer
 from tensorboard.util import tensor_util
 
-from functa.runtime import image_io as pictures
+from functa.runtime import image_io
 
 BUCKETS = 30  # of a histogram, as TensorBoard's own writers
 
@@ -72,7 +72,7 @@ class SummaryWriter:
             array = np.asarray(image)
             array = array[None] if array.ndim == 3 else array
             size = [str(array.shape[2]).encode(), str(array.shape[1]).encode()]
-            encoded = size + [pictures.png(one) for one in array]
+            encoded = size + [image_io.png(one) for one in array]
             metadata = image_metadata.create_summary_metadata(display_name=None, description=None)
             self._write_tensor(step, tag, np.array(encoded, dtype=object), metadata)
 

@@ -11,8 +11,7 @@ from etils import epath
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
 
-from functa.runtime import image_io as pictures
-from functa.runtime import storage as disk
+from functa.runtime import image_io, storage
 from functa.training.summary_writer import SummaryWriter, metric_writers
 
 SMALLEST_SIDE = 64  # pixels an image of a sheet is enlarged to: TensorBoard's cards blur small ones
@@ -78,7 +77,7 @@ class Dashboard:
         self._stage = stage
         earlier = [path.name for path in self._directory.glob("events.out.tfevents.*")]
         # Remote file systems cannot append: write beside, and copy at every flush.
-        self._remote = disk.is_remote(directory)
+        self._remote = storage.is_remote(directory)
         self._local = epath.Path(tempfile.mkdtemp()) if self._remote else self._directory
         self._file = SummaryWriter(str(self._local), not_before=_later_than(earlier))
         self._writer = metric_writers.AsyncWriter(self._file)
@@ -111,7 +110,7 @@ class Dashboard:
         for name, array in images.items():
             array = np.asarray(array)
             factor = math.ceil(SMALLEST_SIDE / min(array.shape[1:3]))
-            sheets[name] = pictures.sheet(pictures.enlarge(array, factor), gap=factor)
+            sheets[name] = image_io.sheet(image_io.enlarge(array, factor), gap=factor)
         self._writer.write_images(step, self._named(sheets))
 
     def histograms(self, step: int, arrays: Mapping[str, Any]):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from functa.data.functaset import reader as functaset
+from functa.data.functaset import reader
 from functa.pipeline import load as trained
 from functa.training import checkpoint
-from tests.support import functaset_sets as sets
+from tests.support import functaset_sets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PARAMS = {"field": {"weight": np.float32([0.1, -0.2, 0.3])}, "inner_lrs": np.float32([1, 2, 3])}
@@ -64,7 +64,7 @@ def run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trained, "load_field", load_field)
     directory = tmp_path / "run"
-    splits = sets.write(
+    splits = functaset_sets.write(
         directory / "functaset", dtype="float32", field_digest=checkpoint.digest(PARAMS)
     )
     (directory / "config.json").write_text("{}")
@@ -183,7 +183,7 @@ def test_decode_takes_the_image_itself_and_any_number_at_once(run, tmp_path, mon
 
 def test_decode_reads_only_shards_that_may_hold_the_ids(run, monkeypatch):
     directory, splits = run
-    opened = functaset.open_functaset(directory / "functaset", field_digest=None)
+    opened = reader.open_functaset(directory / "functaset", field_digest=None)
     (directory / "functaset" / "functaset-train.array_record-00000-of-00003").unlink()
     found = decode.find(opened, split="train", ids=[42, 21], copy=0)
     assert list(found) == [21, 42]
@@ -231,7 +231,7 @@ def test_inspect_prints_what_is_there_and_writes_a_sheet(run, capsys):
     directory, splits = run
     assert inspect_functaset.main([str(directory), "--images", "9", "--split", "train"]) == 0
     output = capsys.readouterr().out
-    opened = functaset.open_functaset(directory / "functaset", field_digest=None)
+    opened = reader.open_functaset(directory / "functaset", field_digest=None)
     manifest = opened.manifest
     for words in (
         "2x2x3 = 12 numbers, float32",
@@ -253,7 +253,7 @@ def test_inspect_prints_what_is_there_and_writes_a_sheet(run, capsys):
 
 
 def test_inspect_without_a_field_prints_the_table_only(tmp_path, capsys):
-    sets.write(tmp_path / "functaset")
+    functaset_sets.write(tmp_path / "functaset")
     assert inspect_functaset.main([str(tmp_path / "functaset")]) == 0
     assert "no sheet of images" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["functaset"]

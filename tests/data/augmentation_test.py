@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from functa.data import augmentation as augment
+from functa.data import augmentation
 
 NONE = {"flip": False, "crop": "none", "crop_padding": 4, "crop_min_area": 0.5}
 EVERYTHING = NONE | {"flip": True, "crop": "resize"}
@@ -18,7 +18,7 @@ def noise(shape=(8, 6, 3)):
 def copies(image, n, *, shape=None, **options):
     settings = NONE | options | {"shape": shape or image.shape[:2]}
     return [
-        augment.augment(image, seed=3, example_id=7, copy=copy, **settings)
+        augmentation.augment(image, seed=3, example_id=7, copy=copy, **settings)
         for copy in range(1, n + 1)
     ]
 
@@ -39,7 +39,7 @@ def box(seen):
 
 def test_copy_0_is_the_image_itself():
     image = noise()
-    same = augment.augment(image, shape=(8, 6), seed=0, example_id=1, copy=0, **EVERYTHING)
+    same = augmentation.augment(image, shape=(8, 6), seed=0, example_id=1, copy=0, **EVERYTHING)
     np.testing.assert_array_equal(same, image)
 
 
@@ -50,9 +50,9 @@ def test_depends_on_seed_id_and_copy_alone(crop):
     made = {}
     for seed, example, copy in itertools.product((0, 1), (0, 5), (1, 2)):
         call = {"shape": (32, 32), "seed": seed, "example_id": example, "copy": copy}
-        made[seed, example, copy] = augment.augment(image, **call, **options)
+        made[seed, example, copy] = augmentation.augment(image, **call, **options)
         typed = call | {"example_id": np.int64(example), "copy": np.int32(copy)}
-        again = augment.augment(image.copy(), **typed, **options)
+        again = augmentation.augment(image.copy(), **typed, **options)
         np.testing.assert_array_equal(again, made[seed, example, copy])
         assert again.shape == image.shape
         assert again.dtype == np.uint8
@@ -184,6 +184,6 @@ def test_refuses_other_arrays():
 @pytest.mark.parametrize(("crop", "copy"), [("pad", 1), ("none", 1), ("resize", 0)])
 def test_only_parts_can_have_another_shape(crop, copy):
     with pytest.raises(ValueError, match=f"has no copy {copy} of"):
-        augment.augment(
+        augmentation.augment(
             noise((9, 9, 1)), shape=(8, 8), seed=0, example_id=0, copy=copy, **NONE | {"crop": crop}
         )

@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from functa.data import image_records as records
-from functa.data import images
+from functa.data import image_records, images
+from functa.runtime import errors
 
 DIGITS = {
     "source": "digits",
@@ -179,9 +179,9 @@ def test_slices_of_splits(small):
 
 def test_host_cache_decodes_once_for_all_threads(small, monkeypatch):
     decoded = []
-    original = records.decode_image
+    original = image_records.decode_image
     monkeypatch.setattr(
-        records, "decode_image", lambda *a, **k: decoded.append(1) or original(*a, **k)
+        image_records, "decode_image", lambda *a, **k: decoded.append(1) or original(*a, **k)
     )
     source = images.open_splits(**small[2])["train"]
     assert not decoded  # lazily
@@ -236,7 +236,7 @@ def test_other_modes_become_rgb_as_pillow_converts_them(mode):
     image = Image.fromarray(pixels(1)[0]).convert(mode)
     data = io.BytesIO()
     image.save(data, "PNG")
-    decoded = records.decode_image(data.getvalue(), image_shape=(6, 5, 3), resize=False)
+    decoded = image_records.decode_image(data.getvalue(), image_shape=(6, 5, 3), resize=False)
     np.testing.assert_array_equal(decoded, np.asarray(image.convert("RGB")))
 
 
@@ -244,11 +244,11 @@ def test_decode_refuses_deep_and_broken_images():
     deep = io.BytesIO()
     Image.fromarray(np.full((6, 5), 40000, np.uint16)).save(deep, "PNG")
     with pytest.raises(ValueError, match="more than 8 bits"):
-        records.decode_image(deep.getvalue(), image_shape=(6, 5, 1), resize=False)
+        image_records.decode_image(deep.getvalue(), image_shape=(6, 5, 1), resize=False)
     with pytest.raises(ValueError, match="6x5, not 5x6"):
-        records.decode_image(encode(pixels(1)[0]), image_shape=(5, 6, 3), resize=False)
+        image_records.decode_image(encode(pixels(1)[0]), image_shape=(5, 6, 3), resize=False)
     with pytest.raises(OSError, match="truncated"):
-        records.decode_image(encode(pixels(1)[0])[:-40], image_shape=(6, 5, 3), resize=False)
+        image_records.decode_image(encode(pixels(1)[0])[:-40], image_shape=(6, 5, 3), resize=False)
 
 
 def damage(small, what):
@@ -300,7 +300,7 @@ def test_check_names_the_fault(small, what, changes, words):
     assert len(problems) == 1
     for word in words:
         assert word in problems[0]
-    with pytest.raises(records.DataError) as error:
+    with pytest.raises(errors.DataError) as error:
         images.open_splits(**small[2] | changes)
     assert error.value.problems == problems
 
@@ -385,7 +385,7 @@ def test_imagenet_as_tfds_prepares_it(tmp_path):
     assert whole(splits["train"])["label"].tolist() == [50 * k for k in range(15)]
     test = whole(splits["test"])
     assert test["label"].tolist() == [999 - k for k in range(20)]
-    expected = records.decode_image(photos[-1], image_shape=(16, 16, 3), resize=True)
+    expected = image_records.decode_image(photos[-1], image_shape=(16, 16, 3), resize=True)
     np.testing.assert_array_equal(test["image"][0], expected)
     names = {key: config[key] for key in ("source", "name", "data_dir", "num_classes")}
     assert images.class_names(**names) == classes

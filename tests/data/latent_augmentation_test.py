@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from functa.data import latent_augmentation as latent_augment
-from functa.plan import xla_stats as compiled_lib
+from functa.data import latent_augmentation
+from functa.plan import xla_stats
 from functa.runtime import mesh as mesh_lib
 
 SHAPE = (4, 6, 3)
@@ -18,12 +18,12 @@ def latents_of(count, shape=SHAPE, seed=0):
 
 
 def augment(latents, seed=0, **changes):
-    made = latent_augment.make(latent_shape=latents.shape[1:], **(OFF | changes))
+    made = latent_augmentation.make(latent_shape=latents.shape[1:], **(OFF | changes))
     return np.asarray(jax.jit(made)(latents, jax.random.key(seed)))
 
 
 def test_with_everything_off_nothing_is_computed():
-    made = latent_augment.make(latent_shape=SHAPE, **OFF)
+    made = latent_augmentation.make(latent_shape=SHAPE, **OFF)
     latents = latents_of(2)
     assert made(latents, jax.random.key(0)) is latents
 
@@ -90,11 +90,11 @@ def test_devices_change_nothing_and_send_each_other_nothing():
     latents = latents_of(16)
     mesh = mesh_lib.make_mesh()
     made = jax.jit(
-        latent_augment.make(latent_shape=SHAPE, **ON), out_shardings=mesh_lib.batched(mesh)
+        latent_augmentation.make(latent_shape=SHAPE, **ON), out_shardings=mesh_lib.batched(mesh)
     )
     shared = mesh_lib.to_devices(mesh, {"latents": latents})["latents"]
     compiled = made.lower(shared, jax.random.key(0)).compile()
-    assert not compiled_lib.collectives(compiled)
+    assert not xla_stats.collectives(compiled)
     np.testing.assert_allclose(
         compiled(shared, jax.random.key(0)), augment(latents, **ON), atol=1e-6
     )
@@ -110,17 +110,17 @@ def test_devices_change_nothing_and_send_each_other_nothing():
 )
 def test_impossible_values_are_told(changes, told):
     with pytest.raises(ValueError, match=told):
-        latent_augment.make(latent_shape=SHAPE, **(OFF | changes))
+        latent_augmentation.make(latent_shape=SHAPE, **(OFF | changes))
 
 
 def test_a_grid_of_one_column_cannot_be_mirrored():
     with pytest.raises(ValueError, match="flip=True: a grid of 3x1 cells has nothing to mirror"):
-        latent_augment.make(latent_shape=(3, 1, 8), **(OFF | {"flip": True}))
+        latent_augmentation.make(latent_shape=(3, 1, 8), **(OFF | {"flip": True}))
 
 
 def test_a_misspelt_key_is_a_type_error():
     with pytest.raises(TypeError, match="filp"):
-        latent_augment.make(latent_shape=SHAPE, **OFF, filp=True)
+        latent_augmentation.make(latent_shape=SHAPE, **OFF, filp=True)
 
 
 def test_mix_is_mixup_with_a_partner():
@@ -128,7 +128,7 @@ def test_mix_is_mixup_with_a_partner():
     batch = random.normal(size=(200, 2, 2, 4)).astype(np.float32)
     targets = np.eye(3, dtype=np.float32)[random.integers(0, 3, 200)]
     key = jax.random.key(1)
-    latents, mixed = latent_augment.mix(batch, targets, key=key, alpha=0.7)
+    latents, mixed = latent_augmentation.mix(batch, targets, key=key, alpha=0.7)
     share_key, order_key = jax.random.split(key)
     share = np.asarray(jax.random.beta(share_key, 0.7, 0.7, shape=(200,)))
     order = np.asarray(jax.random.permutation(order_key, 200))
@@ -147,7 +147,7 @@ def test_share_of_mixup_follows_alpha(alpha):
     targets = np.zeros((4000, 1), np.float32)
     latents = np.zeros((4000, 1, 1, 1), np.float32)
     latents[:2000] = 1
-    mixed, _ = latent_augment.mix(latents, targets, key=jax.random.key(0), alpha=alpha)
+    mixed, _ = latent_augmentation.mix(latents, targets, key=jax.random.key(0), alpha=alpha)
     # between different partners the latents are the share itself, whose variance is 1 / (4 (2 a +
     # 1))
     shares = np.asarray(mixed)[(np.asarray(mixed) > 0) & (np.asarray(mixed) < 1)]

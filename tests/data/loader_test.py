@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from functa.data import loader as pipeline
+from functa.data import loader
 from functa.runtime import rng
 
 
@@ -30,7 +30,7 @@ ONE = {"process_index": 0, "process_count": 1}
 
 def train(n, *, batch_size=8, first=0, last=10, seed=0, **processes):
     return list(
-        pipeline.train_batches(
+        loader.train_batches(
             Numbers(n),
             batch_size=batch_size,
             first_step=first,
@@ -126,7 +126,7 @@ def test_an_order_is_sorted_once_whatever_the_threads(monkeypatch):
     monkeypatch.setattr(rng, "stream_seed", slow_seed)
     threads = [
         threading.Thread(
-            target=pipeline.shuffled,
+            target=loader.shuffled,
             args=(np.arange(5),),
             kwargs={"num_examples": 12_347, "seed": 9},
         )
@@ -150,7 +150,7 @@ def test_processes_share_the_global_batch(count):
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 17])
 def test_evaluation_sees_every_example_once_in_order(n, count):
     parts = [
-        list(pipeline.eval_batches(Numbers(n), batch_size=8, process_index=p, process_count=count))
+        list(loader.eval_batches(Numbers(n), batch_size=8, process_index=p, process_count=count))
         for p in range(count)
     ]
     assert {len(part) for part in parts} == {-(-n // 8)}
@@ -171,7 +171,7 @@ def test_evaluation_sees_every_example_once_in_order(n, count):
 
 
 def test_evaluation_of_nothing_has_no_batches():
-    assert list(pipeline.eval_batches(Numbers(0), batch_size=8, **ONE)) == []
+    assert list(loader.eval_batches(Numbers(0), batch_size=8, **ONE)) == []
 
 
 @pytest.mark.parametrize("closed", [True, False])
@@ -180,7 +180,7 @@ def test_reading_ahead_ends_with_the_loop(closed):
         return {t for t in threading.enumerate() if t.name.startswith("grain-prefetch")}
 
     before = reading()
-    batches = pipeline.train_batches(
+    batches = loader.train_batches(
         Numbers(100), batch_size=8, first_step=0, last_step=10**9, seed=0, **ONE
     )
     next(batches)
@@ -197,8 +197,8 @@ def test_reading_ahead_ends_with_the_loop(closed):
 
 def test_a_source_s_error_reaches_the_loop():
     for batches in (
-        pipeline.train_batches(Broken(9), batch_size=4, first_step=0, last_step=5, seed=0, **ONE),
-        pipeline.eval_batches(Broken(9), batch_size=4, **ONE),
+        loader.train_batches(Broken(9), batch_size=4, first_step=0, last_step=5, seed=0, **ONE),
+        loader.eval_batches(Broken(9), batch_size=4, **ONE),
     ):
         with pytest.raises(ValueError, match="record 17 of shard"):
             next(batches)
@@ -206,13 +206,13 @@ def test_a_source_s_error_reaches_the_loop():
 
 def test_errors_come_at_the_call_and_hold_the_numbers():
     with pytest.raises(ValueError, match="batch of 9 examples does not divide by 2"):
-        pipeline.eval_batches(Numbers(9), batch_size=9, process_index=0, process_count=2)
+        loader.eval_batches(Numbers(9), batch_size=9, process_index=0, process_count=2)
     with pytest.raises(ValueError, match="batch of 0"):
-        pipeline.eval_batches(Numbers(9), batch_size=0, **ONE)
+        loader.eval_batches(Numbers(9), batch_size=0, **ONE)
     with pytest.raises(ValueError, match="process 2 of 2"):
-        pipeline.eval_batches(Numbers(9), batch_size=8, process_index=2, process_count=2)
+        loader.eval_batches(Numbers(9), batch_size=8, process_index=2, process_count=2)
     steps = {"batch_size": 3, "seed": 0}
     with pytest.raises(ValueError, match="split of 0 examples"):
-        pipeline.train_batches(Numbers(0), first_step=0, last_step=1, **steps, **ONE)
+        loader.train_batches(Numbers(0), first_step=0, last_step=1, **steps, **ONE)
     with pytest.raises(ValueError, match="not 5, 4"):
-        pipeline.train_batches(Numbers(9), first_step=5, last_step=4, **steps, **ONE)
+        loader.train_batches(Numbers(9), first_step=5, last_step=4, **steps, **ONE)

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from functa.data import read_timeout as patience
-from tests.support import functaset_sets as sets
+from functa.data import read_timeout
+from functa.runtime import errors
+from tests.support import functaset_sets
 
 
 def test_items_come_in_order_and_are_read_one_ahead():
@@ -19,7 +20,7 @@ def test_items_come_in_order_and_are_read_one_ahead():
             read.append(number)
             yield number
 
-    patient = patience.patient(items(), str)
+    patient = read_timeout.patient(items(), str)
     assert [next(patient), next(patient)] == [0, 1]
     time.sleep(0.1)
     assert read == [0, 1, 2]
@@ -31,7 +32,7 @@ def test_an_error_comes_where_its_item_would_have():
         yield "good"
         raise ValueError("record 7")
 
-    patient = patience.patient(items(), str)
+    patient = read_timeout.patient(items(), str)
     assert next(patient) == "good"
     with pytest.raises(ValueError, match="record 7"):
         next(patient)
@@ -39,7 +40,7 @@ def test_an_error_comes_where_its_item_would_have():
 
 def test_its_thread_ends_with_it():
     before = set(threading.enumerate())
-    patient = patience.patient(iter(range(100)), str)
+    patient = read_timeout.patient(iter(range(100)), str)
     next(patient)
     (own,) = set(threading.enumerate()) - before
     patient.close()
@@ -57,7 +58,7 @@ def test_what_is_read_ahead_comes_in_order_from_several_threads():
         return number
 
     tasks = (functools.partial(read, number) for number in range(7))
-    reading = patience.read_ahead(tasks, threads=2)
+    reading = read_timeout.read_ahead(tasks, threads=2)
     assert next(reading) == 0
     assert set(begun) <= {0, 1, 2}
     assert list(reading) == [1, 2, 3, 4, 5, 6]
@@ -70,7 +71,7 @@ def test_who_reads_ahead_does_not_wait_for_a_read_that_hangs():
         begun.set()
         mended.wait(20)
 
-    reading = patience.read_ahead([lambda: 1, hang, lambda: 2], threads=2)
+    reading = read_timeout.read_ahead([lambda: 1, hang, lambda: 2], threads=2)
     assert next(reading) == 1
     begun.wait(20)
     begin = time.monotonic()
@@ -80,11 +81,11 @@ def test_who_reads_ahead_does_not_wait_for_a_read_that_hangs():
 
 
 def test_encoding_is_given_up_where_a_read_hangs(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(patience, "_TELL_SECONDS", 0.2)
-    monkeypatch.setattr(patience, "_HUNG_SECONDS", 0.5)
+    monkeypatch.setattr(read_timeout, "_TELL_SECONDS", 0.2)
+    monkeypatch.setattr(read_timeout, "_HUNG_SECONDS", 0.5)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    splits = sets.make_splits()
+    splits = functaset_sets.make_splits()
     read = splits["test"].read
 
     def blocking(indices):
@@ -93,9 +94,9 @@ def test_encoding_is_given_up_where_a_read_hangs(tmp_path, monkeypatch, caplog):
 
     splits["test"].read = blocking
     with pytest.raises(
-        patience.HungInputError, match="no input of records 0 to 15 of the test split"
+        errors.InputTimeoutError, match="no input of records 0 to 15 of the test split"
     ):
-        sets.encode(tmp_path / "functaset", splits=splits)
+        functaset_sets.encode(tmp_path / "functaset", splits=splits)
     assert "waiting for input of records 0 to 15 of the test split" in caplog.text
     assert list((tmp_path / "functaset").glob("functaset-train*"))
     pipe.write_bytes(b"")

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from functa.data import images as images_lib
-from functa.diffusion import inpainting as imputation
-from functa.diffusion import solvers as samplers
+from functa.diffusion import inpainting, solvers
 from functa.diffusion.inpainting import METHODS
 from functa.fields import inner_loop
 from functa.pipeline import load as trained
@@ -18,7 +17,7 @@ from tests.cli.functaset_tools_test import load, refusal
 from tests.support import generator_runs
 
 impute = load("impute")
-SIGMAS = samplers.karras_schedule(steps=160, sigma_min=0.02, sigma_max=40.0, rho=7.0)
+SIGMAS = solvers.karras_schedule(steps=160, sigma_min=0.02, sigma_max=40.0, rho=7.0)
 LATENTS, PIXELS = (1, 1, 3), (2, 2, 1)
 MATRIX = np.float32([[1, 0.5, 0], [0, 1, -1], [0.3, 0, 1], [1, 1, 1]])
 
@@ -50,7 +49,7 @@ def test_draws_are_of_the_posterior_of_a_gaussian(pixels_seen):
     data = mask * linear_field(random(1, 1, *LATENTS))[0] + std * mask * random(2, *PIXELS)
     variances = jnp.asarray(SIGMAS[:-1] ** 2 / (1 + SIGMAS[:-1] ** 2))
     drawn = jax.jit(
-        lambda: imputation.impute(
+        lambda: inpainting.impute(
             gaussian,
             lambda latents: mask[None] * linear_field(latents),
             jnp.broadcast_to(jnp.asarray(data), (draws, *PIXELS)),
@@ -75,7 +74,7 @@ def test_draws_are_of_the_posterior_of_a_gaussian(pixels_seen):
 def test_the_error_of_a_denoiser_is_measured():
     latents = random(3, 4000, *LATENTS)
     labels = jnp.zeros(4000, jnp.int32)
-    measured = imputation.spread(gaussian, latents, labels, SIGMAS, jax.random.key(0))
+    measured = inpainting.spread(gaussian, latents, labels, SIGMAS, jax.random.key(0))
     np.testing.assert_allclose(measured, SIGMAS[:-1] ** 2 / (1 + SIGMAS[:-1] ** 2), rtol=0.1)
 
 
@@ -85,7 +84,7 @@ def test_explain_finds_the_minimum_of_a_field_that_is_not_linear():
     def seen(latents):
         return jnp.sin(0.5 * linear_field(latents))
 
-    found = imputation.explain(seen, data, expected, data_variance=0.5, variance=0.4)
+    found = inpainting.explain(seen, data, expected, data_variance=0.5, variance=0.4)
 
     def cost(latents):
         misfit = jnp.square(data - seen(latents)).sum() / 0.5
@@ -105,17 +104,17 @@ def image(seed=0, shape=(3, 8, 8, 1)):
 
 @pytest.mark.parametrize(("task", "seen"), [("half", 32), ("random10", 6)])
 def test_seen_pixels_are_kept_and_hidden_ones_scored(task, seen):
-    kind, images = imputation.KINDS[task], image()
-    observation = imputation.observe(kind, images, [(0, k) for k in range(3)])
+    kind, images = inpainting.KINDS[task], image()
+    observation = inpainting.observe(kind, images, [(0, k) for k in range(3)])
     mask = np.asarray(observation.mask)
     assert mask.sum((1, 2, 3)).tolist() == [seen] * 3
     np.testing.assert_array_equal(observation.data, mask * images)
     made = np.where(mask == 1, 7, images + 0.1)
-    filled = imputation.fill_in(kind, observation, np.minimum(made, 2))
+    filled = inpainting.fill_in(kind, observation, np.minimum(made, 2))
     np.testing.assert_array_equal(filled[mask == 1], images[mask == 1])
     wrong = filled + np.where(mask == 1, 100, 0)
     hidden = np.square(np.clip(images + 0.1, 0, 1) - images)[mask == 0].reshape(3, -1).mean(1)
-    mse = imputation.hidden_mse(kind, observation, wrong, images)
+    mse = inpainting.hidden_mse(kind, observation, wrong, images)
     np.testing.assert_allclose(mse, hidden, rtol=1e-3)
     if task == "half":
         assert not mask[:, :, :4].any()
@@ -124,26 +123,26 @@ def test_seen_pixels_are_kept_and_hidden_ones_scored(task, seen):
 
 
 def test_means_of_blocks_are_seen():
-    observation = imputation.observe(imputation.KINDS["lowres4"], image(), [()] * 3)
+    observation = inpainting.observe(inpainting.KINDS["lowres4"], image(), [()] * 3)
     blocks = image().reshape(3, 2, 4, 2, 4, 1).mean((2, 4))
     expected = blocks.repeat(4, axis=1).repeat(4, axis=2)
     np.testing.assert_allclose(observation.data, expected, rtol=1e-5)
-    again = imputation.view(observation.data, observation.mask, 4)
+    again = inpainting.view(observation.data, observation.mask, 4)
     np.testing.assert_allclose(again, expected, rtol=1e-5)
     with pytest.raises(ValueError, match="6x8 pixels are not made of blocks of 4x4"):
-        imputation.observe(imputation.KINDS["lowres4"], image(shape=(1, 6, 8, 1)), [()])
+        inpainting.observe(inpainting.KINDS["lowres4"], image(shape=(1, 6, 8, 1)), [()])
 
 
 def test_noise_is_of_the_image_and_everything_is_scored():
-    kind, images = imputation.KINDS["noisy"], image(shape=(2, 64, 64, 1))
-    observation = imputation.observe(kind, images, [(1,), (2,)])
+    kind, images = inpainting.KINDS["noisy"], image(shape=(2, 64, 64, 1))
+    observation = inpainting.observe(kind, images, [(1,), (2,)])
     noise = np.asarray(observation.data) - images
     assert noise.std() == pytest.approx(0.2, rel=0.05)
-    alone = imputation.observe(kind, images[1:], [(2,)])
+    alone = inpainting.observe(kind, images[1:], [(2,)])
     np.testing.assert_array_equal(alone.data[0], observation.data[1])
     made = images * 0.5
-    np.testing.assert_array_equal(imputation.fill_in(kind, observation, made), made)
-    mse = imputation.hidden_mse(kind, observation, made, images)
+    np.testing.assert_array_equal(inpainting.fill_in(kind, observation, made), made)
+    mse = inpainting.hidden_mse(kind, observation, made, images)
     np.testing.assert_allclose(mse, np.square(made - images).mean((1, 2, 3)), rtol=1e-5)
 
 
@@ -155,9 +154,9 @@ def run(tmp_path_factory):
 def test_without_prior_it_is_the_inner_loop_where_everything_is_seen(run):
     generator = trained.load_generator(run)
     images, steps = jnp.asarray(image()), 3
-    all_seen = imputation.Observation(jnp.ones_like(images), images)
+    all_seen = inpainting.Observation(jnp.ones_like(images), images)
     arguments = generator.field, generator.field_params
-    latents = imputation.fit(*arguments, all_seen, pool=1, steps=steps)
+    latents = inpainting.fit(*arguments, all_seen, pool=1, steps=steps)
     whole = inner_loop.fit(
         generator.field,
         generator.field_params["field"],
@@ -167,8 +166,8 @@ def test_without_prior_it_is_the_inner_loop_where_everything_is_seen(run):
         second_order=False,
     )
     np.testing.assert_allclose(latents, whole.latents, rtol=1e-3, atol=1e-5)
-    half = imputation.observe(imputation.KINDS["half"], np.asarray(images), [()] * 3)
-    latents = imputation.fit(*arguments, half, pool=1, steps=steps)
+    half = inpainting.observe(inpainting.KINDS["half"], np.asarray(images), [()] * 3)
+    latents = inpainting.fit(*arguments, half, pool=1, steps=steps)
     np.testing.assert_allclose(latents[:, :, 1], whole.latents[:, :, 1], rtol=1e-3, atol=1e-5)
     assert not latents[:, :, 0].any()
 
@@ -227,8 +226,8 @@ def test_images_that_are_not_made_of_blocks_are_told_before_anything_compiles(
     run, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(impute, "Imputer", None)
-    kind = imputation.KINDS["lowres4"]._replace(pool=3)
-    monkeypatch.setitem(imputation.KINDS, "lowres4", kind)
+    kind = inpainting.KINDS["lowres4"]._replace(pool=3)
+    monkeypatch.setitem(inpainting.KINDS, "lowres4", kind)
     told = refusal(impute.main, [run, f"--out={tmp_path / 'out'}", "--task=lowres4"], capsys)
     assert "images of 8x8 pixels are not made of blocks of 3x3" in told
 

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from functa.diffusion import interpolation
-from functa.diffusion import solvers as samplers
+from functa.diffusion import interpolation, solvers
 
 SHAPE = (2, 2, 3)
-SIGMAS = samplers.karras_schedule(steps=40, sigma_min=0.002, sigma_max=80.0, rho=7.0)
-HEUN = samplers.make_solver(name="heun")
+SIGMAS = solvers.karras_schedule(steps=40, sigma_min=0.002, sigma_max=80.0, rho=7.0)
+HEUN = solvers.make_solver(name="heun")
 
 
 def random(seed, *shape):
@@ -47,7 +46,7 @@ def test_noise_of_latents_follows_the_flow_upwards():
     noisy = interpolation.noise_of(gaussian, SIGMAS, latents, labels)
     # The flow of a standard normal keeps x / sqrt(1 + sigma^2).
     np.testing.assert_allclose(noisy, latents * np.sqrt(1 + 80.0**2), rtol=2e-2)
-    back = samplers.sample(
+    back = solvers.sample(
         gaussian, HEUN, SIGMAS, jax.random.key(0), numbers=labels, labels=labels,
         latent_shape=SHAPE, keep_trajectory=False, start=noisy,
     )  # fmt: skip
@@ -70,7 +69,7 @@ def test_between_two_classes_both_are_expected():
 def test_the_way_between_draws_of_a_gaussian_is_an_arc(solver):
     noise = random(5, 2, *SHAPE)
     ends = interpolation.Ends(jnp.asarray(80 * noise), jnp.array([0, 0]))
-    made = samplers.make_solver(name=solver)
+    made = solvers.make_solver(name=solver)
     drawn = interpolation.between(gaussian, made, SIGMAS, ends, count=3)
     arc = interpolation.spherical(noise[0], noise[1], jnp.array([0.0, 0.5, 1.0]))
     np.testing.assert_allclose(drawn, arc, atol=0.2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from functa.diffusion import parameterization as diffusion
+from functa.diffusion import parameterization
 
 EDM = dict(name="edm", prediction="edm", distribution="normal", mean=-1.2, std=1.2)
 FLOW = dict(name="flow", prediction="velocity", distribution="logistic", mean=0.0, std=1.0)
@@ -28,7 +28,7 @@ def close(got, expected, tolerance=2e-5):
 
 def drawn(sigma, noise):
     labels = jnp.arange(len(noise), dtype=jnp.int32)
-    return diffusion.Draw(jnp.asarray(sigma, jnp.float32), jnp.asarray(noise), labels)
+    return parameterization.Draw(jnp.asarray(sigma, jnp.float32), jnp.asarray(noise), labels)
 
 
 def spy(said):
@@ -64,11 +64,11 @@ def slow_flow(latents, noise, sigma, said):
 def test_frames_are_those_of_their_papers(settings, slow):
     latents, noise = example(len(SIGMAS))
     said = example(len(SIGMAS), seed=1)[0]
-    frame = diffusion.make_frame(**settings)
+    frame = parameterization.make_frame(**settings)
     network, asked = spy(said)
-    losses = diffusion.losses(frame, network, latents, drawn(SIGMAS, noise))
-    noisy = diffusion.add_noise(latents, noise, jnp.asarray(SIGMAS, jnp.float32))
-    denoise = diffusion.make_denoise(frame, network)
+    losses = parameterization.losses(frame, network, latents, drawn(SIGMAS, noise))
+    noisy = parameterization.add_noise(latents, noise, jnp.asarray(SIGMAS, jnp.float32))
+    denoise = parameterization.make_denoise(frame, network)
     labels = jnp.arange(len(SIGMAS), dtype=jnp.int32)
     denoised = denoise(noisy, jnp.asarray(SIGMAS, jnp.float32), labels)
     for inputs, condition, labels in asked:  # of the loss and of denoise alike
@@ -83,10 +83,10 @@ def test_frames_are_those_of_their_papers(settings, slow):
             close(losses[number], expected[3], 1e-4)
 
 
-@pytest.mark.parametrize("frame", diffusion.FRAMES)
-@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+@pytest.mark.parametrize("frame", parameterization.FRAMES)
+@pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)
 def test_what_the_network_should_say_denoises_exactly(frame, prediction):
-    frame = diffusion.make_frame(**EDM | {"name": frame, "prediction": prediction})
+    frame = parameterization.make_frame(**EDM | {"name": frame, "prediction": prediction})
     latents, noise = example(len(SIGMAS))
     sigma = column(SIGMAS)
     radius = np.sqrt(1 + sigma**2)
@@ -99,40 +99,40 @@ def test_what_the_network_should_say_denoises_exactly(frame, prediction):
     }
     network, _ = spy(targets[prediction].astype(np.float32))
     batch = drawn(SIGMAS, noise)
-    close(diffusion.losses(frame, network, latents, batch), np.zeros(len(SIGMAS)), 1e-9)
-    noisy = diffusion.add_noise(latents, noise, batch.sigma)
-    denoised = diffusion.make_denoise(frame, network)(noisy, batch.sigma, batch.labels)
+    close(parameterization.losses(frame, network, latents, batch), np.zeros(len(SIGMAS)), 1e-9)
+    noisy = parameterization.add_noise(latents, noise, batch.sigma)
+    denoised = parameterization.make_denoise(frame, network)(noisy, batch.sigma, batch.labels)
     # "epsilon" subtracts sigma * noise from the noisy latents: float32's rounding of 80
     close(denoised, latents, 3e-5)
 
 
-@pytest.mark.parametrize("name", diffusion.FRAMES)
-@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+@pytest.mark.parametrize("name", parameterization.FRAMES)
+@pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)
 def test_a_prediction_leaves_the_weight_of_errors_to_the_frame(name, prediction):
-    frame = diffusion.make_frame(**EDM | {"name": name, "prediction": prediction})
+    frame = parameterization.make_frame(**EDM | {"name": name, "prediction": prediction})
     sigmas = np.array([0.1, 0.7, 3.0, 10.0])
     latents, noise = example(len(sigmas))
     said = example(len(sigmas), seed=1)[0]
     batch = drawn(sigmas, noise)
     network, _ = spy(said)
-    losses = diffusion.losses(frame, network, latents, batch)
-    noisy = diffusion.add_noise(latents, noise, batch.sigma)
-    denoised = diffusion.make_denoise(frame, network)(noisy, batch.sigma, batch.labels)
+    losses = parameterization.losses(frame, network, latents, batch)
+    noisy = parameterization.add_noise(latents, noise, batch.sigma)
+    denoised = parameterization.make_denoise(frame, network)(noisy, batch.sigma, batch.labels)
     errors = np.mean(np.square(np.asarray(denoised) - latents), axis=(1, 2, 3))
     weights = {"edm": (sigmas**2 + 1) / sigmas**2, "flow": ((1 + sigmas) / sigmas) ** 2}
     close(losses, weights[name] * errors, 2e-4)
 
 
-@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+@pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)
 def test_weights_are_bounded_at_every_level(prediction):
     sigma = jnp.asarray([1e-38, 1e-8, 1.0, 1e8], jnp.float32)
-    for name in diffusion.FRAMES:
-        frame = diffusion.make_frame(**FLOW | {"name": name, "prediction": prediction})
+    for name in parameterization.FRAMES:
+        frame = parameterization.make_frame(**FLOW | {"name": name, "prediction": prediction})
         weight = np.asarray(frame.weight(sigma))
         assert np.all(weight > 0)
-        assert np.all(weight <= diffusion.LARGEST_WEIGHT)
-    x = diffusion.make_frame(**FLOW | {"prediction": "x"})
-    assert x.weight(sigma)[0] == diffusion.LARGEST_WEIGHT
+        assert np.all(weight <= parameterization.LARGEST_WEIGHT)
+    x = parameterization.make_frame(**FLOW | {"prediction": "x"})
+    assert x.weight(sigma)[0] == parameterization.LARGEST_WEIGHT
 
 
 @pytest.mark.parametrize(
@@ -147,20 +147,20 @@ def test_weights_are_bounded_at_every_level(prediction):
     ],
 )
 def test_levels_have_the_distribution_of_their_paper(changes, of_sigma):
-    frame = diffusion.make_frame(**EDM | changes)
+    frame = parameterization.make_frame(**EDM | changes)
     sigma = frame.draw_sigma(jax.random.key(0), 4000)
     assert sigma.dtype == jnp.float32
     assert stats.kstest(of_sigma(np.asarray(sigma, np.float64)), "uniform").pvalue > 0.01
 
 
 def test_a_draw_is_a_function_of_the_key_and_drops_labels_at_its_rate():
-    frame = diffusion.make_frame(**EDM)
+    frame = parameterization.make_frame(**EDM)
     latents = np.zeros((4000, 1, 1, 2), np.float32)
     labels = jnp.arange(4000, dtype=jnp.int32) % 10
 
     def draw(seed, label_dropout):
         key = jax.random.key(seed)
-        return diffusion.draw(
+        return parameterization.draw(
             frame, key, latents, labels, null_class=10, label_dropout=label_dropout
         )
 
@@ -182,14 +182,14 @@ def test_a_draw_is_a_function_of_the_key_and_drops_labels_at_its_rate():
 def test_velocity_is_the_slope_of_the_path():
     latents, noise = example(3)
     sigma = np.float32(0.7)
-    close(diffusion.velocity(latents + sigma * noise, latents, sigma), noise)
+    close(parameterization.velocity(latents + sigma * noise, latents, sigma), noise)
     t = sigma / (1 + sigma)
-    close(diffusion.velocity((1 - t) * latents + t * noise, latents, t), noise - latents)
+    close(parameterization.velocity((1 - t) * latents + t * noise, latents, t), noise - latents)
 
 
 def test_impossible_values_are_named_all_at_once():
     wrong = dict(name="ddpm", prediction="y", distribution="cauchy", mean=np.nan, std=0.0)
     with pytest.raises(ValueError, match="known are edm, flow; .*'y'.*'cauchy'.*mean=nan.*std=0.0"):
-        diffusion.make_frame(**wrong)
+        parameterization.make_frame(**wrong)
     with pytest.raises(TypeError, match="sigma_data"):
-        diffusion.make_frame(**EDM, sigma_data=0.5)
+        parameterization.make_frame(**EDM, sigma_data=0.5)

@@ -8,15 +8,14 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from functa.data.functaset import reader as functaset
+from functa.data.functaset import reader
 from functa.diffusion import sample as samples
-from functa.diffusion import sharded_sampling as sampling
+from functa.diffusion import sharded_sampling
 from functa.pipeline import load as trained
-from functa.runtime import config as config_lib
+from functa.runtime import config
 from functa.training.tasks import generation
 from tests.cli.functaset_tools_test import load, refusal
-from tests.support import functaset_sets as sets
-from tests.support import generator_runs
+from tests.support import functaset_sets, generator_runs
 
 sample = load("sample")
 STEPS = 4  # of the tiny schedule
@@ -47,7 +46,7 @@ def records(run, out, *arguments):
     """Of the functaset that a call writes, all of them."""
     options = ["--functaset", "--scale=1", *arguments]
     assert sample.main([str(run), f"--out={out}", *options]) == 0
-    source = functaset.open_functaset(out / "functaset", field_digest=None).source("train", "none")
+    source = reader.open_functaset(out / "functaset", field_digest=None).source("train", "none")
     return source.read(np.arange(source.num_examples))
 
 
@@ -98,11 +97,11 @@ def test_the_functaset_is_whole_and_opens_elsewhere(run, generator, tmp_path):
     written = records(run, tmp_path / "out", "--count=12", "--classes=7,2")
     directory = tmp_path / "out" / "functaset"
     digest = generator.functaset.manifest.field_digest
-    assert sets.problems(directory, field_digest=digest) == []
+    assert functaset_sets.problems(directory, field_digest=digest) == []
     source = tfds.builder_from_directory(directory).as_data_source("train")
     assert [record["label"] for record in source] == [7, 2] * 6
     np.testing.assert_array_equal([record["latents"] for record in source], written["latents"])
-    manifest = functaset.read_manifest(directory)
+    manifest = reader.read_manifest(directory)
     assert manifest.config["sampled"]["functaset_digest"] == generator.functaset.manifest.digest
     assert {name: split["examples"] for name, split in manifest.splits.items()} == {
         "train": 12, "validation": 0, "test": 0,
@@ -115,7 +114,7 @@ def test_sheets_have_a_row_a_class_and_a_resolution_a_scale(run, generator, tmp_
         page = pixels(tmp_path / "out" / f"samples_{scale}x.png")
         side = 8 * scale
         assert page.shape == (2 * side + 1, 3 * side + 2)
-        decode = sampling.make_decoder(
+        decode = sharded_sampling.make_decoder(
             generator.field, generator.field_params, batch_size=5, scale=scale
         )
         images = np.rint(255 * decode(drawn["latents"].astype(np.float32))[..., 0])
@@ -185,7 +184,7 @@ def test_a_strip_leads_from_image_to_image(run, generator, tmp_path):
         record = source.read(np.array([index]))
         np.testing.assert_array_equal(latents[k], record["latents"][0].astype(np.float32))
         assert labels[k] == record["label"][0]
-    fine = config_lib.from_dict(config_lib.to_dict(generator.config))
+    fine = config.from_dict(config.to_dict(generator.config))
     fine.generate.schedule.steps = 60
     strip = samples.strip_of_latents(generator, fine, latents=latents, labels=labels, count=3)
     np.testing.assert_allclose(strip[[0, -1]], latents, atol=0.1)

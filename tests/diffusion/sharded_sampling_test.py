@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from functa.diffusion import sharded_sampling as sampling
+from functa.diffusion import sharded_sampling
 
 LABELS = np.arange(23, dtype=np.int32) % 5
 
@@ -16,7 +16,7 @@ def sampler(params, numbers, labels):
 
 def draw(folder, *, stop=lambda: None, process_index=0, process_count=1, made=sampler):
     told = []
-    rate = sampling.draw(
+    rate = sharded_sampling.draw(
         folder,
         sampler=made,
         params={"scale": np.float32(100)},
@@ -41,7 +41,7 @@ def test_every_sample_once_in_order(tmp_path, processes):
         draw(tmp_path, process_index=index, process_count=processes)
         assert len(list(tmp_path.iterdir())) - before == len(range(index, 8, processes))
     assert len(list(tmp_path.iterdir())) == 8
-    np.testing.assert_array_equal(sampling.collect(tmp_path, count=23, block=3), expected())
+    np.testing.assert_array_equal(sharded_sampling.collect(tmp_path, count=23, block=3), expected())
 
 
 class Stopped(Exception):
@@ -61,19 +61,19 @@ def test_what_is_there_is_not_drawn_again(tmp_path):
     there = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert 0 < len(there) < 8
     with pytest.raises(ValueError, match="is missing"):
-        sampling.collect(tmp_path, count=23, block=3)
+        sharded_sampling.collect(tmp_path, count=23, block=3)
     rate, told = draw(tmp_path)
     assert rate > 0
     assert told[-1] == (8, 8)
     assert all((tmp_path / name).stat().st_mtime_ns == time for name, time in there.items())
-    np.testing.assert_array_equal(sampling.collect(tmp_path, count=23, block=3), expected())
+    np.testing.assert_array_equal(sharded_sampling.collect(tmp_path, count=23, block=3), expected())
     assert draw(tmp_path, made=None) == (0.0, [])
 
 
 def test_samples_of_another_count_are_told(tmp_path):
     draw(tmp_path)
     with pytest.raises(ValueError, match="holds 23 samples, not 24; remove it"):
-        sampling.collect(tmp_path, count=24, block=3)
+        sharded_sampling.collect(tmp_path, count=24, block=3)
 
 
 def test_a_decoder_fills_up_its_last_batch():
@@ -86,6 +86,8 @@ def test_a_decoder_fills_up_its_last_batch():
 
     latents = np.linspace(-1, 1, 10, dtype=np.float32).reshape(10, 1, 1, 1)
     for scale in (1, 3):
-        decode = sampling.make_decoder(Field(), {"field": np.float32(2)}, batch_size=4, scale=scale)
+        decode = sharded_sampling.make_decoder(
+            Field(), {"field": np.float32(2)}, batch_size=4, scale=scale
+        )
         expected = np.broadcast_to(np.clip(2 * latents, 0, 1), (10, scale, 2 * scale, 1))
         np.testing.assert_array_equal(decode(latents), expected)

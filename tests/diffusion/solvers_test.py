@@ -9,8 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from functa.diffusion import parameterization as diffusion
-from functa.diffusion import solvers as samplers
+from functa.diffusion import parameterization, solvers
 
 KARRAS = dict(name="karras", sigma_min=0.002, sigma_max=80.0, rho=7.0)
 CHURN = dict(churn=40.0, churn_min=0.05, churn_max=50.0, churn_noise=1.003)
@@ -63,10 +62,10 @@ def program(solver, steps, denoise, keep, schedule):
 
     @jax.jit
     def sample(key, numbers):
-        return samplers.sample(
+        return solvers.sample(
             denoise,
-            samplers.make_solver(**dict(solver)),
-            samplers.make_schedule(**dict(schedule), steps=steps),
+            solvers.make_solver(**dict(solver)),
+            solvers.make_schedule(**dict(schedule), steps=steps),
             key,
             numbers=numbers,
             labels=jnp.zeros(numbers.shape, jnp.int32),
@@ -135,19 +134,19 @@ def slow(name, x, sigmas, denoise):
 
 
 def test_the_karras_schedule():
-    got = samplers.make_schedule(**KARRAS, steps=18)
+    got = solvers.make_schedule(**KARRAS, steps=18)
     expected = [
         (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)
     ]
     np.testing.assert_allclose(got, [*expected, 0], rtol=1e-6)
     assert got.dtype == np.float32
-    np.testing.assert_allclose(samplers.make_schedule(**KARRAS, steps=1), [80, 0])
+    np.testing.assert_allclose(solvers.make_schedule(**KARRAS, steps=1), [80, 0])
     for change in ({"sigma_min": 0.01}, {"sigma_max": 10.0}, {"rho": 3.0}):
-        assert np.abs(samplers.make_schedule(**KARRAS | change, steps=18) - got).max() > 1e-3
+        assert np.abs(solvers.make_schedule(**KARRAS | change, steps=18) - got).max() > 1e-3
 
 
 def test_the_flow_schedule_is_even_in_t():
-    sigmas = samplers.make_schedule(name="flow", steps=4, sigma_max=99.0).astype(np.float64)
+    sigmas = solvers.make_schedule(name="flow", steps=4, sigma_max=99.0).astype(np.float64)
     np.testing.assert_allclose(sigmas / (1 + sigmas), [0.99, 0.7425, 0.495, 0.2475, 0], rtol=1e-6)
 
 
@@ -156,7 +155,7 @@ def test_the_flow_schedule_is_even_in_t():
 )
 def test_every_step_is_the_papers(name, steps):
     got = run(name, steps=steps, denoise=mixture(2))
-    sigmas = samplers.make_schedule(**KARRAS, steps=steps)
+    sigmas = solvers.make_schedule(**KARRAS, steps=steps)
     expected, seen = slow(name, start(), sigmas, mixture(2))
     np.testing.assert_allclose(got.latents, expected, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(got.trajectory, seen, rtol=1e-3, atol=1e-3)
@@ -178,7 +177,7 @@ def test_the_stochastic_step_is_the_papers(churn, churn_max, churn_noise):
     solver = SOLVERS["stochastic"] | changes
     final = np.asarray(run(solver, denoise=denoise).latents, np.float64)
     jax.effects_barrier()
-    sigmas = samplers.make_schedule(**KARRAS, steps=steps).astype(np.float64)
+    sigmas = solvers.make_schedule(**KARRAS, steps=steps).astype(np.float64)
     gamma = np.where(
         (sigmas >= 0.05) & (sigmas <= churn_max), min(churn / steps, np.sqrt(2) - 1), 0
     )
@@ -282,9 +281,9 @@ def test_rectified_flow_is_euler_on_the_flow_schedule():
         return jnp.sin(x_t) + t[:, None, None, None] * x_t
 
     settings = dict(distribution="normal", mean=0.0, std=1.0)
-    frame = diffusion.make_frame(name="flow", prediction="velocity", **settings)
+    frame = parameterization.make_frame(name="flow", prediction="velocity", **settings)
     schedule = dict(name="flow", sigma_max=999.0)
-    denoise = diffusion.make_denoise(frame, network)
+    denoise = parameterization.make_denoise(frame, network)
     got = run("euler", steps=9, denoise=denoise, schedule=schedule).latents
     times = np.linspace(0.999, 0, 10)
     x_t = start().astype(np.float64) / 80 * 0.999
@@ -301,10 +300,10 @@ def test_churn_of_nothing_is_heun():
 def test_the_program_does_not_grow_with_steps():
     def lines(steps):
         def sample(key):
-            return samplers.sample(
+            return solvers.sample(
                 mixture(2),
-                samplers.make_solver(name="heun"),
-                samplers.make_schedule(**KARRAS, steps=steps),
+                solvers.make_solver(name="heun"),
+                solvers.make_schedule(**KARRAS, steps=steps),
                 key,
                 numbers=jnp.arange(2),
                 labels=jnp.zeros(2, jnp.int32),
@@ -337,12 +336,12 @@ def test_guidance_is_on_the_line_through_both_denoisers(scale):
     x = np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(np.float32)
     sigma = jnp.asarray([0.1, 0.3, 2.0, 2.1], jnp.float32)
     labels = jnp.asarray([1, 2, 3, 4], jnp.int32)
-    denoise = samplers.guided(by_class, null_class=7, scale=scale, interval=(0.3, 2.0))
+    denoise = solvers.guided(by_class, null_class=7, scale=scale, interval=(0.3, 2.0))
     got = jax.jit(denoise)(x, sigma, labels)
 
     @jax.jit
     def traced(scale):
-        return samplers.guided(by_class, null_class=7, scale=scale, interval=(0.3, 2.0))(
+        return solvers.guided(by_class, null_class=7, scale=scale, interval=(0.3, 2.0))(
             x, sigma, labels
         )
 
@@ -367,7 +366,7 @@ def test_outside_the_interval_guidance_costs_nothing(scale, sigma, asked):
         jax.debug.callback(lambda label: labels_seen.append(int(label)), labels[0], ordered=True)
         return x
 
-    guided = samplers.guided(denoise, null_class=7, scale=scale, interval=(0.3, 2.0))
+    guided = solvers.guided(denoise, null_class=7, scale=scale, interval=(0.3, 2.0))
     x = jnp.ones((1, *SHAPE))
     jax.jit(guided)(x, jnp.full(1, sigma), jnp.full(1, 3, jnp.int32))
     jax.effects_barrier()
@@ -376,9 +375,9 @@ def test_outside_the_interval_guidance_costs_nothing(scale, sigma, asked):
 
 def test_each_sample_is_of_its_class():
     labels = jnp.asarray([0, 5], jnp.int32)
-    sigmas = samplers.make_schedule(**KARRAS, steps=9)
-    solver = samplers.make_solver(name="heun")
-    got = samplers.sample(
+    sigmas = solvers.make_schedule(**KARRAS, steps=9)
+    solver = solvers.make_solver(name="heun")
+    got = solvers.sample(
         lambda x, sigma, labels: by_class(0 * x, sigma, labels),
         solver,
         sigmas,
@@ -394,25 +393,25 @@ def test_each_sample_is_of_its_class():
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
     [
-        (samplers.make_schedule, {"name": "cosine"}, "unknown schedule 'cosine'.*karras, flow"),
+        (solvers.make_schedule, {"name": "cosine"}, "unknown schedule 'cosine'.*karras, flow"),
         (
-            samplers.make_schedule,
+            solvers.make_schedule,
             KARRAS | {"steps": 0, "rho": 0.0, "sigma_min": 90.0},
             "steps=0 must be at least 1; rho=0.0 .*; sigma_min=90.0 must be from 1e-06 to 80",
         ),
         (
-            samplers.make_schedule,
+            solvers.make_schedule,
             {"name": "flow", "steps": 0, "sigma_max": np.inf},
             "steps=0 .*sigma_max=inf",
         ),
-        (samplers.make_solver, {"name": "rk4"}, "unknown solver 'rk4'.*euler, heun, dpmpp_2m"),
+        (solvers.make_solver, {"name": "rk4"}, "unknown solver 'rk4'.*euler, heun, dpmpp_2m"),
         (
-            samplers.make_solver,
+            solvers.make_solver,
             {"name": "stochastic", **CHURN, "churn": -1.0, "churn_min": 60.0},
             "churn=-1.0 .*churn_min=60.0 must be from 0 to 50",
         ),
         (
-            functools.partial(samplers.guided, by_class, null_class=7),
+            functools.partial(solvers.guided, by_class, null_class=7),
             {"scale": -1.0, "interval": (2.0, 1.0)},
             r"scale=-1.0 .*interval\[0\]=2.0 must be from 0 to 1",
         ),
@@ -425,8 +424,8 @@ def test_impossible_values_are_named_all_at_once(make, settings, message):
 
 def test_a_key_that_is_not_there_is_a_type_error():
     with pytest.raises(TypeError, match="rho"):
-        samplers.make_schedule(name="flow", steps=3, sigma_max=80.0, rho=7.0)
+        solvers.make_schedule(name="flow", steps=3, sigma_max=80.0, rho=7.0)
     with pytest.raises(TypeError, match="churn"):
-        samplers.make_solver(name="heun", churn=1.0)
+        solvers.make_solver(name="heun", churn=1.0)
     with pytest.raises(TypeError, match="churn_noise"):
-        samplers.make_solver(name="stochastic", churn=1.0, churn_min=0.0, churn_max=1.0)
+        solvers.make_solver(name="stochastic", churn=1.0, churn_min=0.0, churn_max=1.0)

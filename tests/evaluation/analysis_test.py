@@ -14,31 +14,23 @@ from PIL import Image
 
 from configs import digits
 from functa.data import crops, images
-from functa.data.functaset import format as functaset_format
-from functa.evaluation import pca_baseline as baseline
+from functa.data.functaset import format
+from functa.evaluation import pca_baseline
 from functa.evaluation.analysis import (
-    inner_steps as fitting,
-)
-from functa.evaluation.analysis import (
-    latent_space as space,
-)
-from functa.evaluation.analysis import (
+    inner_steps,
+    latent_space,
     measures,
+    quantization,
+    rate_chart,
     storage,
+    trained_field,
 )
-from functa.evaluation.analysis import (
-    quantization as quantisation,
-)
-from functa.evaluation.analysis import (
-    rate_chart as chart,
-)
-from functa.evaluation.analysis import trained_field as subject_lib
 from functa.evaluation.analysis.table import Column, Table
 from functa.evaluation.analysis.trained_field import Subject, image_mse, to_float
 from functa.fields import inner_loop, siren
 from functa.fields import psnr as metrics
 from functa.fields.field import make_field
-from functa.pipeline import load as trained
+from functa.pipeline import load
 from functa.runtime import config
 from functa.training import checkpoint
 from functa.training.tasks import meta_learning
@@ -155,7 +147,7 @@ def test_the_trained_number_of_steps_scores_as_the_stage_meta_learn(run, subject
     task = meta_learning.make(settings, sources, process_index=0, process_count=1)
     rows = jax.jit(task.evaluate)(params, {"image": subject.images})
     expected = task.summarize({name: np.asarray(value) for name, value in rows.items()})
-    table = fitting.steps(subject)["steps"]
+    table = inner_steps.steps(subject)["steps"]
     (row,) = [row for row in table.rows if row["steps"] == settings.inner_loop.steps]
     assert row["psnr"] == pytest.approx(expected["psnr"], abs=1e-4)
     assert row["psnr_of_mean_mse"] == pytest.approx(expected["psnr_of_mean_mse"], abs=1e-4)
@@ -166,7 +158,7 @@ def test_the_trained_number_of_steps_scores_as_the_stage_meta_learn(run, subject
 
 def test_other_numbers_of_steps_are_the_inner_loop_of_that_length(run, subject):
     _, _, params, _ = run
-    found = {row["steps"]: row for row in fitting.steps(subject)["steps"].rows}
+    found = {row["steps"]: row for row in inner_steps.steps(subject)["steps"].rows}
     log_lrs = params["log_inner_lrs"]
     assert log_lrs.shape[0] == STEPS
     images_ = jnp.asarray(to_float(subject.images))
@@ -193,7 +185,7 @@ def test_bilinear_latents_go_on_in_the_basis_they_were_fitted_in():
         inner_loop.fit(field, params, log_lrs, targets, steps=count, second_order=False)
         for count in (1, 3)
     ]
-    errors = fitting.continue_steps(field, params, log_lrs, targets, fits[0].latents, steps=2)
+    errors = inner_steps.continue_steps(field, params, log_lrs, targets, fits[0].latents, steps=2)
     np.testing.assert_allclose(errors[:, -1], fits[1].losses[-1], rtol=1e-5)
 
 
@@ -205,7 +197,7 @@ def test_refined_latents_find_an_image_the_field_can_make(run, subject):
     start = moved.astype(np.float32)
     begun = image_mse(subject.decode(start), targets)
     refine = jax.jit(
-        lambda *arrays: fitting.refine(subject.field, params["field"], *arrays, steps=200)
+        lambda *arrays: inner_steps.refine(subject.field, params["field"], *arrays, steps=200)
     )
     assert psnr(refine(unit, targets, start)) > psnr(begun) + 15
     # Far astray, to where numbers end: the beginning is the best.
@@ -213,7 +205,7 @@ def test_refined_latents_find_an_image_the_field_can_make(run, subject):
 
 
 def test_free_latents_are_never_worse(subject):
-    inner, adam = fitting.free(subject)["free"].rows
+    inner, adam = inner_steps.free(subject)["free"].rows
     assert inner["psnr"] == pytest.approx(psnr(subject.fitted.mse[:, -1]), abs=1e-4)
     assert adam["psnr"] > inner["psnr"] + 0.1
     assert adam["gain"] == pytest.approx(adam["psnr"] - inner["psnr"])
@@ -226,7 +218,7 @@ def test_the_quantiser_is_the_nearest_middle_of_a_cell():
     random = np.random.default_rng(0)
     values = random.normal(size=(200, 3)).astype(np.float32) * np.float32([1, 5, 0]) + np.float32(7)
     for bits in (1, 3, 8):
-        quantiser = quantisation.fit_quantiser(values, bits)
+        quantiser = quantization.fit_quantiser(values, bits)
         symbols = quantiser.symbols(values)
         assert symbols.min() >= 0
         assert symbols.max() < 2**bits
@@ -243,7 +235,7 @@ def test_a_fitted_range_is_better_than_the_whole_one_where_values_are_few_and_fa
     values[0] = 20
     error = {}
     for bits in (3, 4, 12):
-        quantiser = quantisation.fit_quantiser(values, bits)
+        quantiser = quantization.fit_quantiser(values, bits)
         restored = quantiser.restore(quantiser.symbols(values))
         error[bits] = float(np.square(restored - values).mean())
     whole = (2 * 20 / 2**3) ** 2 / 12
@@ -251,7 +243,7 @@ def test_a_fitted_range_is_better_than_the_whole_one_where_values_are_few_and_fa
     assert error[12] < error[4] / 10 < error[3]
     for bits in (0, 17):
         with pytest.raises(ValueError, match=f"{bits} bits"):
-            quantisation.fit_quantiser(values, bits)
+            quantization.fit_quantiser(values, bits)
 
 
 def test_code_length_counts_with_the_tables_of_others():
@@ -261,11 +253,11 @@ def test_code_length_counts_with_the_tables_of_others():
     for image, place, channel in np.ndindex(5, 3, 2):
         seen = sum(row[channel] == symbols[image, place, channel] for row in known)
         expected[image] -= np.log2((seen + 0.5) / (30 + 2))
-    np.testing.assert_allclose(quantisation.code_length(known, symbols, 4), expected)
+    np.testing.assert_allclose(quantization.code_length(known, symbols, 4), expected)
 
 
 def test_packed_bytes_are_whole():
-    assert [quantisation.packed_bytes(3, bits) for bits in (3, 8, 6)] == [2, 3, 3]
+    assert [quantization.packed_bytes(3, bits) for bits in (3, 8, 6)] == [2, 3, 3]
 
 
 def test_float32_loses_nothing_and_fewer_bits_are_never_better(run, subject):
@@ -282,7 +274,7 @@ def test_float32_loses_nothing_and_fewer_bits_are_never_better(run, subject):
     expected = psnr(image_mse(np.asarray(decoded), to_float(subject.images)))
     assert rows["float16"]["psnr"] == pytest.approx(expected, abs=1e-4)
     sizes = {name: row["bytes"] for name, row in rows.items()}
-    layout = functaset_format.RecordLayout(subject.field.latent_shape, "int8")
+    layout = format.RecordLayout(subject.field.latent_shape, "int8")
     assert sizes == {
         "float32": 128, "float16": 64, "bfloat16": 64, "int8": layout.latent_bytes,
         "8 bits": 32, "6 bits": 24, "5 bits": 20, "4 bits": 16, "3 bits": 12,
@@ -291,7 +283,7 @@ def test_float32_loses_nothing_and_fewer_bits_are_never_better(run, subject):
 
 def test_images_of_many_numbers_have_fewer_references(run, monkeypatch):
     """Latents of 2x2x8: 21 of them are 672 numbers."""
-    monkeypatch.setattr(subject_lib, "_REFERENCE_NUMBERS", 32 * 21 + 31)
+    monkeypatch.setattr(trained_field, "_REFERENCE_NUMBERS", 32 * 21 + 31)
     _, settings, params, sources = run
     few = make_subject(settings, params, sources)
     assert few.reference_latents.shape == (21, 2, 2, 8)
@@ -305,7 +297,7 @@ def test_images_of_many_numbers_have_fewer_references(run, monkeypatch):
 def test_pca_beside_is_the_pca_of_the_stage_meta_learn(run, subject):
     sources = run[3]
     row, *coded = storage.pca_rows(subject, [40, 24, 12])
-    expected = baseline.pca_psnr(sources["train"], Chosen(sources["test"]), subject.field)
+    expected = pca_baseline.pca_psnr(sources["train"], Chosen(sources["test"]), subject.field)
     assert row["psnr"] == pytest.approx(float(expected.mean()), abs=1e-4)
     assert row["bytes"] == 4 * 32
     assert all(one["bytes"] <= most for one, most in zip(coded, [40, 24, 12], strict=True))
@@ -322,7 +314,7 @@ def test_pca_of_coded_coefficients_by_a_slow_reconstruction(run, subject, monkey
     cells = cells.reshape(96, 2, 4, 2, 4).swapaxes(2, 3).reshape(-1, 16).astype(np.float64)
     mean = cells.mean(0)
     basis = np.linalg.svd(cells - mean, full_matrices=False)[2][:1]
-    quantiser = quantisation.fit_quantiser(((cells - mean) @ basis.T).astype(np.float32), 3)
+    quantiser = quantization.fit_quantiser(((cells - mean) @ basis.T).astype(np.float32), 3)
     own = to_float(subject.images).reshape(-1, 2, 4, 2, 4).swapaxes(2, 3).reshape(-1, 16)
     stored = quantiser.symbols(((own - mean) @ basis.T).astype(np.float32))
     rebuilt = mean + quantiser.restore(stored) @ basis
@@ -357,7 +349,7 @@ def test_codecs_are_files_of_pillow(channels):
 def test_enlarging_and_shrinking_are_those_of_pillow():
     random = np.random.default_rng(0)
     small = random.random((2, 6, 5, 1), np.float32)
-    large = np.asarray(space.bicubic(small, 4))
+    large = np.asarray(latent_space.bicubic(small, 4))
     bytes_ = random.integers(0, 256, (2, 12, 8, 1), np.uint8)
     for index in range(2):
         picture = Image.fromarray(small[index, ..., 0])
@@ -365,7 +357,10 @@ def test_enlarging_and_shrinking_are_those_of_pillow():
         np.testing.assert_allclose(large[index, ..., 0], expected, atol=1e-5)
         box = Image.fromarray(bytes_[index, ..., 0]).resize((4, 6), Image.Resampling.BOX)
         assert (
-            np.abs(space.shrink(bytes_, 2)[index, ..., 0].astype(int) - np.asarray(box)).max() <= 1
+            np.abs(
+                latent_space.shrink(bytes_, 2)[index, ..., 0].astype(int) - np.asarray(box)
+            ).max()
+            <= 1
         )
 
 
@@ -375,14 +370,14 @@ def test_resolution_scores_what_the_field_says_between_pixels(run):
     plain = make_subject(settings, params, sources)
     large = np.clip(np.rint(plain.decode(plain.fitted.latents, 4) * 255), 0, 255).astype(np.uint8)
     asked = make_subject(settings, params, sources, crops={4: large})
-    (row,) = space.resolution(asked)["resolution"].rows
-    fitted = plain.fit(space.shrink(large, 4))
+    (row,) = latent_space.resolution(asked)["resolution"].rows
+    fitted = plain.fit(latent_space.shrink(large, 4))
     assert row["fit_psnr"] == pytest.approx(psnr(fitted.mse[:, -1]), abs=1e-4)
     values = jax.jit(lambda x: plain.field(params["field"], x, (32, 32)))(fitted.latents)
     assert row["psnr"] == pytest.approx(
         psnr(image_mse(np.asarray(values), to_float(large))), abs=1e-3
     )
-    enlarged = np.asarray(space.bicubic(to_float(space.shrink(large, 4)), 4))
+    enlarged = np.asarray(latent_space.bicubic(to_float(latent_space.shrink(large, 4)), 4))
     assert row["bicubic_psnr"] == pytest.approx(
         psnr(image_mse(enlarged, to_float(large))), abs=1e-3
     )
@@ -443,31 +438,31 @@ def test_pictures_that_do_not_serve_are_all_told(tmp_path):
 
 
 def test_nearest_other_by_a_slow_search(monkeypatch):
-    monkeypatch.setattr(space, "_ROWS", 4)
+    monkeypatch.setattr(latent_space, "_ROWS", 4)
     points = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
     expected = []
     for k in range(11):
         distances = [np.inf if k == m else np.sum((points[k] - points[m]) ** 2) for m in range(11)]
         expected.append(int(np.argmin(distances)))
-    assert space.nearest_other(points).tolist() == expected
+    assert latent_space.nearest_other(points).tolist() == expected
 
 
 def test_neighbours_are_taken_of_latents_in_units_of_their_channel(subject, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        space, "nearest_other", lambda points: seen.append(points) or np.arange(COUNT)
+        latent_space, "nearest_other", lambda points: seen.append(points) or np.arange(COUNT)
     )
-    table = space.neighbours(subject)
+    table = latent_space.neighbours(subject)
     assert [row["accuracy"] for row in table.rows] == [1, 1]
     expected = (subject.fitted.latents / subject.channel_std).reshape(COUNT, -1)
     np.testing.assert_allclose(seen[0], expected, rtol=1e-6)
-    monkeypatch.setattr(space, "nearest_other", lambda points: np.zeros(COUNT, int))
+    monkeypatch.setattr(latent_space, "nearest_other", lambda points: np.zeros(COUNT, int))
     same = np.mean(subject.labels == subject.labels[0])
-    assert [row["accuracy"] for row in space.neighbours(subject).rows] == [same, same]
+    assert [row["accuracy"] for row in latent_space.neighbours(subject).rows] == [same, same]
 
 
 def test_midpoints_of_a_pair_of_equal_images_are_exact(run, subject):
-    row = space.midpoints(subject).rows[0]
+    row = latent_space.midpoints(subject).rows[0]
     assert row["pairs"] == COUNT // 2
     values = subject.decode(subject.fitted.latents)
     middle = subject.decode((subject.fitted.latents[:20] + subject.fitted.latents[20:]) / 2)
@@ -478,11 +473,11 @@ def test_midpoints_of_a_pair_of_equal_images_are_exact(run, subject):
     assert row["outside_ends"] == pytest.approx(outside)
     double = make_subject(*run[1:])
     double.images = np.tile(subject.images[:5], (2, 1, 1, 1))
-    assert space.midpoints(double).rows[0]["psnr"] > 90
+    assert latent_space.midpoints(double).rows[0]["psnr"] > 90
 
 
 def test_more_noise_loses_more(subject):
-    rows = space.noise(subject).rows
+    rows = latent_space.noise(subject).rows
     assert [row["noise"] for row in rows] == [0.01, 0.03, 0.1]
     lost = [row["lost"] for row in rows]
     assert 0 < lost[1] < lost[2]
@@ -527,11 +522,11 @@ def test_the_chart_leaves_out_what_is_beaten():
 
     rows = [row("functa", 20.0, 30.0), row("functa", 10.0, 25.0, 9.0), row("functa", 40.0, 30.0)]
     table = Table("Curve", "", 1, (), [*rows, row("<JPEG>", 30.0, 20.0)])
-    first, estimate, last = chart.curves(table)
+    first, estimate, last = rate_chart.curves(table)
     assert first == ("functa", [10.0, 20.0], [25.0, 30.0])
     assert estimate == ("functa, entropy estimate", [9.0], [25.0])
     assert last == ("<JPEG>", [30.0], [20.0])
-    root = ElementTree.fromstring(chart.draw(table))
+    root = ElementTree.fromstring(rate_chart.draw(table))
     texts = [element.text for element in root.iter() if element.tag.endswith("text")]
     assert {"functa", "functa, entropy estimate", "<JPEG>"} <= set(texts)
 
@@ -609,11 +604,11 @@ def test_a_run_under_way_is_neither_read_nor_touched(run, tmp_path):
     copy = shutil.copytree(run[0], tmp_path / "run")
     under_way = copy / "meta_learn" / "field" / "step_1.orbax-checkpoint-tmp"
     under_way.mkdir()
-    trained.load_field(copy)
+    load.load_field(copy)
     assert under_way.exists()
     (copy / "meta_learn" / "metrics.json").unlink()
     with pytest.raises(ValueError, match="metrics.json does not exist: the stage meta_learn of"):
-        trained.load_field(copy)
+        load.load_field(copy)
 
 
 def test_the_config_of_another_version_is_told(run, tmp_path):
@@ -622,7 +617,7 @@ def test_the_config_of_another_version_is_told(run, tmp_path):
     del settings["meta_learn"]["loss"]
     config.write_json(copy / "config.json", settings)
     with pytest.raises(ValueError, match=r"has not the keys of this version of functa.*loss"):
-        trained.load_field(copy)
+        load.load_field(copy)
 
 
 def test_a_split_of_one_image_is_too_small(run, tmp_path):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs import digits
-from functa.diffusion import sharded_sampling as sampling
-from functa.evaluation import generation_eval as generate
-from functa.report import generation_sections as showcase
+from functa.diffusion import sharded_sampling
+from functa.evaluation import generation_eval
+from functa.report import generation_sections
 
 COUNT = 80
 
@@ -68,7 +68,7 @@ def make_judge():
     config = digits.get_config("tiny")
     config.data.num_classes = 4
     config.generate.features = {"name": "pca", "components": 2}
-    return generate.Judge(
+    return generation_eval.Judge(
         config,
         Latents(),
         sources={split: source(split) for split in ("train", "test")},
@@ -94,7 +94,7 @@ def test_good_samples_are_near_the_floor_and_below_the_gaussian():
         1, abs=0.5
     )  # of the images, not of their copies
     assert arrays["samples"].shape == (4, 10, 2, 2, 1)
-    sections = showcase.sections(arrays)
+    sections = generation_sections.sections(arrays)
     assert [section.title for section in sections] == ["Generated", "Nearest training images"]
 
 
@@ -119,7 +119,7 @@ def test_scales_of_guidance_are_compared():
     assert arrays["sweep_agreement"][0] > 0.6 > 0.3 > arrays["sweep_agreement"][1]
     near, far = arrays["sweep_distance"]
     assert far > near + 2 * arrays["sweep_standard_error"].max()
-    (section,) = showcase.sections(arrays)
+    (section,) = generation_sections.sections(arrays)
     assert section.title == "Guidance"
     assert f"1: {near:.4g}" in section.body
     assert make_judge().sweep({}, LABELS) == {}
@@ -130,7 +130,7 @@ def test_samples_that_are_not_finite_leave_a_hole():
     bad = np.where(np.arange(COUNT)[:, None, None, None] == 7, np.float32(np.nan), good)
     arrays = make_judge().sweep({1.0: good, 100.0: bad}, LABELS)
     assert np.isfinite(arrays["sweep_distance"]).tolist() == [True, False]
-    (section,) = showcase.sections(arrays)
+    (section,) = generation_sections.sections(arrays)
     assert "100: nan" in section.body
     assert "distances is about nan" not in section.lead
 
@@ -139,12 +139,12 @@ def test_too_few_images_are_told():
     config = digits.get_config("tiny")
     config.generate.features = {"name": "pca", "components": 30}
     few = {"train": SimpleNamespace(num_examples=30), "test": SimpleNamespace(num_examples=39)}
-    assert generate.check_splits(config, few) == [
+    assert generation_eval.check_splits(config, few) == [
         "generate judges samples by test images, 40 at least, and there are 39",
         "generate.features.components=30 must be below the number of training images, 30",
     ]
     enough = {"train": SimpleNamespace(num_examples=31), "test": SimpleNamespace(num_examples=40)}
-    assert generate.check_splits(config, enough) == []
+    assert generation_eval.check_splits(config, enough) == []
 
 
 def test_what_is_drawn_is_drawn_once_and_its_speed_kept(tmp_path, monkeypatch):
@@ -157,8 +157,8 @@ def test_what_is_drawn_is_drawn_once_and_its_speed_kept(tmp_path, monkeypatch):
         value = params * numbers.astype(np.float32) + scale
         return SimpleNamespace(latents=value[:, None, None, None] + jnp.zeros((1, *shape)))
 
-    monkeypatch.setattr(generate.generation, "make_sampler", lambda *_: sampler)
-    drawing = generate.Drawing(config, tmp_path, LABELS)
+    monkeypatch.setattr(generation_eval.generation, "make_sampler", lambda *_: sampler)
+    drawing = generation_eval.Drawing(config, tmp_path, LABELS)
 
     def draw(process_index, process_count):
         return drawing.draw(
@@ -180,9 +180,9 @@ def test_what_is_drawn_is_drawn_once_and_its_speed_kept(tmp_path, monkeypatch):
     np.testing.assert_array_equal(judged[:, 0, 0, 0], 10 * np.arange(COUNT) + 9)
     # Where process 0 needs a second, so do all, whatever each one's share.
     clock = SimpleNamespace(monotonic=iter(range(100)).__next__)
-    monkeypatch.setattr(sampling, "time", clock)
+    monkeypatch.setattr(sharded_sampling, "time", clock)
     for processes in (1, 3, 20):
-        drawing = generate.Drawing(config, tmp_path / f"{processes}", LABELS)
+        drawing = generation_eval.Drawing(config, tmp_path / f"{processes}", LABELS)
         assert draw(0, processes) == COUNT
     assert {scale: float(latents[3, 0, 0, 0]) for scale, latents in swept.items()} == {
         0.5: 30.5,
@@ -193,7 +193,7 @@ def test_what_is_drawn_is_drawn_once_and_its_speed_kept(tmp_path, monkeypatch):
 def test_a_gaussian_has_the_latents_mean_and_covariance():
     latents = np.random.default_rng(0).normal(size=(5000, 1, 2, 2)).astype(np.float32)
     latents[..., 1] += 2 * latents[..., 0] + 3
-    drawn = generate.gaussian_samples(latents, 5000, seed=1)
+    drawn = generation_eval.gaussian_samples(latents, 5000, seed=1)
     assert drawn.shape == latents.shape
     flat, again = latents.reshape(5000, -1), drawn.reshape(5000, -1)
     np.testing.assert_allclose(flat.mean(0), again.mean(0), atol=0.15)
@@ -203,7 +203,7 @@ def test_a_gaussian_has_the_latents_mean_and_covariance():
 def test_a_gaussian_is_drawn_without_its_covariance():
     """Of 100,000 numbers it would be 40 GB."""
     latents = np.random.default_rng(0).normal(size=(3, 10, 10, 1000)).astype(np.float32)
-    drawn = generate.gaussian_samples(latents, 300, seed=1).reshape(300, -1)
+    drawn = generation_eval.gaussian_samples(latents, 300, seed=1).reshape(300, -1)
     directions = latents.reshape(3, -1) - latents.reshape(3, -1).mean(0)
     inside = np.linalg.lstsq(directions.T, (drawn - drawn.mean(0)).T, rcond=None)[0]
     np.testing.assert_allclose(directions.T @ inside, (drawn - drawn.mean(0)).T, atol=1e-3)
@@ -215,7 +215,7 @@ def test_a_gaussian_is_drawn_without_its_covariance():
 def test_of_many_classes_ten_are_shown():
     labels = np.arange(400) % 20
     images = np.arange(400, dtype=np.float32).reshape(400, 1, 1, 1)
-    shown = generate.by_class(images, labels, 20)
+    shown = generation_eval.by_class(images, labels, 20)
     np.testing.assert_array_equal(shown[..., 0, 0, 0] % 20, np.arange(10)[:, None] + np.zeros(10))
 
 
@@ -236,5 +236,5 @@ def test_of_many_classes_ten_are_shown():
 def test_descriptions_that_are_none_are_told(features, told):
     config = digits.get_config("tiny")
     config.generate.features = features
-    (problem,) = generate.check(config)
+    (problem,) = generation_eval.check(config)
     assert told in problem

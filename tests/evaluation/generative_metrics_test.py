@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from functa.evaluation import distances, features
-from functa.evaluation import generative_metrics as judging
+from functa.evaluation import distances, features, generative_metrics
 from functa.evaluation.features import Extractor
 
 PIXELS = Extractor("pixels", lambda images: images.reshape(len(images), -1))
@@ -20,7 +19,7 @@ def pictures(count, seed=0, shape=(3, 3, 1)):
 
 def judged(extractor=PIXELS, seed=0, **changed):
     given = {name: pictures(200, number) for number, name in enumerate(SETS)}
-    return judging.judge(extractor, **{**given, **changed}, seed=seed)
+    return generative_metrics.judge(extractor, **{**given, **changed}, seed=seed)
 
 
 def frechet(first, second):
@@ -66,11 +65,11 @@ def test_every_distance_is_of_equally_many_pictures(monkeypatch):
 
 def test_halves_are_disjoint_random_and_alike_for_equal_lengths():
     rows = np.arange(50)[:, None]
-    first, second = judging._halves(rows, 20, 0)
+    first, second = generative_metrics._halves(rows, 20, 0)
     assert len(np.unique(np.concatenate([first, second]))) == 40
     assert (np.sort(first[:, 0]) != np.arange(20)).any()
-    np.testing.assert_array_equal(judging._halves(rows + 7, 20, 0)[1], second + 7)
-    assert (judging._halves(rows, 20, 1)[0] != first).any()
+    np.testing.assert_array_equal(generative_metrics._halves(rows + 7, 20, 0)[1], second + 7)
+    assert (generative_metrics._halves(rows, 20, 1)[0] != first).any()
 
 
 def test_reconstructions_are_not_held_against_their_originals():
@@ -131,7 +130,7 @@ def test_distances_rise_with_corruption(corrupted):
     test, samples, train = digits[:500], digits[500:1000], digits[1000:]
     extractor = features.fit_pca(np.rint(train * 255).astype(np.uint8), components=16)
     results = [
-        judging.judge(
+        generative_metrics.judge(
             extractor,
             test=test,
             reconstructions=corrupted(test, amount),
@@ -198,18 +197,18 @@ def test_numbers_that_are_no_picture_are_told(name, value):
 
 def test_copies_are_found_and_new_ones_are_not_suspected():
     train, test, fresh = pictures(500), pictures(100, 1), pictures(90, 2)
-    copied = judging.memorisation(
+    copied = generative_metrics.memorisation(
         train=train, test=test, samples=train[[5, 17, 3]] + np.float32(1e-4)
     )
     np.testing.assert_array_equal(copied.samples.indices[:, 0], [5, 17, 3])
     assert copied.ratio < 0.01
     assert copied.samples.distances.shape == (3, 1)
-    new = judging.memorisation(train=train, test=test, samples=fresh)
+    new = generative_metrics.memorisation(train=train, test=test, samples=fresh)
     assert new.ratio == pytest.approx(1, abs=0.15)
     apart = np.linalg.norm((test[:, None] - train[None]).reshape(100, 500, -1), axis=-1)
     np.testing.assert_array_equal(new.test.indices[:, 0], apart.argmin(axis=1))
     np.testing.assert_allclose(new.test.distances[:, 0], apart.min(axis=1), rtol=1e-5)
-    far = judging.memorisation(train=train, test=test, samples=fresh + np.float32(1))
+    far = generative_metrics.memorisation(train=train, test=test, samples=fresh + np.float32(1))
     apart = np.linalg.norm((1 + fresh[:, None] - train[None]).reshape(90, 500, -1), axis=-1)
     expected = np.median(apart.min(axis=1)) / np.median(new.test.distances)
     assert far.ratio == pytest.approx(expected, rel=1e-5)
@@ -228,4 +227,4 @@ def test_copies_are_found_and_new_ones_are_not_suspected():
 def test_what_has_no_nearest_neighbour_is_told(changed, told):
     given = {"train": pictures(20), "test": pictures(9, 1), "samples": pictures(9, 2)}
     with pytest.raises(ValueError, match=told):
-        judging.memorisation(**{**given, **changed})
+        generative_metrics.memorisation(**{**given, **changed})

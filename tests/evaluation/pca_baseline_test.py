@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from functa.evaluation import pca_baseline as baseline
+from functa.evaluation import pca_baseline
 from functa.fields import psnr as metrics
 
 
@@ -42,33 +42,33 @@ def whole(train, test, field):
 
 def test_what_fits_into_one_part_has_the_same_bits(splits):
     np.testing.assert_array_equal(
-        baseline.pca_psnr(*splits, make_field()), whole(*splits, make_field())
+        pca_baseline.pca_psnr(*splits, make_field()), whole(*splits, make_field())
     )
     assert splits[0].reads == [70]
     # As many images as are ever fitted on, of 32x32x3.
     train = Images(1, (32, 32, 3), seed=0)
     train.num_examples = 50_000
     field = make_field((32, 32, 3), (8, 8, 16))
-    assert baseline.pca_images(train, field) == baseline.PCA_IMAGES
-    blocks = list(baseline._blocks(baseline.PCA_IMAGES, field, baseline._BLOCK_VALUES))
-    assert [len(block) for block in blocks] == [baseline.PCA_IMAGES]
+    assert pca_baseline.pca_images(train, field) == pca_baseline.PCA_IMAGES
+    blocks = list(pca_baseline._blocks(pca_baseline.PCA_IMAGES, field, pca_baseline._BLOCK_VALUES))
+    assert [len(block) for block in blocks] == [pca_baseline.PCA_IMAGES]
 
 
 def test_many_parts_are_the_whole(splits, monkeypatch):
-    monkeypatch.setattr(baseline, "_BLOCK_VALUES", 8 * 8 * 3 * 16)
-    monkeypatch.setattr(baseline, "_TEST_VALUES", 1)
-    psnr = baseline.pca_psnr(*splits, make_field())
+    monkeypatch.setattr(pca_baseline, "_BLOCK_VALUES", 8 * 8 * 3 * 16)
+    monkeypatch.setattr(pca_baseline, "_TEST_VALUES", 1)
+    psnr = pca_baseline.pca_psnr(*splits, make_field())
     assert [split.reads for split in splits] == [[16, 16, 16, 16, 6], [1] * 30]
     np.testing.assert_allclose(psnr, whole(*splits, make_field()), atol=1e-4)
 
 
 def test_large_images_are_fewer(splits, monkeypatch):
     train, test = splits
-    monkeypatch.setattr(baseline, "PCA_VALUES", 8 * 8 * 3 * 20 + 5)
-    psnr = baseline.pca_psnr(train, test, make_field())
+    monkeypatch.setattr(pca_baseline, "PCA_VALUES", 8 * 8 * 3 * 20 + 5)
+    psnr = pca_baseline.pca_psnr(train, test, make_field())
     assert train.reads == [20]
     train.images = train.images[:20]
     np.testing.assert_array_equal(psnr, whole(train, test, make_field()))
     monkeypatch.undo()
     train.num_examples = 1_281_167
-    assert baseline.pca_images(train, make_field((256, 256, 3), (32, 32, 64))) == 1365
+    assert pca_baseline.pca_images(train, make_field((256, 256, 3), (32, 32, 64))) == 1365

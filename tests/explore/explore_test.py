@@ -4,9 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from functa.data.functaset import format as functaset_format
-from functa.diffusion import inpainter as imputer
-from functa.diffusion import inpainting as imputation
+from functa.data.functaset import format
+from functa.diffusion import inpainter, inpainting
 from functa.diffusion import sample as samples
 from functa.evaluation.analysis.latent_space import bicubic
 from functa.explore import collection, decoding, drawing, opened
@@ -15,7 +14,7 @@ from functa.explore.explorer import Explorer, Record
 from functa.explore.kept import Kept
 from functa.fields import psnr as metrics
 from functa.fields.field import Field
-from functa.pipeline import load as trained
+from functa.pipeline import load
 from functa.runtime import config as config_lib
 from tests.support import generator_runs
 
@@ -92,7 +91,7 @@ def test_an_image_stands_beside_what_was_encoded(explorer):
 def test_an_image_is_decoded_at_a_scale_beside_bicubic(explorer, there):
     made = explorer.decode(Record("test", 4), scale=3)
     records = there.functaset.source("test", cache="none").read(np.array([4]))
-    latents = functaset_format.float32_latents(records)
+    latents = format.float32_latents(records)
     direct = np.asarray(there.field(there.field_params["field"], latents, shape=(24, 24)))[0]
     np.testing.assert_allclose(made.image, direct.clip(0, 1), atol=1e-5)
     enlarged = bicubic(made.original[None].astype(np.float32) / np.float32(255), 3)[0]
@@ -194,11 +193,11 @@ def test_what_is_hidden_is_filled_in(explorer, there):
     assert made.seen.shape == (8, 8, 4)
     np.testing.assert_array_equal(made.seen[..., 3] == 0, hidden)
     # The same as the tool's left half, where the same is drawn.
-    tool = imputer.Imputer(there.generator, imputation.KINDS["half"], steps=3, seed=0)
+    tool = inpainter.Imputer(there.generator, inpainting.KINDS["half"], steps=3, seed=0)
     images = original[None].astype(np.float32)
     average = np.zeros_like(original)
     names = np.array([0])
-    compared = imputer.compare(tool, images, names=names, draws=3, average=average)
+    compared = inpainter.compare(tool, images, names=names, draws=3, average=average)
     np.testing.assert_allclose(made.without, compared["without"][0], atol=1e-5)
     np.testing.assert_allclose(made.mean, compared["mean"][0], atol=1e-3)
     again = explorer.impute(9, hidden, draws=3, steps=3, seed=1)
@@ -345,7 +344,7 @@ def test_a_generator_that_knows_no_unknown_class(tmp_path):
 
 def test_what_the_run_does_itself_may_be_asked_for(tmp_path):
     changes = {"generate.schedule.steps": 256, "generate.guidance.scale": 25.0}
-    made = trained.load_generator(generator_runs.make(tmp_path / "run", **changes))
+    made = load.load_generator(generator_runs.make(tmp_path / "run", **changes))
     own = drawing.Drawing(made, lambda _: None)
     assert own.config(own.usual).generate.schedule.steps == 256
     with pytest.raises(ValueError, match="guidance=26.0 must be from 0 to 25; steps=257 must be"):

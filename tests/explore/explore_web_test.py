@@ -19,10 +19,9 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from functa.explore import __main__ as program
-from functa.explore import opened, web
+from functa.explore import __main__, opened, web
 from functa.explore.explorer import Explorer
-from functa.runtime import image_io as pictures
+from functa.runtime import image_io
 from tests.conftest import ROOT
 from tests.support import generator_runs
 
@@ -47,7 +46,7 @@ class Client:
     def __init__(self, explorer):
         config = uvicorn.Config(web.make_app(explorer), log_level="error", lifespan="off")
         self.server = uvicorn.Server(config)
-        self.socket = program.listen(None)
+        self.socket = __main__.listen(None)
         self.port = self.socket.getsockname()[1]
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
         self.thread.start()
@@ -152,7 +151,7 @@ def test_browse(client, explorer):
     for k, item in enumerate(page["items"]):
         assert (item["row"], item["id"], item["copy"]) == (3 + k, (3 + k) // 2, (3 + k) % 2)
         np.testing.assert_array_equal(
-            pixels(item["image"]), pictures.to_bytes(direct.images[k])[..., 0]
+            pixels(item["image"]), image_io.to_bytes(direct.images[k])[..., 0]
         )
         np.testing.assert_array_equal(pixels(item["original"]), direct.originals[k, ..., 0])
     label = page["items"][0]["class"]
@@ -414,7 +413,7 @@ def refusal(capsys, monkeypatch):
 
     def told(*arguments):
         with pytest.raises(SystemExit) as ended:
-            program.main(list(map(str, arguments)))
+            __main__.main(list(map(str, arguments)))
         assert ended.value.code == 2
         captured = capsys.readouterr()
         assert captured.out == ""
@@ -458,7 +457,7 @@ def test_a_port_that_is_taken_is_told_at_once(run, refusal):
 
 
 def test_without_a_port_the_next_free_one_is_taken():
-    with program.listen(None) as first, program.listen(None) as second:
+    with __main__.listen(None) as first, __main__.listen(None) as second:
         ports = [one.getsockname()[1] for one in (first, second)]
         assert first.getsockname()[0] == "127.0.0.1"
         assert ports[0] < ports[1]

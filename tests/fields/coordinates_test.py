@@ -1,28 +1,28 @@
 import numpy as np
 import pytest
 
-from functa.fields import coordinates as coords
+from functa.fields import coordinates
 
 
 def test_pixel_centres_of_a_cell_of_four_pixels():
     # DESIGN: .125 .375 .625 .875
-    rows = coords.pixel_centers(8)
-    local = coords.axis_features("local", rows, cells=2, pixels=8)[:, 0]
+    rows = coordinates.pixel_centers(8)
+    local = coordinates.axis_features("local", rows, cells=2, pixels=8)[:, 0]
     np.testing.assert_allclose(local, [0.125, 0.375, 0.625, 0.875] * 2, atol=1e-6)
 
 
 def test_nearest_index_counts_cells():
     np.testing.assert_array_equal(
-        coords.nearest_index(coords.pixel_centers(6), 3), [0, 0, 1, 1, 2, 2]
+        coordinates.nearest_index(coordinates.pixel_centers(6), 3), [0, 0, 1, 1, 2, 2]
     )
-    np.testing.assert_array_equal(coords.nearest_index(np.float32([0.0, 1.0]), 3), [0, 2])
+    np.testing.assert_array_equal(coordinates.nearest_index(np.float32([0.0, 1.0]), 3), [0, 2])
 
 
 @pytest.mark.parametrize(("pixels", "cells"), [(8, 2), (12, 3), (6, 1), (5, 3)])
 def test_interpolation_matrix_against_a_loop(pixels, cells):
     rng = np.random.default_rng(0)
     values = rng.normal(size=cells)
-    points = coords.pixel_centers(pixels)
+    points = coordinates.pixel_centers(pixels)
     slow = []
     for point in points:
         position = point * cells - 0.5
@@ -30,7 +30,7 @@ def test_interpolation_matrix_against_a_loop(pixels, cells):
         weight = position - left
         clipped = [min(max(a, 0), cells - 1) for a in (left, left + 1)]
         slow.append((1 - weight) * values[clipped[0]] + weight * values[clipped[1]])
-    matrix = coords.interpolation_matrix(points, cells)
+    matrix = coordinates.interpolation_matrix(points, cells)
     np.testing.assert_allclose(matrix @ values, slow, atol=1e-6)
     np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-6)
 
@@ -40,10 +40,10 @@ def test_interpolation_matrix_against_a_loop(pixels, cells):
     [(32, 8, 1), (32, 8, 4), (32, 4, 2), (6, 3, 1), (5, 5, 1), (28, 1, 1)],
 )
 def test_orthonormalizer_undoes_the_overlap_of_cells(pixels, cells, parts):
-    points = coords.pixel_centers(pixels)
-    root = coords.orthonormalizer(points, cells, parts=parts)
+    points = coordinates.pixel_centers(pixels)
+    root = coordinates.orthonormalizer(points, cells, parts=parts)
     values = np.repeat(np.eye(cells), parts, axis=0)
-    product = coords.interpolation_matrix(points, cells * parts) @ values @ root
+    product = coordinates.interpolation_matrix(points, cells * parts) @ values @ root
     np.testing.assert_allclose(product.T @ product * cells / pixels, np.eye(cells), atol=1e-5)
     np.testing.assert_allclose(root, root.T, atol=1e-6)
     eigenvalues = np.linalg.eigvalsh(root)
@@ -52,29 +52,31 @@ def test_orthonormalizer_undoes_the_overlap_of_cells(pixels, cells, parts):
 
 
 def test_binary_code_of_32_pixels_has_five_bits_highest_first():
-    code = coords.axis_features("binary", coords.pixel_centers(32), cells=8, pixels=32)
+    code = coordinates.axis_features("binary", coordinates.pixel_centers(32), cells=8, pixels=32)
     assert code.shape == (32, 5)
     np.testing.assert_array_equal(code @ [16, 8, 4, 2, 1], np.arange(32))
 
 
 def test_binary_code_repeats_at_a_finer_resolution():
-    fine = coords.axis_features("binary", coords.pixel_centers(64), cells=8, pixels=32)
-    coarse = coords.axis_features("binary", coords.pixel_centers(32), cells=8, pixels=32)
+    fine = coordinates.axis_features("binary", coordinates.pixel_centers(64), cells=8, pixels=32)
+    coarse = coordinates.axis_features("binary", coordinates.pixel_centers(32), cells=8, pixels=32)
     np.testing.assert_array_equal(fine[::2], coarse)
     np.testing.assert_array_equal(fine[1::2], coarse)
 
 
 def test_periodic_features_are_continuous_across_cells_and_tell_pixels_apart():
     border = np.float32([0.25 - 1e-6, 0.25 + 1e-6])
-    left, right = coords.axis_features("periodic", border, cells=4, pixels=16)
+    left, right = coordinates.axis_features("periodic", border, cells=4, pixels=16)
     np.testing.assert_allclose(left, right, atol=2e-4)
-    cell = coords.axis_features("periodic", coords.pixel_centers(16)[:4], cells=4, pixels=16)
+    cell = coordinates.axis_features(
+        "periodic", coordinates.pixel_centers(16)[:4], cells=4, pixels=16
+    )
     distances = np.linalg.norm(cell[:, None] - cell[None], axis=-1)
     assert distances[~np.eye(4, dtype=bool)].min() > 1
 
 
 def test_grid_features_put_the_row_first():
-    features = coords.grid_features(
+    features = coordinates.grid_features(
         "global", np.float32([0.1, 0.9]), np.float32([0.2, 0.4, 0.6]), cells=(1, 1), pixels=(2, 3)
     )
     assert features.shape == (2, 3, 2)
@@ -83,4 +85,4 @@ def test_grid_features_put_the_row_first():
 
 def test_unknown_coords_are_named():
     with pytest.raises(ValueError, match="polar"):
-        coords.axis_features("polar", np.float32([0]), cells=1, pixels=1)
+        coordinates.axis_features("polar", np.float32([0]), cells=1, pixels=1)

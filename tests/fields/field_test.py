@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from functa.fields import coordinates as coords
+from functa.fields import coordinates
 from functa.fields.field import Field, make_field
 
 
@@ -58,8 +58,8 @@ def slow_field(field, params, latents, shape):
         part = row % u * u + column % u
         fine[row, column] = modulations[row // u, column // u, part * m : (part + 1) * m]
     values = np.zeros((*shape, field.image_shape[2]))
-    rows, columns = coords.pixel_centers(shape[0]), coords.pixel_centers(shape[1])
-    features = coords.grid_features(
+    rows, columns = coordinates.pixel_centers(shape[0]), coordinates.pixel_centers(shape[1])
+    features = coordinates.grid_features(
         field.coords, rows, columns, cells=(i, j), pixels=field.image_shape[:2]
     )
     for row, column in np.ndindex(*shape):

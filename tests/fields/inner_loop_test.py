@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from functa.fields import coordinates as coords
-from functa.fields import inner_loop
+from functa.fields import coordinates, inner_loop
 from tests.fields.field_test import make, with_neighbours
 
 FIELDS = {
@@ -34,7 +33,9 @@ def slow_root(field):
     if field.lookup == "nearest":
         return np.eye(i * j, dtype=np.float32).reshape(i, j, i, j)
     axes = [
-        coords.interpolation_matrix(coords.pixel_centers(size), cells * u).astype(np.float64)
+        coordinates.interpolation_matrix(coordinates.pixel_centers(size), cells * u).astype(
+            np.float64
+        )
         @ np.repeat(np.eye(cells), u, axis=0)
         for size, cells in ((h, i), (w, j))
     ]

@@ -14,7 +14,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.launch import launch_test
-from tests.pipeline import runner_test as pipeline_test
+from tests.pipeline import runner_test
 from tests.support.cloud import Cloud
 
 
@@ -309,7 +309,7 @@ def test_a_real_run_on_two_workers_loses_one_and_recovers(cloud, program_env, tm
     assert "report: " in stdout
     summary = json.loads((bucket / "run/summary.json").read_text())
     assert summary.keys() >= {"meta_learn", "encode", "classify"}
-    assert pipeline_test.functaset_bytes(bucket / "run")
+    assert runner_test.functaset_bytes(bucket / "run")
 
 
 # launch/slurm.sh

@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from functa.diffusion import parameterization as diffusion
+from functa.diffusion import parameterization
 from functa.models import classifier, denoiser, transformer
 from tests.models.transformer_test import dense, randomize, slow_attention, slow_feed_forward
 from tests.support import fingerprints
@@ -298,7 +298,7 @@ def test_positions_are_sines_and_cosines_of_row_and_column():
 @pytest.mark.parametrize("name", SMALL)
 def test_a_few_examples_are_learnt_by_heart(name):
     """Four latents, each of its class: the loss falls to a small part of what saying nothing costs."""
-    frame = diffusion.make_frame(
+    frame = parameterization.make_frame(
         name="edm", prediction="edm", distribution="normal", mean=0.0, std=1.0
     )
     labels = np.arange(BATCH, dtype=np.int32) % 4
@@ -309,11 +309,11 @@ def test_a_few_examples_are_learnt_by_heart(name):
     start, restore = ravel_pytree(fresh(name))
 
     def loss(params, key):
-        drawn = diffusion.draw(
+        drawn = parameterization.draw(
             frame, key, latents, jnp.asarray(labels), null_class=CLASSES, label_dropout=0.0
         )
         network = functools.partial(program(name), restore(params))
-        return jnp.mean(diffusion.losses(frame, network, latents, drawn))
+        return jnp.mean(parameterization.losses(frame, network, latents, drawn))
 
     def step(carry, key):
         params, state = carry

@@ -20,20 +20,18 @@ import tensorflow_datasets as tfds
 
 from functa.data.augmentation import augment
 from functa.data.functaset import (
-    format as functaset_format,
+    format,
+    reader,
 )
 from functa.data.functaset import (
     manifest as functaset_manifest,
 )
 from functa.data.functaset import (
-    reader as functaset,
-)
-from functa.data.functaset import (
     writer as functaset_writer,
 )
 from functa.fields import psnr as metrics
-from functa.pipeline import encode as encode_lib
-from tests.support import functaset_sets as sets
+from functa.pipeline import encode
+from tests.support import functaset_sets
 
 TRAIN_SHARDS, SHARDS = 4, 7  # 66, 7 and 25 records in shards of 20
 
@@ -42,7 +40,7 @@ TRAIN_SHARDS, SHARDS = 4, 7  # 66, 7 and 25 records in shards of 20
 def encoded(tmp_path_factory):
     """(directory, metrics) of a functaset nobody disturbed."""
     directory = tmp_path_factory.mktemp("run") / "functaset"
-    return directory, sets.encode(directory)
+    return directory, functaset_sets.encode(directory)
 
 
 @contextlib.contextmanager
@@ -73,16 +71,16 @@ def temporary_files(directory):
 
 def expected_record(split, image, id, copy):
     """Slow reference: what a record of one image holds."""
-    config = sets.make_config()
+    config = functaset_sets.make_config()
     if copy:
         settings = {k: config.encode[k] for k in ("flip", "crop", "crop_padding", "crop_min_area")}
         image = augment(image, shape=(8, 8), seed=config.seed, example_id=id, copy=copy, **settings)
     unit = image.astype(np.float32) / np.float32(255)
-    latents = np.empty(sets.LATENT_SHAPE, np.float32)
+    latents = np.empty(functaset_sets.LATENT_SHAPE, np.float32)
     for i in range(2):
         for j in range(2):
             cell = unit[4 * i : 4 * i + 4, 4 * j : 4 * j + 4].reshape(-1)
-            latents[i, j] = cell @ sets._MATRIX
+            latents[i, j] = cell @ functaset_sets._MATRIX
     return latents, 30 + 10 * unit.mean()
 
 
@@ -90,10 +88,10 @@ def test_a_program_that_knows_only_tfds_reads_every_record(encoded):
     directory, _ = encoded
     builder = tfds.builder_from_directory(directory)
     assert builder.info.name == "functaset"
-    splits = sets.make_splits()
+    splits = functaset_sets.make_splits()
     for split, copies in (("train", 3), ("validation", 1), ("test", 1)):
         records = builder.as_data_source(split)
-        assert len(records) == sets.SIZES[split] * copies
+        assert len(records) == functaset_sets.SIZES[split] * copies
         for number, record in enumerate(records):
             example, copy = divmod(number, copies)
             image = splits[split].read(np.array([example]))
@@ -103,12 +101,12 @@ def test_a_program_that_knows_only_tfds_reads_every_record(encoded):
             assert record["psnr"] == pytest.approx(psnr, abs=1e-3)
             assert record["label"] == image["label"][0]
             assert (record["id"], record["copy"]) == (image["id"][0], copy)
-    assert tuple(builder.info.features["label"].names) == sets.CLASS_NAMES
+    assert tuple(builder.info.features["label"].names) == functaset_sets.CLASS_NAMES
 
 
 def test_the_manifest_counts_and_averages_what_is_stored(encoded):
     directory, result = encoded
-    opened = functaset.open_functaset(directory, field_digest=sets.DIGEST)
+    opened = reader.open_functaset(directory, field_digest=functaset_sets.DIGEST)
     manifest = opened.manifest
     read = {
         split: opened.source(split, cache="none").read(np.arange(opened.num_examples(split)))
@@ -125,10 +123,10 @@ def test_the_manifest_counts_and_averages_what_is_stored(encoded):
         assert entry["psnr"] == pytest.approx(psnr.mean(), rel=1e-12)
         mean_mse = np.mean(10 ** (-psnr / 10))
         assert entry["psnr_of_mean_mse"] == pytest.approx(metrics.psnr(mean_mse), rel=1e-9)
-    assert manifest.latent_shape == list(sets.LATENT_SHAPE)
+    assert manifest.latent_shape == list(functaset_sets.LATENT_SHAPE)
     assert manifest.config["encode"]["num_augmentations"] == 3
     assert "cache" not in manifest.config["data"]
-    assert sets.problems(directory, field_digest=sets.DIGEST) == []
+    assert functaset_sets.problems(directory, field_digest=functaset_sets.DIGEST) == []
     assert temporary_files(directory) == []
     assert result["psnr"] == manifest.splits["test"]["psnr"]
     assert result["train_psnr"] == manifest.splits["train"]["psnr"]
@@ -141,11 +139,11 @@ def test_the_manifest_counts_and_averages_what_is_stored(encoded):
 
 def test_a_complete_set_is_left_alone(encoded):
     directory, result = encoded
-    before = sets.contents(directory)
-    again = sets.encode(directory, fit=never)
+    before = functaset_sets.contents(directory)
+    again = functaset_sets.encode(directory, fit=never)
     assert again.pop("earlier_seconds") > 0
     assert again == {key: value for key, value in result.items() if key != "earlier_seconds"}
-    assert sets.contents(directory) == before
+    assert functaset_sets.contents(directory) == before
 
 
 def test_a_killed_program_started_again_writes_the_same_bytes(encoded, tmp_path, program_env):
@@ -164,13 +162,13 @@ def test_a_killed_program_started_again_writes_the_same_bytes(encoded, tmp_path,
             process.wait()
             finished_at_kills.append(len(list(directory.glob("parts/*.json"))))
         with pytest.raises(ValueError, match="no complete functaset"):
-            functaset.open_functaset(directory, field_digest=None)
+            reader.open_functaset(directory, field_digest=None)
     with program(directory, program_env) as process:
         output, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         assert output == "no tensorflow\n"
     assert finished_at_kills[0] < SHARDS
-    assert sets.contents(directory) == sets.contents(encoded[0])
+    assert functaset_sets.contents(directory) == functaset_sets.contents(encoded[0])
 
 
 def test_two_processes_write_the_same_bytes_as_one(encoded, tmp_path, program_env):
@@ -182,7 +180,7 @@ def test_two_processes_write_the_same_bytes_as_one(encoded, tmp_path, program_en
         for process in (first, second):
             _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors
-    assert sets.contents(directory) == sets.contents(encoded[0])
+    assert functaset_sets.contents(directory) == functaset_sets.contents(encoded[0])
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -190,7 +188,7 @@ def test_a_process_whose_peers_have_stopped_says_so(tmp_path, monkeypatch, index
     monkeypatch.setattr(functaset_manifest, "_STALL_SECONDS", 0.2)
     monkeypatch.setattr(functaset_manifest, "_POLL_SECONDS", 0.02)
     with pytest.raises(TimeoutError, match="other processes have stopped"):
-        sets.encode(tmp_path / "functaset", process_index=index, process_count=2)
+        functaset_sets.encode(tmp_path / "functaset", process_index=index, process_count=2)
     shards = [path.name for path in tmp_path.glob("functaset/functaset-*")]
     assert len(shards) == SHARDS // 2 + (index == 0)
     assert not (tmp_path / "functaset" / "manifest.json").exists()
@@ -207,46 +205,46 @@ def test_no_part_is_read_more_often_than_needed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(functaset_manifest, "_finished_part", counting)
     directory = tmp_path / "functaset"
-    sets.encode(directory)
+    functaset_sets.encode(directory)
     assert sorted(read) == sorted(
         2 * list(set(read))
     )  # by the process that waits, for the manifest
     assert len(set(read)) == SHARDS
     read.clear()
-    sets.encode(directory, fit=never)
+    functaset_sets.encode(directory, fit=never)
     assert len(read) == SHARDS
     # Who waits for others reads what they have added and nothing twice, however long.
     read.clear()
     monkeypatch.setattr(functaset_manifest, "_STALL_SECONDS", 0.3)
     monkeypatch.setattr(functaset_manifest, "_POLL_SECONDS", 0.02)
     with pytest.raises(TimeoutError):
-        sets.encode(tmp_path / "half", process_index=0, process_count=2)
+        functaset_sets.encode(tmp_path / "half", process_index=0, process_count=2)
     assert sorted(read) == sorted(set(read))
 
 
 def test_parts_of_another_making_are_gone_when_shards_are_made_anew(tmp_path):
     """Else who waits for the shards would read them at every look."""
     directory = tmp_path / "functaset"
-    sets.encode(directory)
-    (directory / functaset_format.MANIFEST).unlink()
+    functaset_sets.encode(directory)
+    (directory / format.MANIFEST).unlink()
 
     def broken(images):
         raise RuntimeError("broken off")
 
     with pytest.raises(RuntimeError, match="broken off"):
-        sets.encode(directory, field_digest="sha256:" + "1" * 64, fit=broken)
-    assert list((directory / functaset_format.PARTS).iterdir()) == []
-    sets.encode(directory, field_digest="sha256:" + "1" * 64)
-    assert sets.problems(directory, field_digest="sha256:" + "1" * 64) == []
+        functaset_sets.encode(directory, field_digest="sha256:" + "1" * 64, fit=broken)
+    assert list((directory / format.PARTS).iterdir()) == []
+    functaset_sets.encode(directory, field_digest="sha256:" + "1" * 64)
+    assert functaset_sets.problems(directory, field_digest="sha256:" + "1" * 64) == []
 
 
 def test_ids_beyond_32_bits_are_kept(tmp_path):
     directory = tmp_path / "functaset"
-    splits = {split: sets.Images(9, first_id=2**40) for split in sets.SIZES}
-    sets.encode(directory, splits=splits)
-    assert sets.problems(directory) == []
+    splits = {split: functaset_sets.Images(9, first_id=2**40) for split in functaset_sets.SIZES}
+    functaset_sets.encode(directory, splits=splits)
+    assert functaset_sets.problems(directory) == []
     ids = [2**40 + k for k in range(9) for _ in range(3)]
-    opened = functaset.open_functaset(directory, field_digest=None)
+    opened = reader.open_functaset(directory, field_digest=None)
     for cache in ("host", "none"):
         source = opened.source("train", cache)
         assert source.read(np.arange(27))["id"].tolist() == ids
@@ -257,8 +255,8 @@ def test_ids_beyond_32_bits_are_kept(tmp_path):
 def test_sums_do_not_depend_on_the_blocks_a_batch_is_written_in(tmp_path, monkeypatch):
     for numbers in (12, 60, 1 << 21):  # 1, 5 and all records at once
         monkeypatch.setattr(functaset_writer, "_BLOCK_NUMBERS", numbers)
-        sets.write(tmp_path / str(numbers))
-    first, *others = (sets.contents(tmp_path / str(n)) for n in (12, 60, 1 << 21))
+        functaset_sets.write(tmp_path / str(numbers))
+    first, *others = (functaset_sets.contents(tmp_path / str(n)) for n in (12, 60, 1 << 21))
     assert all(other == first for other in others)
 
 
@@ -267,7 +265,7 @@ import sys, time
 import jax, numpy as np
 from functa import memory
 from functa.data import functaset_writer
-from tests import functaset_sets as sets
+from tests import functaset_sets
 
 write = functaset_writer.ShardWriter.write
 
@@ -313,7 +311,7 @@ def test_encoding_images_of_65536_numbers_needs_no_more_memory_the_more_there_ar
     assert done.returncode == 0, done.stderr
     early, late = map(int, done.stdout.split())
     assert late - early < 60, done.stdout
-    assert sets.problems(tmp_path / "functaset") == []
+    assert functaset_sets.problems(tmp_path / "functaset") == []
 
 
 def damage_missing(shard, part):
@@ -354,38 +352,42 @@ def test_only_what_is_damaged_is_made_again(encoded, tmp_path, monkeypatch, dama
         finish(self, **arguments)
 
     monkeypatch.setattr(functaset_writer.ShardWriter, "finish", recording_finish)
-    sets.encode(directory)
+    functaset_sets.encode(directory)
     assert written == [shard.name] * made
-    assert sets.contents(directory) == sets.contents(encoded[0])
+    assert functaset_sets.contents(directory) == functaset_sets.contents(encoded[0])
 
 
 def test_a_complete_set_of_another_field_or_config_is_refused_and_kept(encoded):
     directory, _ = encoded
-    before = sets.contents(directory)
+    before = functaset_sets.contents(directory)
     other = "sha256:" + "1" * 64
     with pytest.raises(ValueError, match="another making") as caught:
-        sets.encode(directory, field_digest=other, fit=never)
-    assert sets.DIGEST in str(caught.value)
+        functaset_sets.encode(directory, field_digest=other, fit=never)
+    assert functaset_sets.DIGEST in str(caught.value)
     assert other in str(caught.value)
     with pytest.raises(ValueError, match="dtype: float16 there, int8 now"):
-        sets.encode(directory, config=sets.make_config(dtype="int8"), fit=never)
+        functaset_sets.encode(directory, config=functaset_sets.make_config(dtype="int8"), fit=never)
     with pytest.raises(ValueError, match=r"examples.test: 25 there, 24 now"):
-        sets.encode(directory, splits=sets.make_splits() | {"test": sets.Images(24)}, fit=never)
-    moved = sets.make_config()
+        functaset_sets.encode(
+            directory,
+            splits=functaset_sets.make_splits() | {"test": functaset_sets.Images(24)},
+            fit=never,
+        )
+    moved = functaset_sets.make_config()
     moved.data.data_dir, moved.data.cache = "elsewhere", "none"
-    sets.encode(directory, config=moved, fit=never)
-    assert sets.contents(directory) == before
+    functaset_sets.encode(directory, config=moved, fit=never)
+    assert functaset_sets.contents(directory) == before
 
 
 def test_shards_of_another_field_or_plan_are_made_again(encoded, tmp_path):
     directory = tmp_path / "functaset"
-    other = sets.make_config(shard_megabytes=sets.megabytes(30))
-    sets.encode(directory, field_digest="sha256:1", config=other)
+    other = functaset_sets.make_config(shard_megabytes=functaset_sets.megabytes(30))
+    functaset_sets.encode(directory, field_digest="sha256:1", config=other)
     (directory / "manifest.json").unlink()  # as if it had been killed before its end
     (directory / "functaset-train.array_record-00000-of-00003.tmp").write_bytes(b"half")
-    sets.encode(directory)
-    assert sets.contents(directory) == sets.contents(encoded[0])
-    assert sets.problems(directory) == []
+    functaset_sets.encode(directory)
+    assert functaset_sets.contents(directory) == functaset_sets.contents(encoded[0])
+    assert functaset_sets.problems(directory) == []
 
 
 def test_shards_of_another_field_are_made_again_even_if_they_look_alike(encoded, tmp_path):
@@ -393,15 +395,17 @@ def test_shards_of_another_field_are_made_again_even_if_they_look_alike(encoded,
     directory = tmp_path / "functaset"
 
     def other_fit(images):
-        latents, psnr = sets.fit(images)
+        latents, psnr = functaset_sets.fit(images)
         return -latents, psnr
 
-    sets.encode(directory, fit=other_fit, field_digest="sha256:1")
+    functaset_sets.encode(directory, fit=other_fit, field_digest="sha256:1")
     (directory / "manifest.json").unlink()
-    sizes = {name: len(content) for name, content in sets.contents(directory).items()}
-    sets.encode(directory)
-    assert sets.contents(directory) == sets.contents(encoded[0])
-    assert sizes.items() <= {n: len(c) for n, c in sets.contents(directory).items()}.items()
+    sizes = {name: len(content) for name, content in functaset_sets.contents(directory).items()}
+    functaset_sets.encode(directory)
+    assert functaset_sets.contents(directory) == functaset_sets.contents(encoded[0])
+    assert (
+        sizes.items() <= {n: len(c) for n, c in functaset_sets.contents(directory).items()}.items()
+    )
 
 
 def test_a_set_that_is_being_repaired_is_not_valid(encoded, tmp_path):
@@ -409,11 +413,11 @@ def test_a_set_that_is_being_repaired_is_not_valid(encoded, tmp_path):
     shutil.copytree(encoded[0], directory)
     (directory / "functaset-train.array_record-00001-of-00004").unlink()
     with pytest.raises(AssertionError, match="fit was called"):
-        sets.encode(directory, fit=never)
+        functaset_sets.encode(directory, fit=never)
     assert not (directory / "manifest.json").exists()
 
 
-class Poisoned(sets.Images):
+class Poisoned(functaset_sets.Images):
     """Image 13 is white, every other one black: what fit makes of it can then be chosen."""
 
     def __init__(self):
@@ -433,34 +437,34 @@ class Poisoned(sets.Images):
 )
 def test_an_example_that_is_not_finite_is_named(tmp_path, latent, psnr, message):
     def poisoned_fit(images):
-        latents, values = sets.fit(images)
+        latents, values = functaset_sets.fit(images)
         white = images.min((1, 2, 3)) > 0.99
         latents = jax.numpy.where(white[:, None, None, None], jax.numpy.float32(latent), latents)
         return latents, jax.numpy.where(white, jax.numpy.float32(psnr), values)
 
     directory = tmp_path / "functaset"
-    arguments = {"splits": sets.make_splits() | {"test": Poisoned()}}
+    arguments = {"splits": functaset_sets.make_splits() | {"test": Poisoned()}}
     with pytest.raises(FloatingPointError, match=f"{message}: test example id 5013, copy 0"):
-        sets.encode(directory, fit=poisoned_fit, **arguments)
+        functaset_sets.encode(directory, fit=poisoned_fit, **arguments)
     assert temporary_files(directory) == []
     assert len(list(directory.glob("functaset-train*"))) == TRAIN_SHARDS
-    sets.encode(directory, **arguments)
-    assert sets.problems(directory) == []
+    functaset_sets.encode(directory, **arguments)
+    assert functaset_sets.problems(directory) == []
 
 
 def test_nothing_is_written_behind_a_failure(tmp_path):
     """16, 4 and 16 records are under way; without the first, the other 20 would fill the first shard."""
 
     def poisoned_fit(images):
-        latents, psnr = sets.fit(images)
+        latents, psnr = functaset_sets.fit(images)
         white = images.min((1, 2, 3)) > 0.99
         return jax.numpy.where(white[:, None, None, None], jax.numpy.float32("nan"), latents), psnr
 
-    splits = sets.make_splits()
+    splits = functaset_sets.make_splits()
     splits["train"].images[2] = 255
-    config = sets.make_config(crop="none")
+    config = functaset_sets.make_config(crop="none")
     with pytest.raises(FloatingPointError, match="train example id 2, copy 0"):
-        sets.encode(tmp_path / "f", fit=poisoned_fit, splits=splits, config=config)
+        functaset_sets.encode(tmp_path / "f", fit=poisoned_fit, splits=splits, config=config)
     assert [path for path in (tmp_path / "f").rglob("*") if path.is_file()] == []
 
 
@@ -473,7 +477,7 @@ def test_progress_counts_to_the_end_and_what_stop_raises_ends_it(encoded, tmp_pa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sets.encode(
+        functaset_sets.encode(
             directory,
             progress=lambda done, total: seen.append((done, total)),
             stop=stop_in_the_middle,
@@ -482,12 +486,12 @@ def test_progress_counts_to_the_end_and_what_stop_raises_ends_it(encoded, tmp_pa
     finished = len(list(directory.glob("functaset-*")))
     assert 0 < finished < SHARDS
     again = []
-    sets.encode(directory, progress=lambda done, total: again.append((done, total)))
+    functaset_sets.encode(directory, progress=lambda done, total: again.append((done, total)))
     assert again[0][0] >= 40
     assert again[-1] == (98, 98)
     assert again == sorted(again)
     assert {total for _, total in seen + again} == {98}
-    assert sets.contents(directory) == sets.contents(encoded[0])
+    assert functaset_sets.contents(directory) == functaset_sets.contents(encoded[0])
 
 
 def test_the_device_does_not_wait_for_the_disk(tmp_path, monkeypatch):
@@ -498,7 +502,7 @@ def test_the_device_does_not_wait_for_the_disk(tmp_path, monkeypatch):
         calls.append(images)
         if len(calls) >= 5:  # one compiles, one is being written
             enough.set()
-        return sets.fit(images)
+        return functaset_sets.fit(images)
 
     write = functaset_writer.ShardWriter.write
 
@@ -507,7 +511,7 @@ def test_the_device_does_not_wait_for_the_disk(tmp_path, monkeypatch):
         write(self, **records)
 
     monkeypatch.setattr(functaset_writer.ShardWriter, "write", slow_write)
-    sets.encode(tmp_path / "functaset", fit=counting_fit)
+    functaset_sets.encode(tmp_path / "functaset", fit=counting_fit)
 
 
 def test_a_batch_has_one_shape_and_never_spans_two_shards(tmp_path):
@@ -515,9 +519,9 @@ def test_a_batch_has_one_shape_and_never_spans_two_shards(tmp_path):
 
     def recording_fit(images):
         shapes.append((images.shape, images.dtype, float(images.max())))
-        return sets.fit(images)
+        return functaset_sets.fit(images)
 
-    sets.encode(tmp_path / "functaset", fit=recording_fit)
+    functaset_sets.encode(tmp_path / "functaset", fit=recording_fit)
     assert {shape for shape, _, _ in shapes} == {(4 * jax.local_device_count(), 8, 8, 1)}
     assert {dtype for _, dtype, _ in shapes} == {np.dtype(np.float32)}
     assert max(value for _, _, value in shapes) == 1.0
@@ -530,7 +534,7 @@ def test_too_little_space_is_seen_before_anything_is_fitted(tmp_path, monkeypatc
     usage = types.SimpleNamespace(total=10**9, used=10**9 - 5000, free=5000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match="7 shards need up to .* bytes, 5,000 are free") as caught:
-        sets.encode(tmp_path / "functaset", fit=never)
+        functaset_sets.encode(tmp_path / "functaset", fit=never)
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(tmp_path / "functaset")
 
@@ -570,11 +574,11 @@ def test_a_full_disk_is_told_from_other_failures(tmp_path):
 
 
 def test_all_impossible_settings_are_listed():
-    config = sets.make_config(
+    config = functaset_sets.make_config(
         batch_size=0, shard_megabytes=0.0, compression="zip", dtype="float8", crop="cut"
     )  # fmt: skip
     with pytest.raises(ValueError, match="encode.batch_size=0") as caught:
-        encode_lib.check(config)
+        encode.check(config)
     lines = str(caught.value).splitlines()
     assert len(lines) == 5
     assert "float16, bfloat16, float32, int8" in str(caught.value)
@@ -585,36 +589,42 @@ def test_all_impossible_settings_are_listed():
         ("resize", "crop_min_area", 1.0),
     ):
         with pytest.raises(ValueError, match=f"encode.{key}={value}"):
-            encode_lib.check(sets.make_config(crop=crop, **{key: value}))
-    equal_copies = sets.make_config(flip=False, crop="none")
+            encode.check(functaset_sets.make_config(crop=crop, **{key: value}))
+    equal_copies = functaset_sets.make_config(flip=False, crop="none")
     with pytest.raises(ValueError, match="3 equal copies"):
-        encode_lib.check(equal_copies)
-    encode_lib.check(sets.make_config())
+        encode.check(equal_copies)
+    encode.check(functaset_sets.make_config())
 
 
 def test_latents_of_another_shape_are_refused(tmp_path):
-    config = sets.make_config()
+    config = functaset_sets.make_config()
     config.field.latent_shape = (2, 2, 4)
     with pytest.raises(ValueError, match=r"\(16, 2, 2, 3\).*not .*\(16, 2, 2, 4\)"):
-        sets.encode(tmp_path / "functaset", config=config)
+        functaset_sets.encode(tmp_path / "functaset", config=config)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_split_without_images_is_refused(tmp_path, split):
     with pytest.raises(ValueError, match=f"the {split} split has no images"):
-        sets.encode(tmp_path / "f", splits=sets.make_splits() | {split: sets.Images(0)}, fit=never)
+        functaset_sets.encode(
+            tmp_path / "f",
+            splits=functaset_sets.make_splits() | {split: functaset_sets.Images(0)},
+            fit=never,
+        )
 
 
 def test_a_set_without_validation_images_is_whole(tmp_path):
     directory = tmp_path / "functaset"
-    result = sets.encode(directory, splits=sets.make_splits() | {"validation": sets.Images(0)})
+    result = functaset_sets.encode(
+        directory, splits=functaset_sets.make_splits() | {"validation": functaset_sets.Images(0)}
+    )
     assert "validation_psnr" not in result
-    opened = functaset.open_functaset(directory, field_digest=None)
+    opened = reader.open_functaset(directory, field_digest=None)
     for cache in ("host", "none"):
         empty = opened.source("validation", cache=cache)
         assert empty.num_examples == 0
-        assert empty.read(np.arange(0))["latents"].shape == (0, *sets.LATENT_SHAPE)
-    assert sets.problems(directory) == []
+        assert empty.read(np.arange(0))["latents"].shape == (0, *functaset_sets.LATENT_SHAPE)
+    assert functaset_sets.problems(directory) == []
     assert set(tfds.builder_from_directory(directory).info.splits) == {"train", "test"}
 
 

@@ -139,4 +139,4 @@ def test_one_process_alone_does_not_wait_for_a_read_that_hangs(program_env, tmp_
         told = group.logs[0].read_text()
     assert "functa: process 0 of 1" not in told
     assert "functa: no input of step 8 for 4 s" in told
-    assert "stopped by HungInputError" in (tmp_path / "run" / "log.txt").read_text()
+    assert "stopped by InputTimeoutError" in (tmp_path / "run" / "log.txt").read_text()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from configs import imagenet
-from functa.pipeline import validation as preflight
-from functa.plan import memory_traffic as shares
+from functa.pipeline import validation
+from functa.plan import memory_traffic
 from tests.conftest import ROOT
 
 
@@ -17,8 +17,8 @@ from tests.conftest import ROOT
 )
 def test_every_value_is_possible(options, devices):
     config = imagenet.get_config(options)
-    mesh = shares.described_mesh(config, devices)
-    assert preflight.check(config, None, stages=config.stages, mesh=mesh) == []
+    mesh = memory_traffic.described_mesh(config, devices)
+    assert validation.check(config, None, stages=config.stages, mesh=mesh) == []
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from functa.evaluation import features
-from functa.pipeline import load as trained
+from functa.pipeline import load
 from functa.runtime import config as config_lib
 from functa.training import checkpoint
 from functa.training.tasks import classification
@@ -25,11 +25,11 @@ def copy(run, tmp_path):
 
 
 def test_the_generator_is_the_best_checkpoint(run, copy):
-    first = trained.load_generator(run)
+    first = load.load_generator(run)
     newer = jax.tree.map(lambda leaf: leaf + 1, first.params)
     shutil.rmtree(copy / "generate" / "best")
     generator_runs.save(copy / "generate" / "best", newer)
-    jax.tree.map(np.testing.assert_array_equal, trained.load_generator(copy).params, newer)
+    jax.tree.map(np.testing.assert_array_equal, load.load_generator(copy).params, newer)
     assert first.field.latent_shape == tuple(first.functaset.manifest.latent_shape)
     assert checkpoint.digest(first.field_params) == first.functaset.manifest.field_digest
     latents = np.ones((1, *first.field.latent_shape), np.float32)
@@ -42,21 +42,21 @@ def test_the_generator_is_the_best_checkpoint(run, copy):
 def test_a_stage_that_is_not_complete_is_told(copy):
     (copy / "generate" / "metrics.json").unlink()
     with pytest.raises(ValueError, match="the stage generate of .*copy is not complete"):
-        trained.load_generator(copy)
+        load.load_generator(copy)
     shutil.rmtree(copy / "generate")
     with pytest.raises(ValueError, match="the stage generate of .*copy is not complete"):
-        trained.load_generator(copy)
+        load.load_generator(copy)
 
 
 def test_a_generator_without_a_checkpoint_is_told(copy):
     shutil.rmtree(copy / "generate" / "best")
     with pytest.raises(ValueError, match="best holds no complete checkpoint"):
-        trained.load_generator(copy)
+        load.load_generator(copy)
     assert not (copy / "generate" / "best").exists()
 
 
 def test_another_functaset_is_refused_by_both_digests(run, copy):
-    trained_on = trained.load_generator(run).functaset.manifest
+    trained_on = load.load_generator(run).functaset.manifest
     shutil.rmtree(copy / "functaset")
     functaset_sets.write(
         copy / "functaset",
@@ -67,23 +67,23 @@ def test_another_functaset_is_refused_by_both_digests(run, copy):
     there = config_lib.read_json(copy / "functaset" / "manifest.json")["digest"]
     assert there != trained_on.digest
     with pytest.raises(ValueError, match=f"{trained_on.digest}.*{there}"):
-        trained.load_generator(copy)
+        load.load_generator(copy)
 
 
 def test_a_classifier_of_another_functaset_is_refused(run, copy):
-    generator = trained.load_generator(run)
+    generator = load.load_generator(run)
     arguments = generator.config, generator.functaset, copy
     with pytest.raises(ValueError, match="the stage classify of .*copy is not complete"):
-        trained.load_classifier(*arguments)
+        load.load_classifier(*arguments)
     (copy / "classify").mkdir()
     config_lib.write_json(copy / "classify" / "metrics.json", {"functaset_digest": "another"})
     there = generator.functaset.manifest.digest
     with pytest.raises(ValueError, match=f"classifier of .* on the functaset another, .* {there}"):
-        trained.load_classifier(*arguments)
+        load.load_classifier(*arguments)
 
 
 def test_many_latents_are_classified_a_few_at_a_time(run, copy, monkeypatch):
-    generator = trained.load_generator(run)
+    generator = load.load_generator(run)
     task = classification.make(
         generator.config, generator.functaset, process_index=0, process_count=1
     )
@@ -96,7 +96,7 @@ def test_many_latents_are_classified_a_few_at_a_time(run, copy, monkeypatch):
     generator_runs.save(copy / "classify" / "best", params)
     digest = generator.functaset.manifest.digest
     config_lib.write_json(copy / "classify" / "metrics.json", {"functaset_digest": digest})
-    classes = trained.load_classifier(generator.config, generator.functaset, copy)
+    classes = load.load_classifier(generator.config, generator.functaset, copy)
     shape = tuple(generator.config.field.latent_shape)
     latents = np.random.default_rng(0).normal(size=(23, *shape)).astype(np.float32)
     expected = classes(latents)
@@ -111,9 +111,9 @@ def test_many_latents_are_classified_a_few_at_a_time(run, copy, monkeypatch):
 
         return features.in_batches(watched, latents, size=size)
 
-    monkeypatch.setattr(trained, "in_batches", in_batches)
-    monkeypatch.setattr(trained, "_CLASSIFIED_AT_ONCE", 5)
-    classes = trained.load_classifier(generator.config, generator.functaset, copy)
+    monkeypatch.setattr(load, "in_batches", in_batches)
+    monkeypatch.setattr(load, "_CLASSIFIED_AT_ONCE", 5)
+    classes = load.load_classifier(generator.config, generator.functaset, copy)
     np.testing.assert_array_equal(classes(latents), expected)
     assert sizes == [5] * 5
 
@@ -123,14 +123,14 @@ def test_a_config_of_an_earlier_version_is_told(copy):
     del config["generate"]["sweep"]
     config_lib.write_json(copy / "config.json", config)
     with pytest.raises(ValueError, match="config.json has not the keys of this version"):
-        trained.load_generator(copy)
+        load.load_generator(copy)
 
 
 def test_another_field_is_refused_by_both_digests(run, copy):
-    first = trained.load_generator(run)
+    first = load.load_generator(run)
     other = jax.tree.map(lambda leaf: leaf + 1, first.field_params)
     shutil.rmtree(copy / "meta_learn" / "field")
     generator_runs.save(copy / "meta_learn" / "field", other)
     ours, theirs = checkpoint.digest(first.field_params), checkpoint.digest(other)
     with pytest.raises(ValueError, match=f"{ours}, this field is {theirs}"):
-        trained.load_generator(copy)
+        load.load_generator(copy)

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from functa.data.functaset import reader as functaset_lib
-from functa.pipeline import load as trained
+from functa.data.functaset import reader
+from functa.pipeline import load
 from functa.runtime import processes as distributed
-from functa.runtime.config import MendableError
+from functa.runtime.errors import UserError
 from tests.pipeline.runner_test import TINY, functaset_bytes, numbers
 from tests.support import processes
 
@@ -45,11 +45,11 @@ def test_two_processes_of_two_devices_give_the_numbers_of_one(pair, finished):
             assert two[name] == pytest.approx(value, rel=1e-5), name
         elif not name.endswith(("device", "digest")):
             assert two[name] == value, name
-    fields = (trained.load_field(workdir)[1] for workdir in (finished[0], pair))
+    fields = (load.load_field(workdir)[1] for workdir in (finished[0], pair))
     jax.tree.map(lambda *leaves: np.testing.assert_allclose(*leaves, rtol=1e-4, atol=1e-5), *fields)
     for split in ("train", "validation", "test"):
         ours, theirs = (
-            functaset_lib.open_functaset(workdir / "functaset", field_digest=None).source(
+            reader.open_functaset(workdir / "functaset", field_digest=None).source(
                 split, cache="none"
             )
             for workdir in (finished[0], pair)
@@ -334,7 +334,7 @@ def test_values_that_name_no_place_are_told(monkeypatch, values, told):
         monkeypatch.setenv(name, value)
     # What finds nobody there would end this process.
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("it was taken"))
-    with pytest.raises(MendableError, match=told):
+    with pytest.raises(UserError, match=told):
         distributed.start()
 
 

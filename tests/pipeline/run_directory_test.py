@@ -7,9 +7,8 @@ import time
 import pytest
 from etils import epath
 
-from functa.pipeline import run_directory as workdir
-from functa.runtime import gcs_retry as store_lib
-from functa.runtime import processes as distributed
+from functa.pipeline import run_directory
+from functa.runtime import gcs_retry, processes
 from tests.pipeline.remote_test import store  # noqa: F401  (a fixture)
 from tests.runtime.gcs_retry_test import bucket, send_away  # noqa: F401  (bucket: a fixture)
 
@@ -19,9 +18,9 @@ HOUR = 3600
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     # One for the other: who renews must be back before it is taken for dead.
-    assert store_lib._LONGEST_PAUSE <= workdir._RENEWAL_SECONDS
-    monkeypatch.setattr(store_lib, "_LONGEST_PAUSE", 0.2)
-    monkeypatch.setattr(workdir, "_RENEWAL_SECONDS", 0.2)
+    assert gcs_retry._LONGEST_PAUSE <= run_directory._RENEWAL_SECONDS
+    monkeypatch.setattr(gcs_retry, "_LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(run_directory, "_RENEWAL_SECONDS", 0.2)
 
 
 @pytest.fixture(params=["disk", "store"])
@@ -46,9 +45,9 @@ def quiet(line):
 @pytest.mark.parametrize("ahead", [0, HOUR, -HOUR])
 def test_a_lock_that_is_renewed_keeps_a_second_program_out(lock, shift, ahead):
     said = []
-    with workdir._renewed(lock, said.append):
+    with run_directory._renewed(lock, said.append):
         shift(ahead)
-        second = workdir._renewed(lock, said.append)
+        second = run_directory._renewed(lock, said.append)
         with pytest.raises(ValueError, match="another program is at work .*process"), second:
             pass
         shift(0)
@@ -61,7 +60,7 @@ def test_a_lock_that_is_renewed_keeps_a_second_program_out(lock, shift, ahead):
 def test_a_lock_of_a_dead_program_is_taken_over(lock, shift, ahead):
     lock.write_text("process 1 on nowhere, 1.0")
     shift(ahead)
-    with workdir._renewed(lock, quiet):
+    with run_directory._renewed(lock, quiet):
         first = lock.read_text()
         assert "nowhere" not in first
         deadline = time.monotonic() + 10
@@ -73,20 +72,20 @@ def test_a_lock_of_a_dead_program_is_taken_over(lock, shift, ahead):
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
 def test_a_lock_on_a_disk_asks_no_clock(tmp_path, shift, ahead):
-    with workdir.locked(epath.Path(tmp_path), quiet):
+    with run_directory.locked(epath.Path(tmp_path), quiet):
         shift(ahead)
         os.utime(tmp_path / ".lock", (time.time(), time.time()))
-        second = workdir.locked(epath.Path(tmp_path), quiet)
+        second = run_directory.locked(epath.Path(tmp_path), quiet)
         with pytest.raises(ValueError, match="another program is at work"), second:
             pass
     os.utime(tmp_path / ".lock", (time.time(), time.time()))
-    with workdir.locked(epath.Path(tmp_path), quiet):
+    with run_directory.locked(epath.Path(tmp_path), quiet):
         pass
 
 
 def test_an_owner_that_the_store_was_away_for_keeps_its_lock(bucket, store):  # noqa: F811
-    with workdir._renewed(bucket / ".lock", quiet):
-        second = workdir._renewed(bucket / ".lock", lambda line: send_away(store, 2))
+    with run_directory._renewed(bucket / ".lock", quiet):
+        second = run_directory._renewed(bucket / ".lock", lambda line: send_away(store, 2))
         with pytest.raises(ValueError, match="another program is at work"), second:
             pass
 
@@ -99,13 +98,13 @@ def test_time_without_a_store_does_not_count_against_the_owner():
         time.sleep(seconds)
         return text
 
-    assert workdir._changed(content, "before") == "renewed"
+    assert run_directory._changed(content, "before") == "renewed"
 
 
 def test_who_has_lost_its_lock_ends_and_leaves_it_to_the_other(lock, monkeypatch, caplog):
     ended = []
-    monkeypatch.setattr(distributed, "end", ended.append)
-    with caplog.at_level(logging.ERROR, "functa"), workdir._renewed(lock, quiet):
+    monkeypatch.setattr(processes, "end", ended.append)
+    with caplog.at_level(logging.ERROR, "functa"), run_directory._renewed(lock, quiet):
         lock.write_text("process 1 on another host, 5")
         deadline = time.monotonic() + 10
         while not ended:

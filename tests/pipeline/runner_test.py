@@ -12,10 +12,11 @@ import time
 
 import pytest
 
-from functa.data.functaset import format as functaset_format
-from functa.evaluation import generation_eval as generate
-from functa.pipeline import runner as pipeline
+from functa.data.functaset import format
+from functa.evaluation import generation_eval
+from functa.pipeline import runner
 from functa.runtime import config as config_lib
+from functa.runtime import errors
 from tests.conftest import ROOT
 
 TINY = "--config=configs/digits.py:tiny"
@@ -182,7 +183,7 @@ def test_a_functaset_of_another_field_is_refused(finished, run_main, tmp_path):
     ours = content["field_digest"]
     # A sound functaset, made by somebody else's field.
     content |= {"field_digest": "sha256:" + "0" * 64, "digest": ""}
-    content["digest"] = functaset_format.json_digest(content)
+    content["digest"] = format.json_digest(content)
     manifest.write_text(json.dumps(content))
     result = run_main(TINY, f"--workdir={workdir}")
     assert result.returncode == 2
@@ -295,9 +296,9 @@ def test_a_generator_alone_is_not_trained_without_images_to_judge_by(
     config = config_lib.load(workdir)
     config.stages = ("generate",)
     shutil.rmtree(workdir / "generate", ignore_errors=True)
-    monkeypatch.setattr(generate, "check_splits", lambda *_: ["no image serves"])
-    with pytest.raises(pipeline.Refused, match="no image serves"):
-        pipeline.run_stages(config, workdir, say=print)
+    monkeypatch.setattr(generation_eval, "check_splits", lambda *_: ["no image serves"])
+    with pytest.raises(errors.UserError, match="no image serves"):
+        runner.run_stages(config, workdir, say=print)
     assert not (workdir / "generate").exists()
 
 

@@ -8,23 +8,19 @@ import pytest
 from flax import linen as nn
 
 from configs import cifar10_spatial
-from functa.diffusion import solvers as samplers
-from functa.fields import builders as fitting
+from functa.diffusion import solvers
+from functa.fields import builders
 from functa.fields.field import make_field
 from functa.models import classifier, denoiser
 from functa.plan import (
     downstream_operations,
     operations,
     program_operations,
-)
-from functa.plan import (
-    traced_operations as products,
-)
-from functa.plan import (
-    xla_stats as compiled,
+    traced_operations,
+    xla_stats,
 )
 from functa.runtime import mesh
-from functa.training import optimizers as optim
+from functa.training import optimizers
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +64,18 @@ def test_sub_cells_have_maps_of_their_own(field):
 def traced_step(config):
     """(multiply-adds of the traced step of meta_learn on one device, what the formulas say)."""
     whole = mesh.make_mesh(jax.devices()[:1])
-    step = compiled.described_step(config, "meta_learn", whole)
+    step = xla_stats.described_step(config, "meta_learn", whole)
     shapes = [leaf.shape for leaf in jax.tree.leaves(step.state.params)]
     settings, loop = config.meta_learn, config.inner_loop
     cost = program_operations.training(
-        fitting.training_field(config),
+        builders.training_field(config),
         steps=loop.steps,
         second_order=loop.second_order,
         chunks=1 if settings.cells_per_image else loop.chunks,
     )
     examples = settings.batch_size * (settings.cells_per_image // settings.window**2 or 1)
     update = program_operations.optimizer(settings.optimizer.name, shapes)
-    counted = products.multiply_adds(step.function, *step.arguments)
+    counted = traced_operations.multiply_adds(step.function, *step.arguments)
     return counted, cost.each * examples + cost.once * settings.micro_batches + update
 
 
@@ -139,16 +135,18 @@ def test_the_formulas_are_of_the_program_as_it_is(changes):
 )
 def test_fitting_is_counted_as_it_is(changes):
     config = small(**changes)
-    fit, arguments = compiled.described_encoder(config, mesh.make_mesh(jax.devices()[:1]))
+    fit, arguments = xla_stats.described_encoder(config, mesh.make_mesh(jax.devices()[:1]))
     cost = program_operations.fit(make_field(config), steps=config.inner_loop.steps)
     planned = cost.each * config.encode.batch_size + cost.once
-    assert planned == pytest.approx(products.multiply_adds(fit, *arguments), rel=0.01)
+    assert planned == pytest.approx(traced_operations.multiply_adds(fit, *arguments), rel=0.01)
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (12, 12)])
 def test_muon_is_counted_product_by_product(shape):
     matrix = jax.ShapeDtypeStruct(shape, jnp.float32)
-    assert program_operations.muon([shape]) == products.multiply_adds(optim.orthogonalize, matrix)
+    assert program_operations.muon([shape]) == traced_operations.multiply_adds(
+        optimizers.orthogonalize, matrix
+    )
     assert program_operations.muon([(7,), (3, 3, 3)]) == 0
     assert program_operations.optimizer("adamw", [shape]) == 0
 
@@ -196,20 +194,20 @@ def described_model(module, latent_shape):
 def test_downstream_models_are_counted_product_by_product(name):
     module, shape = MODULES[name], (8, 12, 6)
     function, arguments = described_model(module, shape)
-    assert downstream_operations.forward(module, shape) == products.multiply_adds(
+    assert downstream_operations.forward(module, shape) == traced_operations.multiply_adds(
         function, *arguments
     )
 
     def loss(params, *inputs):
         return function(params, *inputs).sum()
 
-    assert downstream_operations.training(module, shape) == products.multiply_adds(
+    assert downstream_operations.training(module, shape) == traced_operations.multiply_adds(
         jax.value_and_grad(loss), *arguments
     )
     if hasattr(module, "remat"):
         module = module.clone(remat=True)
         function, _ = described_model(module, shape)
-        assert downstream_operations.training(module, shape) == products.multiply_adds(
+        assert downstream_operations.training(module, shape) == traced_operations.multiply_adds(
             jax.value_and_grad(loss), *arguments
         )
 
@@ -293,10 +291,10 @@ def test_evaluations_are_those_that_a_sampler_makes(solver, scale, interval):
         return 0.5 * noisy
 
     with jax.disable_jit():  # loops and conditions are Python's
-        samplers.sample(
-            samplers.guided(denoise, null_class=3, scale=scale, interval=interval),
-            samplers.make_solver(**solver),
-            samplers.make_schedule(**schedule),
+        solvers.sample(
+            solvers.guided(denoise, null_class=3, scale=scale, interval=interval),
+            solvers.make_solver(**solver),
+            solvers.make_schedule(**schedule),
             jax.random.key(0),
             numbers=jnp.arange(1),
             labels=jnp.zeros(1, jnp.int32),
@@ -322,12 +320,12 @@ def test_products_of_loops_branches_and_what_is_not_used():
         _ = jax.jit(jnp.matmul)(x, matrix)
         return jax.jit(lambda x, y: (x @ y, x @ y @ y))(x, matrix)[0]
 
-    assert products.multiply_adds(looped, matrix, matrix) == 7 * 64
-    assert products.multiply_adds(either, matrix, matrix) == 2 * 64
-    assert products.multiply_adds(unused, matrix, matrix) == 64
-    assert products.multiply_adds(lambda x: x + x, matrix) == 0
+    assert traced_operations.multiply_adds(looped, matrix, matrix) == 7 * 64
+    assert traced_operations.multiply_adds(either, matrix, matrix) == 2 * 64
+    assert traced_operations.multiply_adds(unused, matrix, matrix) == 64
+    assert traced_operations.multiply_adds(lambda x: x + x, matrix) == 0
     with pytest.raises(ValueError, match="whose number of turns is not known"):
-        products.multiply_adds(
+        traced_operations.multiply_adds(
             lambda x: jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ x, x), matrix
         )
 
@@ -344,6 +342,6 @@ def test_products_of_a_convolution_and_of_its_gradient():
         )
 
     once = 6 * 6 * 3 * 5
-    assert products.multiply_adds(convolve, image, kernel) == once
+    assert traced_operations.multiply_adds(convolve, image, kernel) == once
     both = jax.value_and_grad(lambda *inputs: convolve(*inputs).sum(), argnums=(0, 1))
-    assert products.multiply_adds(both, image, kernel) <= 3 * once
+    assert traced_operations.multiply_adds(both, image, kernel) <= 3 * once

@@ -11,24 +11,18 @@ import numpy as np
 import pytest
 
 from configs import cifar10_spatial, digits
-from functa.data.functaset import size as functaset_size
+from functa.data.functaset import size
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.writer import Recipe, Shard, ShardWriter, plan_shards
 from functa.fields.field import make_field
 from functa.plan import (
     costs,
     downstream_operations,
+    hardware,
+    memory_traffic,
     operations,
     plan,
-)
-from functa.plan import (
-    hardware as clusters,
-)
-from functa.plan import (
-    memory_traffic as shares,
-)
-from functa.plan import (
-    xla_stats as compiled,
+    xla_stats,
 )
 from functa.plan.hardware import Chip, Cluster
 from functa.training.tasks import generation
@@ -63,8 +57,8 @@ SPLITS = {"train": 1200, "validation": 40, "test": 360}
     ],
 )
 def test_a_topology_is_a_chip_and_a_number(topology, chip, devices, hosts, hops):
-    found = clusters.parse(topology)
-    assert found.chip == clusters.CHIPS[chip]
+    found = hardware.parse(topology)
+    assert found.chip == hardware.CHIPS[chip]
     assert (found.devices, found.hosts, found.hops) == (devices, hosts, hops)
 
 
@@ -82,7 +76,7 @@ def test_a_topology_is_a_chip_and_a_number(topology, chip, devices, hosts, hops)
 )
 def test_other_topologies_are_told(topology, told):
     with pytest.raises(ValueError, match=told):
-        clusters.parse(topology)
+        hardware.parse(topology)
 
 
 def test_what_is_sent_takes_bandwidth_and_hops():
@@ -94,8 +88,8 @@ def test_what_is_sent_takes_bandwidth_and_hops():
 
 def test_a_share_holds_the_state_and_sends_the_gradient():
     config = digits.get_config("tiny")
-    whole = shares.of_stage(config, "classify", shares.described_mesh(config, 8))
-    task = compiled.described_task(config, "classify")
+    whole = memory_traffic.of_stage(config, "classify", memory_traffic.described_mesh(config, 8))
+    task = xla_stats.described_task(config, "classify")
     state = jax.eval_shape(functools.partial(initial_state, task), jax.random.key(0))
     numbers = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert sum(int(np.prod(shape)) for shape in whole.parameters) == numbers
@@ -104,7 +98,7 @@ def test_a_share_holds_the_state_and_sends_the_gradient():
     )
     assert whole.sent_bytes == pytest.approx(2 * 7 / 8 * 4 * (numbers + 20))
     assert (whole.collectives, whole.whole_bytes) == (1, whole.state_bytes)
-    alone = shares.of_stage(config, "classify", shares.described_mesh(config, 1))
+    alone = memory_traffic.of_stage(config, "classify", memory_traffic.described_mesh(config, 1))
     assert (alone.sent_bytes, alone.collectives) == (0, 0)
 
 
@@ -112,7 +106,7 @@ def test_what_lies_over_fsdp_is_gathered_scattered_and_added_up():
     config = digits.get_config("tiny")
     config.classify.model.update(width=128, heads=2)
     config.mesh.fsdp = 4
-    share = shares.of_stage(config, "classify", shares.described_mesh(config, 8))
+    share = memory_traffic.of_stage(config, "classify", memory_traffic.described_mesh(config, 8))
     cut = 4 * sum(int(np.prod(shape)) for shape in share.parameters if np.prod(shape) >= 1 << 14)
     rest = 4 * (sum(int(np.prod(shape)) for shape in share.parameters) + 20) - cut
     assert cut > 4 * (1 << 14)
@@ -122,7 +116,7 @@ def test_what_lies_over_fsdp_is_gathered_scattered_and_added_up():
     # Parameters, their average and two moments.
     assert share.whole_bytes - share.state_bytes == 4 * (cut - cut // 4)
     with pytest.raises(ValueError, match=r"do not make up the 6 devices"):
-        shares.described_mesh(config, 6)
+        memory_traffic.described_mesh(config, 6)
 
 
 @pytest.mark.parametrize(
@@ -155,13 +149,13 @@ def test_a_functaset_is_as_large_as_it_will_be(tmp_path, dtype, compression, err
             )
             writer.finish(seconds=0.0)
     written = sum((tmp_path / shard.file).stat().st_size for shard in shards)
-    of_record = functaset_size.record_bytes(layout, compression)
-    assert functaset_size.shard_bytes(shards, of_record) == pytest.approx(written, rel=error)
+    of_record = size.record_bytes(layout, compression)
+    assert size.shard_bytes(shards, of_record) == pytest.approx(written, rel=error)
 
 
 def test_shards_are_filled_up_to_blocks():
     shards = [Shard("train", 0, 2, 0, 10), Shard("train", 1, 2, 10, 11)]
-    assert functaset_size.shard_bytes(shards, 10_000.0) == (2 + 1 + 1 + 1) * 65_536
+    assert size.shard_bytes(shards, 10_000.0) == (2 + 1 + 1 + 1) * 65_536
 
 
 def test_the_host_with_most_batches_is_waited_for():
@@ -302,18 +296,20 @@ def test_a_share_is_compiled_as_it_would_be_on_the_whole_cluster():
     """Four devices have a quarter of the images each, and more devices change no device's program."""
     config = digits.get_config("tiny")
     config.meta_learn.batch_size = 4
-    small = shares.program(config, "meta_learn", shares.described_mesh(config, 4))
+    small = memory_traffic.program(config, "meta_learn", memory_traffic.described_mesh(config, 4))
     config.meta_learn.batch_size = 64
-    large = shares.program(config, "meta_learn", shares.described_mesh(config, 64))
+    large = memory_traffic.program(config, "meta_learn", memory_traffic.described_mesh(config, 64))
     assert small == large
     (collective,) = large.collectives
     assert collective.kind == "all-reduce"
-    parameters = shares.of_stage(config, "meta_learn", shares.described_mesh(config, 64)).parameters
+    parameters = memory_traffic.of_stage(
+        config, "meta_learn", memory_traffic.described_mesh(config, 64)
+    ).parameters
     numbers = sum(int(np.prod(shape)) for shape in parameters)
     assert numbers < sum(collective.numbers) < numbers + 20
     config.mesh.update(data=-1, fsdp=8)
     with pytest.raises(ValueError, match="16 simulated devices are needed, there are 4"):
-        shares.program(config, "classify", shares.described_mesh(config, 64))
+        memory_traffic.program(config, "classify", memory_traffic.described_mesh(config, 64))
 
 
 def test_splits_are_those_of_the_config():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from functa.report import metric_registry as results
+from functa.report import metric_registry
 
 METRICS: dict[str, dict] = {
     "meta_learn": {"seconds": 173.42, "psnr": 36.043, "pca_psnr": 34.79, "device": "cpu x1"},
@@ -23,25 +23,25 @@ def workdir(tmp_path):
 
 
 def test_summary_holds_all_stages_in_order(workdir):
-    summary = results.write_summary(workdir)
+    summary = metric_registry.write_summary(workdir)
     assert list(summary) == ["meta_learn", "encode", "classify", "zoo"]
     assert summary == json.loads((workdir / "summary.json").read_text())
     assert summary["classify"] == METRICS["classify"]
 
 
 def test_summary_of_an_empty_run(tmp_path):
-    assert results.write_summary(tmp_path) == {}
-    assert results.results_table({}).startswith("stage")
+    assert metric_registry.write_summary(tmp_path) == {}
+    assert metric_registry.results_table({}).startswith("stage")
 
 
 def test_damaged_metrics_are_named(workdir):
     (workdir / "encode" / "metrics.json").write_text('{"psnr": 3')
     with pytest.raises(ValueError, match=r"encode/metrics\.json is damaged"):
-        results.write_summary(workdir)
+        metric_registry.write_summary(workdir)
 
 
 def test_table_is_aligned_and_knows_units():
-    lines = results.results_table(METRICS).splitlines()
+    lines = metric_registry.results_table(METRICS).splitlines()
     assert lines[0].split() == ["stage", "measure", "value", "unit"]
     rows = [line.split() for line in lines[2:]]
     assert rows[0] == ["meta_learn", "psnr", "36.04", "dB"]
@@ -73,4 +73,4 @@ def test_table_is_aligned_and_knows_units():
     ],
 )
 def test_shown(key, value, text):
-    assert results.shown(key, value) == text
+    assert metric_registry.shown(key, value) == text

@@ -7,8 +7,7 @@ import fsspec
 import pytest
 from etils import epath
 
-from functa.runtime import gcs_retry as store_lib
-from functa.runtime import storage as disk
+from functa.runtime import errors, gcs_retry
 from tests.pipeline import failures_test
 from tests.pipeline.failures_test import META
 from tests.pipeline.remote_test import store  # noqa: F401  (a fixture)
@@ -25,9 +24,9 @@ def bucket(store, monkeypatch):  # noqa: F811
     """gs://bucket for this process."""
     for name, value in store.env.items():
         monkeypatch.setenv(name, value)
-    store_lib.StoreFileSystem.clear_instance_cache()
+    gcs_retry.StoreFileSystem.clear_instance_cache()
     yield epath.Path("gs://bucket/store")
-    store_lib.StoreFileSystem.clear_instance_cache()
+    gcs_retry.StoreFileSystem.clear_instance_cache()
 
 
 def test_every_request_waits_and_tells_it_once(bucket, store, caplog):  # noqa: F811
@@ -48,18 +47,20 @@ def test_every_request_waits_and_tells_it_once(bucket, store, caplog):  # noqa: 
         assert "gs:// does not answer" in told[0]
         assert "answers again, after" in told[1]
     assert {path.name for path in bucket.iterdir()} == {"after", "large"}
-    assert isinstance(fsspec.filesystem("gs"), store_lib.StoreFileSystem)
+    assert isinstance(fsspec.filesystem("gs"), gcs_retry.StoreFileSystem)
 
 
 def test_a_store_that_stays_away_is_given_up(bucket, store, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(store_lib, "_AWAY_SECONDS", 1.0)
+    monkeypatch.setattr(gcs_retry, "_AWAY_SECONDS", 1.0)
     (bucket / "file").write_text("content")
     send_away(store, 4)
-    with pytest.raises(disk.StoreAwayError, match="has not answered for . s .*the same command"):
+    with pytest.raises(
+        errors.StorageUnavailableError, match="has not answered for . s .*the same command"
+    ):
         (bucket / "file").read_text()
     # What comes after is not waited for once more.
     begin = time.monotonic()
-    with pytest.raises(disk.StoreAwayError):
+    with pytest.raises(errors.StorageUnavailableError):
         (bucket / "file").write_text("more")
     assert time.monotonic() - begin < 1
     time.sleep(3)

@@ -9,9 +9,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import common, digits
-from functa.plan import xla_stats as compiled
+from functa.plan import xla_stats
 from functa.runtime import mesh as mesh_lib
-from functa.training import train_step as step_lib
+from functa.training import train_step
 from functa.training.tasks import meta_learning
 from tests.training.tasks.classification_test import batch_of, make_task
 
@@ -72,10 +72,10 @@ def whole_images(**changes):
 def gradients(task, batch, *, micro_batches=1, **sizes):
     devices = jax.devices()[: 1 if not sizes else None]
     mesh = mesh_lib.make_mesh(devices, **sizes)
-    state = step_lib.described_state(task, mesh)
+    state = train_step.described_state(task, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, state.params)
     params = jax.jit(task.init, out_shardings=places)(jax.random.key(0))
-    of = jax.jit(step_lib.make_gradients(task, mesh=mesh, micro_batches=micro_batches))
+    of = jax.jit(train_step.make_gradients(task, mesh=mesh, micro_batches=micro_batches))
     (loss, logs), gradient = of(
         params, mesh_lib.to_devices(mesh, batch, task.spec), jax.random.key(1)
     )
@@ -211,12 +211,12 @@ def test_a_state_over_fsdp_trains_like_a_state_on_one_device():
     task = make_task(**{"classify.model": CONVNEXT})
     states = []
     for mesh in (mesh_lib.make_mesh(jax.devices()[:1]), mesh_lib.make_mesh(fsdp=4)):
-        places = jax.tree.map(lambda leaf: leaf.sharding, step_lib.described_state(task, mesh))
-        init = functools.partial(step_lib.initial_state, task)
+        places = jax.tree.map(lambda leaf: leaf.sharding, train_step.described_state(task, mesh))
+        init = functools.partial(train_step.initial_state, task)
         state = jax.jit(init, out_shardings=places)(jax.random.key(0))
         step, bad = (
-            step_lib.make_step(task, mesh=mesh, seed=0, ema_decay=0.5, micro_batches=1),
-            step_lib.NONE_BAD,
+            train_step.make_step(task, mesh=mesh, seed=0, ema_decay=0.5, micro_batches=1),
+            train_step.NONE_BAD,
         )
         for number in range(3):
             batch = mesh_lib.to_devices(mesh, batch_of(seed=number))
@@ -248,7 +248,9 @@ def test_what_is_small_or_does_not_divide_is_replicated():
 def test_a_step_on_any_mesh_reduces_the_gradient_once(sizes):
     config = whole_images(**{"field.map": "conv3x3"})
     config.mesh.update(sizes)
-    found = compiled.collectives(compiled.training_step(config, mesh_lib.make_mesh(**config.mesh)))
+    found = xla_stats.collectives(
+        xla_stats.training_step(config, mesh_lib.make_mesh(**config.mesh))
+    )
     reduced = [sum(one.numbers) for one in found if one.kind == "all-reduce"]
     task = meta_learning.make(config, {}, process_index=0, process_count=1)
     params = jax.eval_shape(task.init, jax.random.key(0))

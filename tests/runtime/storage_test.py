@@ -4,8 +4,8 @@ import subprocess
 import sys
 import threading
 
-from functa.runtime import storage as disk
-from tests.support import functaset_sets as sets
+from functa.runtime import storage
+from tests.support import functaset_sets
 
 
 def test_at_once_keeps_the_order_and_does_not_wait_for_one_after_the_other():
@@ -15,8 +15,8 @@ def test_at_once_keeps_the_order_and_does_not_wait_for_one_after_the_other():
         together.wait()  # eight must be under way
         return 2 * number
 
-    assert disk.at_once(twice, range(8)) == [0, 2, 4, 6, 8, 10, 12, 14]
-    assert disk.at_once(twice, []) == []
+    assert storage.thread_map(twice, range(8)) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert storage.thread_map(twice, []) == []
 
 
 READ_ALL = """
@@ -31,7 +31,9 @@ print([len(each.read(np.arange(each.num_examples))["label"]) for each in sources
 
 
 def test_a_set_of_more_shards_than_files_may_be_open_is_read(tmp_path, program_env):
-    sets.write(tmp_path / "f", sizes={"train": 280, "validation": 0, "test": 280}, per_shard=1)
+    functaset_sets.write(
+        tmp_path / "f", sizes={"train": 280, "validation": 0, "test": 280}, per_shard=1
+    )
 
     def read_all(hard):
         command = [sys.executable, "-c", READ_ALL, str(tmp_path / "f"), str(hard)]

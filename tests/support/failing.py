@@ -26,12 +26,11 @@ import optax
 from absl import app
 
 from functa import main
-from functa.data import loader as pipeline
+from functa.data import loader
 from functa.pipeline import stages
 from functa.report import report
-from functa.runtime import cli_errors as command
-from functa.runtime import mesh
-from functa.runtime.preemption import Interrupted
+from functa.runtime import cli_errors, mesh
+from functa.runtime.errors import StopRequested
 from functa.training.tasks import Illustrations, Task
 
 # Those that can be set up only once the processes know each other.
@@ -53,7 +52,7 @@ class Rows:
 def _on(number, do):
     """Does it with this process's share of batch `number`."""
     positions = np.arange(16 * (number - 1), 16 * number).reshape(jax.process_count(), -1)
-    rows = pipeline.shuffled(positions[jax.process_index()], num_examples=64, seed=0)
+    rows = loader.shuffled(positions[jax.process_index()], num_examples=64, seed=0)
     Rows.faults[tuple(rows)] = do
 
 
@@ -86,12 +85,10 @@ def toy(steps):
             learning_rate=lambda step: 0.1,
             watch=lambda params: ({}, ""),
             images_per_step=16,
-            train_batches=lambda first, last: pipeline.train_batches(
+            train_batches=lambda first, last: loader.train_batches(
                 Rows(), first_step=first, last_step=last, **order
             ),
-            eval_batches=lambda split: pipeline.eval_batches(
-                Rows(), batch_size=16, **run.processes
-            ),
+            eval_batches=lambda split: loader.eval_batches(Rows(), batch_size=16, **run.processes),
             illustrate=lambda params: Illustrations({}, {}),
             spec=mesh.BY_EXAMPLE,
             shards_params=False,
@@ -111,7 +108,7 @@ def alone(seconds):
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if run.interruption.received():
-                raise Interrupted("meta_learn stopped")
+                raise StopRequested("meta_learn stopped")
             time.sleep(0.1)
         return {"earlier_seconds": 0.0}
 
@@ -153,4 +150,4 @@ if __name__ == "__main__":
                 LATER.append((fault, value))
             else:
                 globals()[fault](value)
-    app.run(main.main, flags_parser=command.parser("functa", main._CONFIG))
+    app.run(main.main, flags_parser=cli_errors.parser("functa", main._CONFIG))

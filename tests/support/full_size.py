@@ -18,7 +18,7 @@ from configs import imagenet  # noqa: E402
 from functa.data import crops  # noqa: E402
 from functa.runtime import memory  # noqa: E402
 from functa.runtime import mesh as mesh_lib  # noqa: E402
-from functa.training import train_step as step_lib  # noqa: E402
+from functa.training import train_step  # noqa: E402
 from functa.training.tasks import meta_learning  # noqa: E402
 
 
@@ -37,7 +37,7 @@ def main() -> None:
         weight + 0.3 * jax.random.normal(jax.random.key(1), weight.shape) / weight.shape[0] ** 0.5
     )
     params["field"]["map"] = {"weight": heard}
-    gradients = jax.jit(step_lib.make_gradients(task, mesh=mesh, micro_batches=1))
+    gradients = jax.jit(train_step.make_gradients(task, mesh=mesh, micro_batches=1))
     batch = mesh_lib.to_devices(mesh, {"image": image}, task.spec)
     (loss, _), gradient = gradients(
         jax.device_put(params, mesh_lib.replicated(mesh)), batch, jax.random.key(2)

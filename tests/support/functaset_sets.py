@@ -12,13 +12,9 @@ import numpy as np
 
 from configs import common
 from functa.data.functaset import (
-    format as functaset_format,
-)
-from functa.data.functaset import (
-    manifest as functaset_manifest,
-)
-from functa.data.functaset import (
-    verification as functaset_verify,
+    format,
+    manifest,
+    verification,
 )
 from functa.data.functaset import (
     writer as functaset_writer,
@@ -152,20 +148,20 @@ def write(
     shards = functaset_writer.plan_shards(sizes, per_shard)
     splits = {
         split: make_records(sizes[split], latent_shape, seed)
-        for seed, split in enumerate(functaset_format.SPLITS)
+        for seed, split in enumerate(format.SPLITS)
     }
     for shard in shards:
         with functaset_writer.ShardWriter(directory, shard=shard, recipe=recipe) as writer:
             records = splits[shard.split]
             writer.write(**{name: v[shard.start : shard.stop] for name, v in records.items()})
             writer.finish(seconds=1.0)
-    functaset_manifest.write_manifest(directory, shards=shards, recipe=recipe)
+    manifest.write_manifest(directory, shards=shards, recipe=recipe)
     return splits
 
 
 def problems(directory, *, field_digest=None):
     """What a reading of everything finds."""
-    found = functaset_verify.verify(directory, field_digest=field_digest, fraction=1.0)
+    found = verification.verify(directory, field_digest=field_digest, fraction=1.0)
     assert found.problems or (found.digests, found.decoded) == (found.shards, found.records)
     return found.problems
 

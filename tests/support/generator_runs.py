@@ -5,8 +5,8 @@ import numpy as np
 
 from configs import digits
 from functa.data import images
-from functa.data.functaset import reader as functaset
-from functa.fields import builders as fitting
+from functa.data.functaset import reader
+from functa.fields import builders
 from functa.runtime import config as config_lib
 from functa.training.checkpoint import Checkpoints, digest
 from functa.training.tasks import generation, meta_learning
@@ -45,7 +45,7 @@ def make(directory, *, encoded=False, **changes):
         jax.device_get(jax.jit(init)(jax.random.key(1))),
     )
     save(directory / "generate" / "best", params)
-    there = functaset.open_functaset(directory / "functaset", field_digest=None)
+    there = reader.open_functaset(directory / "functaset", field_digest=None)
     config_lib.write_json(
         directory / "generate" / "metrics.json", {"functaset_digest": there.manifest.digest}
     )
@@ -53,7 +53,7 @@ def make(directory, *, encoded=False, **changes):
 
 
 def encode(directory, config, field_params):
-    encoder = fitting.make_encoder(config)
+    encoder = builders.make_encoder(config)
     data = {key: config.data[key] for key in ("source", "name", "data_dir", "num_classes")}
     functaset_sets.encode(
         directory,

@@ -26,21 +26,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from PIL import Image
 
-from functa.data import image_records as records
-from functa.data import images
-from functa.data.functaset import reader as functaset
-from functa.data.prepare import sources
-from functa.data.prepare import writer as image_writer
-from functa.evaluation import features
-from functa.evaluation import generation_eval as generate
+from functa.data import image_records, images
+from functa.data.functaset import reader
+from functa.data.prepare import sources, writer
+from functa.evaluation import features, generation_eval
 from functa.models import normalization
 from functa.pipeline import encode as encode_lib
-from functa.pipeline import runner as pipeline
-from functa.pipeline import stages
+from functa.pipeline import runner, stages
 from functa.report import report
 from functa.runtime import config as config_lib
 from functa.runtime import mesh as mesh_lib
-from functa.training import loop as train
+from functa.training import loop
 from functa.training import train_step as step
 from functa.training.checkpoint import digest
 from functa.training.tasks import Illustrations, Task, classification, generation, meta_learning
@@ -77,9 +73,7 @@ def prepare_images(root: Path) -> Path:
         archive = prepare_data.open_source(
             [root / source], quiet, test_fraction=fraction, labels=None, min_side=None, jobs=2
         )
-        image_writer.write(
-            archive, name=name, data_dir=epath.Path(root / place), jobs=2, report=quiet
-        )
+        writer.write(archive, name=name, data_dir=epath.Path(root / place), jobs=2, report=quiet)
     return root
 
 
@@ -174,13 +168,13 @@ class Probes:
     def _task(self, stage: str, config: ConfigDict) -> Task:
         if stage == "meta_learn":
             return meta_learning.make(config, images.open_splits(**config.data), **ONE_PROCESS)
-        opened = functaset.open_functaset(self._functaset, field_digest=None)
+        opened = reader.open_functaset(self._functaset, field_digest=None)
         if stage == "classify":
             return classification.make(config, opened, **ONE_PROCESS)
         return generation.make(config, opened, decode=lambda latents: latents, **ONE_PROCESS)
 
     def _sample(self, task, config):
-        opened = functaset.open_functaset(self._functaset, field_digest=None)
+        opened = reader.open_functaset(self._functaset, field_digest=None)
         made = normalization.make_normalization(opened, kind=config.generate.normalization)
         params = jax.eval_shape(task.init, jax.random.key(0))
         four = jax.ShapeDtypeStruct((4,), np.int32)
@@ -188,15 +182,15 @@ class Probes:
 
     def _judged(self, task, config):
         """How many samples are drawn, how many at a time and at which scales, and what they are described by."""
-        opened = functaset.open_functaset(self._functaset, field_digest=None)
-        labels = np.zeros(generate.sample_count(config, opened), np.int32)
+        opened = reader.open_functaset(self._functaset, field_digest=None)
+        labels = np.zeros(generation_eval.sample_count(config, opened), np.int32)
         folder, seen = self._folder(), []
         shape = tuple(config.field.latent_shape)
 
         def sampler(params, numbers, labels, scale=None):
             return types.SimpleNamespace(latents=jnp.zeros((len(numbers), *shape)))
 
-        drawing = generate.Drawing(config, folder, labels)
+        drawing = generation_eval.Drawing(config, folder, labels)
         with mock.patch.object(generation, "make_sampler", return_value=sampler):
             drawing.draw(None, {}, say=lambda line: None, stop=lambda: None, **ONE_PROCESS)
 
@@ -209,7 +203,7 @@ class Probes:
             mock.patch.object(features, "train_cnn", made),
             mock.patch.object(features, "fit_pca", made),
         ):
-            generate.extractor(config, train=rows, test=rows)
+            generation_eval.extractor(config, train=rows, test=rows)
         files = (path for path in folder.rglob("*.npy"))
         return sorted((str(f.relative_to(folder)), f.stat().st_size) for f in files), seen
 
@@ -254,8 +248,8 @@ class Probes:
     def _batches(self, task, config):
         """The data of the first steps, and how often files were read for it."""
         with (
-            counted(records.Records, "read") as images_read,
-            counted(functaset.FileSource, "read") as latents_read,
+            counted(image_records.Records, "read") as images_read,
+            counted(reader.FileSource, "read") as latents_read,
         ):
             batches = list(task.train_batches(0, STEPS_READ))
         return [contents(batch) for batch in batches], len(images_read), len(latents_read)
@@ -269,7 +263,7 @@ class Probes:
         )
         with (
             mock.patch.object(stages, "Dashboard", return_value=NullDashboard()),
-            mock.patch.object(train, "Checkpoints", functools.partial(InMemory, saved)),
+            mock.patch.object(loop, "Checkpoints", functools.partial(InMemory, saved)),
         ):
             (run.workdir / task.name).mkdir(parents=True)
             result = run.train(toy(task))
@@ -279,7 +273,7 @@ class Probes:
 
     def _data(self, config):
         splits = images.open_splits(**config.data)
-        with counted(records.Records, "read") as reads:
+        with counted(image_records.Records, "read") as reads:
             for _ in range(2):
                 first = {split: source.read(np.arange(4)) for split, source in splits.items()}
         sizes = {split: source.num_examples for split, source in splits.items()}
@@ -299,9 +293,9 @@ class Probes:
             done.append(stage)
             return {"earlier_seconds": 0.0}
 
-        stubs = {stage: functools.partial(note, stage) for stage in pipeline.STAGES}
-        with mock.patch.object(pipeline, "STAGES", stubs):
-            pipeline.run_stages(config, self._folder(), say=lambda line: None)
+        stubs = {stage: functools.partial(note, stage) for stage in runner.STAGES}
+        with mock.patch.object(runner, "STAGES", stubs):
+            runner.run_stages(config, self._folder(), say=lambda line: None)
         return done
 
     def _report(self, config):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from functa.diffusion import sample as samples
+from functa.diffusion import sample
 from functa.pipeline import load as trained
 from tests.cli.functaset_tools_test import load, refusal
 from tests.support import generator_runs
@@ -25,7 +25,7 @@ def test_what_is_drawn_is_what_the_run_would_draw(run):
     count = config.generate.sample_batch_size + 3
     labels = np.arange(count, dtype=np.int32) % 10
     config.seed = 7
-    expected = samples.draw(
+    expected = sample.draw(
         generator, config, numbers=np.arange(count, dtype=np.int32), labels=labels
     )
     draw = bench_samplers.make_draw(generator, config)

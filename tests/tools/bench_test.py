@@ -12,14 +12,13 @@ import pytest
 from PIL import Image
 
 from configs import cifar10_spatial
-from functa.data import loader as pipeline
-from functa.fields import builders as fitting
-from functa.fields import inner_loop
+from functa.data import loader
+from functa.fields import builders, inner_loop
 from functa.fields.field import make_field
 from functa.training.tasks import meta_learning
 from tests.cli.functaset_tools_test import refusal
 from tests.conftest import ROOT
-from tests.support import functaset_sets as sets
+from tests.support import functaset_sets
 
 sys.path.insert(0, str(ROOT / "tools"))
 import bench_compression  # noqa: E402
@@ -49,7 +48,7 @@ def test_the_plain_reference_is_the_fast_path(config, kind):
     task = meta_learning.make(config, {}, process_index=0, process_count=1)
     params = jax.jit(task.init)(jax.random.key(1))
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    images = fitting.to_float(images)
+    images = builders.to_float(images)
 
     def fast(params):
         fitted = inner_loop.fit(
@@ -168,7 +167,7 @@ def test_bench_decode_says_how_fast_and_how_different(program_env, tmp_path):
 
 
 def test_compression_of_every_kind_is_measured(tmp_path, capsys):
-    sets.write(tmp_path / "f", dtype="float32", latent_shape=(4, 4, 8))
+    functaset_sets.write(tmp_path / "f", dtype="float32", latent_shape=(4, 4, 8))
     arguments = [str(tmp_path / "f"), "--repeats=1"]
     assert bench_compression.main([*arguments, "--json", "--dtypes=float16,int8"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -222,7 +221,7 @@ def test_what_is_read_wrongly_is_told(one_after_the_other, monkeypatch, capsys, 
     def wrong(positions, *, num_examples, seed):
         return shuffled(positions) % num_examples
 
-    monkeypatch.setattr(pipeline, "shuffled", wrong)
+    monkeypatch.setattr(loader, "shuffled", wrong)
     assert bench_functaset.main(SMALL_SET) == 1
     assert any(told in problem for problem in json.loads(capsys.readouterr().out)["problems"])
 

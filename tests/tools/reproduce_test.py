@@ -9,7 +9,7 @@ import time
 import pytest
 
 from configs import cifar10_functa, cifar10_spatial
-from functa.pipeline import validation as preflight
+from functa.pipeline import validation
 from tests.conftest import ROOT
 
 # Writes what a complete run leaves; NAME:OPTIONS and --workdir=DIR are its first two arguments.
@@ -145,4 +145,4 @@ def test_a_field_without_a_classifier_has_a_row(project):
 def test_every_preset_it_runs_has_no_fault(preset, shape):
     experiment = cifar10_functa if shape.startswith("1x1") else cifar10_spatial
     config = experiment.get_config(f"{shape},{preset}")
-    assert preflight.check(config, None, stages=config.stages) == []
+    assert validation.check(config, None, stages=config.stages) == []

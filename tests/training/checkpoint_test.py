@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from functa.runtime.config import MendableError
+from functa.runtime.errors import UserError
 from functa.training import checkpoint
 
 
@@ -90,7 +90,7 @@ def test_arrays_that_meant_something_else_are_refused_and_kept(tmp_path, monkeyp
         for step in (1, 2):
             checkpoints.save(step, state(step), {})
         checkpoints.wait()
-    with pytest.raises(MendableError, match="step_2 has format 1, this program reads"):
+    with pytest.raises(UserError, match="step_2 has format 1, this program reads"):
         checkpoints.restore(template())
     assert checkpoints.steps() == [1, 2]
     checkpoints.close()

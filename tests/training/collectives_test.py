@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import cifar10_spatial, digits, imagenet
-from functa.plan import xla_stats as compiled
+from functa.plan import xla_stats
 from functa.runtime import mesh
 from functa.training.tasks import meta_learning
 from functa.training.train_step import initial_state
@@ -36,7 +36,7 @@ def test_a_step_sends_the_gradient_once_and_scalars(config):
     config.meta_learn.batch_size = (
         32  # a number of each image would be more than what is left below
     )
-    (found,) = compiled.collectives(compiled.training_step(config, whole))
+    (found,) = xla_stats.collectives(xla_stats.training_step(config, whole))
     assert found.kind == "all-reduce"
     task = meta_learning.make(config, {}, process_index=0, process_count=1)
     state = jax.eval_shape(functools.partial(initial_state, task), jax.random.key(0))
@@ -48,7 +48,7 @@ def test_a_step_sends_the_gradient_once_and_scalars(config):
 @pytest.mark.parametrize("options", ["8x8x16,nearest,tiny", "8x8x16,bilinear,tiny"])
 def test_fitting_sends_nothing(options):
     config, whole = cifar10_spatial.get_config(options), mesh.make_mesh()
-    assert compiled.collectives(compiled.encoder(config, whole)) == []
+    assert xla_stats.collectives(xla_stats.encoder(config, whole)) == []
     task = meta_learning.make(config, {}, process_index=0, process_count=1)
     params = jax.eval_shape(task.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((16, *config.data.image_shape), np.uint8)
@@ -57,7 +57,7 @@ def test_fitting_sends_nothing(options):
         in_shardings=(mesh.replicated(whole), mesh.batched(whole)),
         out_shardings=mesh.batched(whole),
     )
-    assert compiled.collectives(evaluate.lower(params, {"image": images}).compile()) == []
+    assert xla_stats.collectives(evaluate.lower(params, {"image": images}).compile()) == []
 
 
 def compile_for(program_env, *arguments):

@@ -13,12 +13,11 @@ import numpy as np
 import optax
 import pytest
 
-from functa.runtime import config as config_lib
+from functa.runtime import config
 from functa.runtime import mesh as mesh_lib
-from functa.runtime.config import DamagedError
-from functa.runtime.preemption import Interrupted, Interruption
-from functa.training import loop as train_lib
-from functa.training import train_step as step_lib
+from functa.runtime.errors import DamagedFileError, StopRequested
+from functa.runtime.preemption import PreemptionWatcher
+from functa.training import loop, train_step
 from functa.training.checkpoint import Checkpoints
 from functa.training.tasks import Illustrations, Task
 from functa.training.tensorboard import NullDashboard
@@ -88,12 +87,12 @@ def make_task(data=None, learning_rate=0.1):
 
 def run(directory, task=None, mesh=None, interruption=None, **changes):
     lines = []
-    result = train_lib.train(
+    result = loop.train(
         task or make_task(),
         directory=directory,
         mesh=mesh or mesh_lib.make_mesh(),
         dashboard=NullDashboard(),
-        interruption=interruption or Interruption(),
+        interruption=interruption or PreemptionWatcher(),
         say=lines.append,
         **(SETTINGS | changes),
     )
@@ -117,7 +116,7 @@ def exact(tree):
 @pytest.mark.parametrize("stop", [3, 4, 7])
 def test_stopped_and_started_is_bit_for_bit_the_same(tmp_path, stop):
     whole, _ = run(tmp_path / "whole")
-    with pytest.raises(Interrupted, match=f"step {stop} of 8"):
+    with pytest.raises(StopRequested, match=f"step {stop} of 8"):
         run(tmp_path / "parts", interruption=StopAt(stop))
     parts, lines = run(tmp_path / "parts")
     assert f"toy  resumes at step {stop}" in lines
@@ -214,7 +213,7 @@ def test_a_test_score_that_is_no_number_is_no_result(tmp_path):
 def test_a_lost_best_is_told_with_the_way_out(tmp_path):
     run(tmp_path)
     shutil.rmtree(tmp_path / "best")
-    with pytest.raises(DamagedError, match=f"delete {tmp_path}"):
+    with pytest.raises(DamagedFileError, match=f"delete {tmp_path}"):
         run(tmp_path)
 
 
@@ -230,7 +229,7 @@ def crash_at(call):
 
         return wrapped
 
-    for owner, name in ((Checkpoints, "save"), (Checkpoints, "wait"), (config_lib, "write_json")):
+    for owner, name in ((Checkpoints, "save"), (Checkpoints, "wait"), (config, "write_json")):
         setattr(owner, name, crashing(getattr(owner, name)))
 
 
@@ -262,7 +261,7 @@ def test_a_crash_before_anything_is_written_changes_nothing(tmp_path, program_en
 
 def test_a_damaged_state_falls_back_to_the_one_before(tmp_path):
     whole, _ = run(tmp_path / "whole", eval_every=2)
-    with pytest.raises(Interrupted):
+    with pytest.raises(StopRequested):
         run(tmp_path / "part", eval_every=2, interruption=StopAt(6))
     (damaged,) = (tmp_path / "part" / "checkpoints").glob("step_6")
     for path in damaged.rglob("*"):
@@ -275,7 +274,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path):
 
 
 def test_rates_survive_a_late_stop(tmp_path):
-    with pytest.raises(Interrupted):
+    with pytest.raises(StopRequested):
         run(tmp_path, interruption=StopAt(7))
     result, _ = run(tmp_path)
     assert result.metrics["steps_per_second"] > 0
@@ -283,10 +282,10 @@ def test_rates_survive_a_late_stop(tmp_path):
 
 
 def test_damaged_curves_are_told(tmp_path):
-    with pytest.raises(Interrupted):
+    with pytest.raises(StopRequested):
         run(tmp_path, interruption=StopAt(4))
     (tmp_path / "curves.json").write_text("{")
-    with pytest.raises(DamagedError, match="curves.json is damaged"):
+    with pytest.raises(DamagedFileError, match="curves.json is damaged"):
         run(tmp_path)
 
 
@@ -298,13 +297,13 @@ def test_a_broken_first_step_has_no_checkpoint_to_name(tmp_path):
 def test_the_average_follows_with_the_stated_decay(tmp_path):
     task = make_task()
     mesh = mesh_lib.make_mesh()
-    step = step_lib.make_step(task, mesh=mesh, seed=0, ema_decay=0.5, micro_batches=1)
+    step = train_step.make_step(task, mesh=mesh, seed=0, ema_decay=0.5, micro_batches=1)
     params = {"w": jnp.ones(3)}
-    state = step_lib.TrainState(
+    state = train_step.TrainState(
         jnp.int32(0), params, task.optimizer.init(params), {"w": jnp.zeros(3)}
     )
     averages, values = [np.zeros(3)], []
-    bad = step_lib.NONE_BAD
+    bad = train_step.NONE_BAD
     for batch in Data().train(0, 12):
         state, _, bad = step(state, mesh_lib.to_devices(mesh, batch), bad)
         values.append(np.asarray(state.params["w"]))
@@ -327,7 +326,7 @@ def test_the_best_is_by_validation_not_the_last(tmp_path):
 def test_sigterm_asks_to_stop():
     before = signal.getsignal(signal.SIGTERM)
     try:
-        interruption = Interruption()
+        interruption = PreemptionWatcher()
         assert not interruption.requested(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.requested(2)

@@ -5,7 +5,7 @@ import optax
 import pytest
 from optax import contrib
 
-from functa.training import optimizers as optim
+from functa.training import optimizers
 
 SETTINGS = dict(
     learning_rate=0.1,
@@ -18,9 +18,9 @@ SETTINGS = dict(
 )
 
 
-@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_every_optimiser_lowers_a_quadratic(name):
-    optimizer = optim.make(name=name, **(SETTINGS | {"steps": 40})).transformation
+    optimizer = optimizers.make(name=name, **(SETTINGS | {"steps": 40})).transformation
     params = {"matrix": jnp.full((3, 4), 2.0), "vector": jnp.full((4,), 2.0)}
     state = optimizer.init(params)
 
@@ -39,7 +39,7 @@ def test_every_optimiser_lowers_a_quadratic(name):
 
 
 def test_muon_makes_matrices_move_along_all_directions():
-    optimizer = optim.make(name="muon", **SETTINGS).transformation
+    optimizer = optimizers.make(name="muon", **SETTINGS).transformation
     gradient = {"matrix": jnp.float32([[100.0, 0.0], [0.0, 1.0]])}
     params = {"matrix": jnp.zeros((2, 2))}
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
@@ -55,37 +55,37 @@ def test_orthogonalize_is_what_the_steps_on_the_matrix_itself_give(shape):
     for _ in range(5):
         gram = expected @ expected.T
         expected = (3.4445 * np.eye(len(gram)) - 4.7750 * gram + 2.0315 * gram @ gram) @ expected
-    np.testing.assert_allclose(optim.orthogonalize(matrix), expected, atol=1e-3)
+    np.testing.assert_allclose(optimizers.orthogonalize(matrix), expected, atol=1e-3)
 
 
 def test_orthogonalize_leaves_nothing_where_there_is_no_gradient():
-    np.testing.assert_array_equal(optim.orthogonalize(jnp.zeros((4, 9))), 0)
+    np.testing.assert_array_equal(optimizers.orthogonalize(jnp.zeros((4, 9))), 0)
 
 
 @pytest.mark.parametrize("size", [1e30, 1e-3])
 def test_orthogonalize_knows_no_size(size):
     matrix = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
-    huge = optim.orthogonalize(matrix * np.float32(size))
-    np.testing.assert_allclose(huge, optim.orthogonalize(matrix), atol=1e-5)
+    huge = optimizers.orthogonalize(matrix * np.float32(size))
+    np.testing.assert_allclose(huge, optimizers.orthogonalize(matrix), atol=1e-5)
 
 
 def test_orthogonalize_makes_no_direction_of_rounding_errors():
     matrix = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
-    assert np.abs(optim.orthogonalize(matrix * np.float32(1e-15))).max() < 1e-5
+    assert np.abs(optimizers.orthogonalize(matrix * np.float32(1e-15))).max() < 1e-5
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_orthogonalize_hides_no_broken_number(bad):
     matrix = np.ones((4, 9), np.float32)
     matrix[1, 2] = bad
-    assert not np.isfinite(optim.orthogonalize(matrix)).all()
+    assert not np.isfinite(optimizers.orthogonalize(matrix)).all()
 
 
 def test_orthogonalize_lets_no_rounding_error_grow():
     """Of rank 1 and large: all other singular values are rounding errors, some below zero."""
     rng = np.random.default_rng(0)
     matrix = np.float32(1e6 * np.outer(rng.normal(size=64), rng.normal(size=900)))
-    sizes = np.linalg.svd(np.asarray(optim.orthogonalize(matrix)), compute_uv=False)
+    sizes = np.linalg.svd(np.asarray(optimizers.orthogonalize(matrix)), compute_uv=False)
     assert 0.6 < sizes[0] < 1.3
     assert sizes[1] < 0.3
 
@@ -94,8 +94,8 @@ def test_muon_follows_optax_over_many_steps():
     """The same directions as optax's own Muon once the bias corrections of the momentum agree."""
     rng = np.random.default_rng(1)
     params = {"matrix": jnp.zeros((5, 12)), "vector": jnp.zeros((3,))}
-    ours = optim.make(name="muon", **SETTINGS).transformation
-    theirs = contrib.muon(optim.make(name="muon", **SETTINGS).learning_rate)
+    ours = optimizers.make(name="muon", **SETTINGS).transformation
+    theirs = contrib.muon(optimizers.make(name="muon", **SETTINGS).learning_rate)
     our_state, their_state = ours.init(params), theirs.init(params)
     for _ in range(60):
         gradient = jax.tree.map(lambda leaf: jnp.float32(rng.normal(size=leaf.shape)), params)
@@ -114,13 +114,15 @@ def test_muon_follows_optax_over_many_steps():
     ],
 )
 def test_schedules_at_chosen_steps(schedule, expected):
-    rate = optim.make_schedule(0.1, schedule=schedule, warmup_steps=2, end_fraction=0.1, steps=10)
+    rate = optimizers.make_schedule(
+        0.1, schedule=schedule, warmup_steps=2, end_fraction=0.1, steps=10
+    )
     np.testing.assert_allclose([rate(step) for step in (0, 1, 2, 6, 10)], expected, rtol=1e-5)
 
 
 def test_gradient_clipping_bounds_the_norm():
     # SGD-like view: Adam hides the scale, so look at the clipped gradient through the first moment.
-    optimizer = optim.make(name="adam", **(SETTINGS | {"clip_norm": 1.0})).transformation
+    optimizer = optimizers.make(name="adam", **(SETTINGS | {"clip_norm": 1.0})).transformation
     params = {"a": jnp.zeros((2,))}
     _, state = optimizer.update({"a": jnp.float32([30.0, 40.0])}, optimizer.init(params), params)
     moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,)]
@@ -129,7 +131,7 @@ def test_gradient_clipping_bounds_the_norm():
 
 def test_weight_decay_follows_the_mask():
     mask = lambda params: {"decayed": True, "kept": False}  # noqa: E731
-    optimizer = optim.make(
+    optimizer = optimizers.make(
         name="adamw", **(SETTINGS | {"weight_decay": 0.5}), decay_mask=mask
     ).transformation
     params = {"decayed": jnp.ones((2,)), "kept": jnp.ones((2,))}
@@ -143,7 +145,7 @@ def test_weight_decay_follows_the_mask():
 def test_muon_decays_by_the_mask_whatever_it_leaves_to_adam():
     params = {"matrix": jnp.ones((2, 2)), "vector": jnp.ones((2,))}
     mask = lambda params: {"matrix": True, "vector": False}  # noqa: E731
-    optimizer = optim.make(name="muon", **(SETTINGS | {"weight_decay": 0.5}), decay_mask=mask)
+    optimizer = optimizers.make(name="muon", **(SETTINGS | {"weight_decay": 0.5}), decay_mask=mask)
     nothing = jax.tree.map(jnp.zeros_like, params)
     transformation = optimizer.transformation
     updates, _ = transformation.update(nothing, transformation.init(params), params)
@@ -160,16 +162,16 @@ def test_scaled_updates_are_learning_rates_of_their_own():
         return transformation.update(gradient, transformation.init(params), params)[0]
 
     settings = SETTINGS | {"weight_decay": 0.5}
-    made = optim.make(name="adamw", **settings).transformation
-    quarter = optim.make(name="adamw", **(settings | {"learning_rate": 0.025})).transformation
-    scaled = optim.scaled(lambda params: {"slow": 0.25, "fast": 1.0})
+    made = optimizers.make(name="adamw", **settings).transformation
+    quarter = optimizers.make(name="adamw", **(settings | {"learning_rate": 0.025})).transformation
+    scaled = optimizers.scaled(lambda params: {"slow": 0.25, "fast": 1.0})
     found = updates(optax.chain(made, scaled))
     np.testing.assert_allclose(found["slow"], updates(quarter)["slow"], rtol=1e-6)
     np.testing.assert_array_equal(found["fast"], updates(made)["fast"])
 
 
 def test_clamp_keeps_params_inside():
-    clamp = optim.clamp(-1.0, 2.0)
+    clamp = optimizers.clamp(-1.0, 2.0)
     params = jnp.float32([-0.9, 0.0, 1.9])
     updates, _ = clamp.update(jnp.float32([-5.0, 0.5, 5.0]), clamp.init(params), params)
     np.testing.assert_allclose(params + updates, [-1.0, 0.5, 2.0], rtol=1e-6)
@@ -189,9 +191,9 @@ def test_clamp_keeps_params_inside():
 )
 def test_errors_name_the_setting(changes, message):
     with pytest.raises(ValueError, match=message):
-        optim.make(**({"name": "adam"} | SETTINGS | changes))
+        optimizers.make(**({"name": "adam"} | SETTINGS | changes))
 
 
 def test_a_misspelt_key_is_a_type_error():
     with pytest.raises(TypeError, match="learning_rat"):
-        optim.make(**SETTINGS, name="adam", learning_rat=1.0)
+        optimizers.make(**SETTINGS, name="adam", learning_rat=1.0)

@@ -26,7 +26,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util import tensor_util
 
-from functa.training import tensorboard as dashboard
+from functa.training import tensorboard
 from functa.training.tensorboard import Dashboard, NullDashboard
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -167,7 +167,7 @@ def test_layout_groups_the_curves_of_its_stage(tmp_path, stage):
     (serialized,) = tensors(read(tmp_path), "custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(serialized.item())
     titles = [category.title for category in layout.category]
-    assert titles == [f"{stage}: {name}" for name in dashboard.LAYOUTS[stage]]
+    assert titles == [f"{stage}: {name}" for name in tensorboard.LAYOUTS[stage]]
     patterns = {
         chart.title: tag
         for category in layout.category
@@ -424,7 +424,7 @@ def test_tensorboard_serves_the_runs(tmp_path, runs):
         assert [point[1:] for point in points] == [[2, 1.0], [4, 1.0], [6, 2.0], [8, 2.0]]
         layout = fetch("plugin/custom_scalars/layout")
         assert [category["title"] for category in layout["category"]] == [
-            f"meta_learn: {category}" for category in dashboard.LAYOUTS["meta_learn"]
+            f"meta_learn: {category}" for category in tensorboard.LAYOUTS["meta_learn"]
         ]
     finally:
         process.send_signal(signal.SIGTERM)
@@ -437,7 +437,7 @@ def test_a_later_file_has_a_later_name_whatever_the_clock_says(tmp_path, monkeyp
     real = time.time
     for ahead in (3600, 0, -3600, 0):
         monkeypatch.setattr(time, "time", lambda ahead=ahead: real() + ahead)
-        writer = dashboard.Dashboard(tmp_path, stage="meta_learn")
+        writer = tensorboard.Dashboard(tmp_path, stage="meta_learn")
         writer.scalars(1, {"ahead": ahead})
         writer.close()
     files = sorted(tmp_path.glob("events.out.tfevents.*"))

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from functa.data import loader as pipeline
-from functa.data.functaset import format as functaset_format
+from functa.data import loader
+from functa.data.functaset import format
 from functa.data.functaset.reader import FileSource, Functaset, HostSource
 from functa.runtime import memory as memory_lib
 from functa.runtime import mesh as mesh_lib
@@ -51,7 +51,7 @@ class LatentBatches:
             raise ValueError(f"cache must be {', '.join(CACHES)}, not {cache!r}")
         self._functaset, self._cache, self._copies = functaset, cache, copies
         self._processes = {"process_index": process_index, "process_count": process_count}
-        records = {split: functaset.num_examples(split) for split in functaset_format.SPLITS}
+        records = {split: functaset.num_examples(split) for split in format.SPLITS}
         if copies == "first":
             records["train"] //= functaset.manifest.config["encode"]["num_augmentations"]
         if problem := no_room(records, functaset.manifest.layout.latent_bytes, cache=cache):
@@ -63,7 +63,7 @@ class LatentBatches:
     ) -> Iterator[dict[str, Any]]:
         """Batches of the train split; see pipeline.train_batches."""
         source, finish = self._open("train")
-        batches = pipeline.train_batches(
+        batches = loader.train_batches(
             source,
             batch_size=batch_size,
             first_step=first_step,
@@ -76,7 +76,7 @@ class LatentBatches:
     def whole(self, split: str, *, batch_size: int) -> Iterator[dict[str, Any]]:
         """A whole split in order, with "mask" [b] float32; see pipeline.eval_batches."""
         source, finish = self._open(split)
-        return map(finish, pipeline.eval_batches(source, batch_size=batch_size, **self._processes))
+        return map(finish, loader.eval_batches(source, batch_size=batch_size, **self._processes))
 
     def _opened(self, split: str):
         rows: Any = self._functaset.source(split, "none")

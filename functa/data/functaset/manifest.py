@@ -11,12 +11,11 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from functa.data.functaset import format as functaset_format
+from functa.data.functaset import format
 from functa.data.functaset.reader import Manifest, read_manifest
 from functa.data.functaset.writer import Recipe, Shard, part_file
-from functa.fields import psnr as metrics
-from functa.runtime import config as config_lib
-from functa.runtime import storage as disk
+from functa.fields import psnr
+from functa.runtime import config, errors, storage
 
 _POLL_SECONDS = 0.5
 _STALL_SECONDS = 600.0  # without a change in the directory, other processes are taken for dead
@@ -36,9 +35,9 @@ def finished_parts(directory: epath.PathLike, shards: list[Shard], recipe: Recip
     directory, identity = epath.Path(directory), recipe.identity
     listed: set[str] = set()
     with contextlib.suppress(FileNotFoundError):
-        listed = {file.name for file in (directory / functaset_format.PARTS).iterdir()}
+        listed = {file.name for file in (directory / format.PARTS).iterdir()}
     known = [shard for shard in shards if part_file(directory, shard).name in listed]
-    parts = disk.at_once(lambda shard: _finished_part(directory, shard, identity), known)
+    parts = storage.thread_map(lambda shard: _finished_part(directory, shard, identity), known)
     return {shard: part for shard, part in zip(known, parts, strict=True) if part is not None}
 
 
@@ -79,18 +78,18 @@ def write_manifest(
         | {
             "splits": {
                 split: _split_entry([part for shard, part in parts.items() if shard.split == split])
-                for split in functaset_format.SPLITS
+                for split in format.SPLITS
             },
             "files": {
-                name: functaset_format.file_digest(directory / name)
-                for name in functaset_format.METADATA
+                name: format.file_digest(directory / name)
+                for name in format.METADATA
                 if (directory / name).exists()
             },
             "digest": "",
         }
     )
-    manifest["digest"] = functaset_format.json_digest(manifest)
-    config_lib.write_json(directory / functaset_format.MANIFEST, manifest)
+    manifest["digest"] = format.json_digest(manifest)
+    config.write_json(directory / format.MANIFEST, manifest)
     return manifest
 
 
@@ -102,10 +101,10 @@ def complete_set(
     Args:
       parts: what is known of finished ones; gets those that are found.
     Raises:
-      MendableError: it is of another field or config. It is left alone: it may have taken days.
+      UserError: it is of another field or config. It is left alone: it may have taken days.
     """
     directory = epath.Path(directory)
-    if not (directory / functaset_format.MANIFEST).exists():
+    if not (directory / format.MANIFEST).exists():
         return None
     try:
         manifest = read_manifest(directory)
@@ -114,15 +113,15 @@ def complete_set(
         return None
     there = {key: getattr(manifest, key) for key in recipe.header()}
     there["examples"] = {split: entry["examples"] for split, entry in manifest.splits.items()}
-    old = config_lib.flatten(there)
-    new = config_lib.flatten(recipe.header() | {"examples": recipe.num_records})
+    old = config.flatten(there)
+    new = config.flatten(recipe.header() | {"examples": recipe.num_records})
     differing = [
         f"{key}: {old.get(key, '(absent)')} there, {new.get(key, '(absent)')} now"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
     if differing:
-        raise config_lib.MendableError(
+        raise errors.UserError(
             f"{directory} holds a complete functaset of another making: {'; '.join(differing)}."
             " Remove it, or choose another workdir"
         )
@@ -189,7 +188,7 @@ def _split_entry(parts) -> dict[str, Any]:
     if parts:
         entry["psnr"] = sum(part["psnr_sum"] for part in parts) / examples
         mse = np.float64(sum(part["mse_sum"] for part in parts) / examples)
-        entry["psnr_of_mean_mse"] = float(metrics.psnr(mse))
+        entry["psnr_of_mean_mse"] = float(psnr.psnr(mse))
     entry["shards"] = [part["shard"] for part in parts]
     return entry
 
@@ -215,7 +214,7 @@ def _write_metadata(directory: epath.Path, parts: Parts, recipe: Recipe) -> None
 
     features = tfds.features
     layout = recipe.layout
-    stored = np.dtype(functaset_format.STORED_AS[layout.dtype])
+    stored = np.dtype(format.STORED_AS[layout.dtype])
     notes = {
         "bfloat16": "bits of bfloat16: latents.view(ml_dtypes.bfloat16)",
         "int8": "multiply by scale",
@@ -239,7 +238,7 @@ def _write_metadata(directory: epath.Path, parts: Parts, recipe: Recipe) -> None
             shape=layout.latent_shape[2:], dtype=np.float16, encoding="bytes", doc="of each channel"
         )
     infos = []
-    for split in functaset_format.SPLITS:
+    for split in format.SPLITS:
         own = [part["shard"] for shard, part in parts.items() if shard.split == split]
         if own:
             infos.append(
@@ -256,7 +255,7 @@ def _write_metadata(directory: epath.Path, parts: Parts, recipe: Recipe) -> None
         filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
         check_data=False,  # the check needs TensorFlow
         description=f"Images as latents of a field, {layout.dtype}; statistics in"
-        f" {functaset_format.MANIFEST}.",
+        f" {format.MANIFEST}.",
     )
 
 
@@ -267,16 +266,16 @@ def _remove_strangers(directory: epath.Path, shards: list[Shard]) -> None:
     strangers = [
         file
         for file in directory.iterdir()
-        if file.name.startswith(f"{functaset_format.NAME}-") and file.name not in files
+        if file.name.startswith(f"{format.NAME}-") and file.name not in files
     ]
-    folder = directory / functaset_format.PARTS
+    folder = directory / format.PARTS
     strangers += [file for file in folder.iterdir() if file.name not in parts]
-    disk.at_once(lambda file: file.unlink(), strangers)
+    storage.thread_map(lambda file: file.unlink(), strangers)
 
 
 def wait_until(directory: epath.Path, ready: Callable[[], Any], stop: Callable[[], None]) -> Any:
     """The first true result of `ready`; other processes must go on writing until then."""
-    remote = disk.is_remote(directory)
+    remote = storage.is_remote(directory)
     patience = _REMOTE_STALL_SECONDS if remote else _STALL_SECONDS
     seen: dict[str, int] = {}
     since = time.monotonic()
@@ -298,7 +297,7 @@ def _state(directory: epath.Path) -> dict[str, int]:
     """What changes as long as others write: the files, and the sizes of those that grow."""
     state = {}
     for file in directory.iterdir():
-        growing = file.name.endswith(functaset_format.TEMPORARY)
+        growing = file.name.endswith(format.TEMPORARY)
         with contextlib.suppress(FileNotFoundError):  # renamed since it was listed
             state[file.name] = file.stat().length if growing else 0
     return state

@@ -28,10 +28,10 @@ import numpy as np
 from array_record.python import array_record_data_source
 from etils import epath
 
-from functa.data.functaset import format as functaset_format
+from functa.data.functaset import format
 from functa.data.functaset.format import RecordLayout
-from functa.runtime import storage as disk
-from functa.runtime.config import DamagedError
+from functa.runtime import storage
+from functa.runtime.errors import DamagedFileError
 
 _TOGETHER = 100  # records of a shard from which on one call for all of them is faster
 _READ_BLOCK = 256  # records decoded at once when a whole split is read
@@ -126,7 +126,7 @@ class FileSource:
         self.num_examples = split["examples"]
         self._layout, self._path, self._shards = layout, path, split["shards"]
         self._ends = np.cumsum([shard["records"] for shard in self._shards], dtype=np.int64)
-        self._remote = disk.is_remote(path)
+        self._remote = storage.is_remote(path)
         files = [f"{path / shard['file']}[0:{shard['records']}]" for shard in split["shards"]]
         self._records = array_record_data_source.ArrayRecordDataSource(files) if files else None
 
@@ -135,7 +135,7 @@ class FileSource:
 
         Raises:
           IndexError: an index is negative or not less than num_examples.
-          DamagedError: a record cannot be read; names the shard.
+          DamagedFileError: a record cannot be read; names the shard.
         """
         indices = _checked(indices, self.num_examples)
         if self._records is None or not indices.size:
@@ -143,7 +143,7 @@ class FileSource:
         try:
             return self._layout.unpack(self._fetch(indices))
         except (RuntimeError, ValueError) as error:
-            raise DamagedError(self._damage(indices) or f"{self._path}: {error}") from error
+            raise DamagedFileError(self._damage(indices) or f"{self._path}: {error}") from error
 
     def _fetch(self, indices: np.ndarray) -> Sequence[bytes]:
         """All at once from a store, and from a disk where a shard has many of them; else one after the other.
@@ -206,9 +206,9 @@ def open_functaset(path: epath.PathLike, *, field_digest: str | None) -> Functas
     manifest = read_manifest(path)
     if field_digest is not None and field_digest != manifest.field_digest:
         raise ValueError(another_field(path, manifest, field_digest))
-    if not disk.is_remote(path):
-        disk.allow_open_files(len(manifest.shards))  # a shard is opened once and stays open
-    problems = disk.at_once(
+    if not storage.is_remote(path):
+        storage.allow_open_files(len(manifest.shards))  # a shard is opened once and stays open
+    problems = storage.thread_map(
         lambda shard: wrong_size(path / shard["file"], shard["bytes"]), manifest.shards
     )
     for problem in filter(None, problems):
@@ -228,7 +228,7 @@ def wrong_size(file: epath.Path, size: int) -> str | None:
 def wrong_bytes(file: epath.Path, digest: str) -> str | None:
     """What is wrong with a file by its digest: missing, or damaged. Reads all of it."""
     try:
-        found = functaset_format.file_digest(file)
+        found = format.file_digest(file)
     except FileNotFoundError:
         return f"{file} is missing"
     return None if found == digest else f"{file} is damaged: its digest is {found}, not {digest}"
@@ -241,7 +241,7 @@ def read_manifest(path: epath.PathLike) -> Manifest:
       ValueError: there is none, so the set is not complete; or it is damaged or of another format
         version.
     """
-    file = epath.Path(path) / functaset_format.MANIFEST
+    file = epath.Path(path) / format.MANIFEST
     try:
         values = json.loads(file.read_text())
         version, digest = values["format_version"], values["digest"]
@@ -251,12 +251,12 @@ def read_manifest(path: epath.PathLike) -> Manifest:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error!r}); encode again to make it anew") from error
-    if version != functaset_format.FORMAT_VERSION:
+    if version != format.FORMAT_VERSION:
         raise ValueError(
             f"{file} has format version {version}, this program reads"
-            f" {functaset_format.FORMAT_VERSION}; encode again"
+            f" {format.FORMAT_VERSION}; encode again"
         )
-    if digest != (found := functaset_format.json_digest(values | {"digest": ""})):
+    if digest != (found := format.json_digest(values | {"digest": ""})):
         raise ValueError(f"{file} is damaged: its digest is {found}, not {digest}; encode again")
     return Manifest(**values)
 

@@ -7,7 +7,7 @@ import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
-from functa.data.functaset import format as functaset_format
+from functa.data.functaset import format
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.reader import (
     Manifest,
@@ -81,7 +81,7 @@ def verify(path: epath.PathLike, *, field_digest: str | None, fraction: float) -
             decoded += count
     known = {shard["file"] for shard in shards}
     for file in sorted(path.iterdir()):
-        if file.name.startswith(f"{functaset_format.NAME}-") and file.name not in known:
+        if file.name.startswith(f"{format.NAME}-") and file.name not in known:
             problems.append(f"{file} is not a shard of this set")
     records = sum(shard["records"] for shard in shards)
     return Verified(problems, len(shards), records, len(hashed), decoded)
@@ -97,7 +97,7 @@ def _of_manifest(path: epath.Path, manifest: Manifest, field_digest: str | None)
         total = sum(shard["records"] for shard in split["shards"])
         if total != split["examples"]:
             problems.append(
-                f"{path / functaset_format.MANIFEST}: {name} has {split['examples']} examples, its"
+                f"{path / format.MANIFEST}: {name} has {split['examples']} examples, its"
                 f" shards {total}"
             )
     return [problem for problem in problems if problem is not None]
@@ -129,7 +129,7 @@ def _of_records(
             except ValueError:
                 bad = [k for k, one in zip(numbers, records, strict=True) if not _fits(layout, one)]
                 return [f"{file}: record {bad[0]} cannot be decoded"]
-            latents = functaset_format.float32_latents(block)
+            latents = format.float32_latents(block)
             bad = ~np.isfinite(latents).all(axis=(1, 2, 3)) | ~np.isfinite(block["psnr"])
             if bad.any():
                 k = int(np.argmax(bad))

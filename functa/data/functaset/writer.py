@@ -18,10 +18,10 @@ import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
-from functa.data.functaset import format as functaset_format
+from functa.data.functaset import format
 from functa.data.functaset.format import RecordLayout
 from functa.runtime import config as config_lib
-from functa.runtime import storage as disk
+from functa.runtime import storage
 
 # encode.compression -> ArrayRecord's name of it. Other programs need not be told: every file says it itself.
 COMPRESSIONS = {"none": "uncompressed", "zstd": "zstd:3"}
@@ -44,7 +44,7 @@ class Shard:
 
     @property
     def file(self) -> str:
-        return functaset_format.shard_name(self.split, self.index, self.num_shards)
+        return format.shard_name(self.split, self.index, self.num_shards)
 
     @property
     def records(self) -> int:
@@ -62,7 +62,7 @@ def records_per_shard(shard_megabytes: float, layout: RecordLayout) -> int:
 def plan_shards(num_records: dict[str, int], records_per_shard: int) -> list[Shard]:
     """Shards of all splits, in the order of SPLITS; a split without records has none."""
     shards = []
-    for split in functaset_format.SPLITS:
+    for split in format.SPLITS:
         starts = range(0, num_records[split], records_per_shard)
         shards += [
             Shard(split, k, len(starts), start, min(start + records_per_shard, num_records[split]))
@@ -94,7 +94,7 @@ class Recipe:
     def header(self) -> dict[str, Any]:
         """The part of the manifest that is known before anything is encoded."""
         return {
-            "format_version": functaset_format.FORMAT_VERSION,
+            "format_version": format.FORMAT_VERSION,
             "field_digest": self.field_digest,
             "latent_shape": list(self.layout.latent_shape),
             "dtype": self.layout.dtype,
@@ -106,7 +106,7 @@ class Recipe:
     def identity(self) -> str:
         """Digest of all that decides the bytes of a shard with given records."""
         others = {"num_records": self.num_records, "compression": self.compression}
-        return functaset_format.json_digest(self.header() | others)
+        return format.json_digest(self.header() | others)
 
     @property
     def options(self) -> str:
@@ -128,9 +128,11 @@ class ShardWriter:
         self._shard, self._recipe = shard, recipe
         self._file = epath.Path(directory) / shard.file
         # ArrayRecord writes local files only: what is for an object store is written here and copied.
-        self._spool = tempfile.mkdtemp(prefix="functaset-") if disk.is_remote(directory) else None
+        self._spool = (
+            tempfile.mkdtemp(prefix="functaset-") if storage.is_remote(directory) else None
+        )
         beside = epath.Path(self._spool or directory)
-        self._temporary = beside / (shard.file + functaset_format.TEMPORARY)
+        self._temporary = beside / (shard.file + format.TEMPORARY)
         self._blocks: list[dict[str, np.ndarray]] = []
         self.count = 0
         with self._naming_a_full_disk():
@@ -175,8 +177,8 @@ class ShardWriter:
         split, dtype = self._shard.split, self._recipe.layout.dtype
         _require_finite("latents are", latents, split=split, id=id, copy=copy)
         _require_finite("psnr is", psnr, split=split, id=id, copy=copy)
-        stored, scale = functaset_format.round_latents(latents, dtype)
-        rounded = functaset_format.restore_latents(stored, scale)
+        stored, scale = format.round_latents(latents, dtype)
+        rounded = format.restore_latents(stored, scale)
         _require_finite(f"latents as {dtype} are", rounded, split=split, id=id, copy=copy)
         packed = self._recipe.layout.pack(
             stored=stored, scale=scale, label=label, id=id, copy=copy, psnr=psnr
@@ -214,7 +216,7 @@ class ShardWriter:
                 os.fsync(
                     stream.fileno()
                 )  # the part must not outlive the shard when the power fails
-            digest = functaset_format.file_digest(self._temporary)
+            digest = format.file_digest(self._temporary)
             size = self._temporary.stat().length
             # A part of an earlier making must not vouch for the new shard.
             part_file(self._file.parent, shard).unlink(missing_ok=True)
@@ -246,7 +248,9 @@ class ShardWriter:
             config_lib.write_json(file, part)
 
     def _naming_a_full_disk(self):
-        return disk.naming(self._file, estimated_bytes([self._shard], self._recipe.layout))
+        return storage.explain_disk_full(
+            self._file, estimated_bytes([self._shard], self._recipe.layout)
+        )
 
 
 def estimated_bytes(shards: list[Shard], layout: RecordLayout) -> int:
@@ -258,7 +262,7 @@ def estimated_bytes(shards: list[Shard], layout: RecordLayout) -> int:
 def require_space(directory: epath.PathLike, shards: list[Shard], layout: RecordLayout) -> None:
     """Raises OSError ENOSPC with the numbers if the disk has no room for shards, or, where they go to an object
     store, this machine none for the largest."""
-    if disk.is_remote(directory):
+    if storage.is_remote(directory):
         shards = sorted(shards, key=lambda shard: shard.records)[-1:]
         directory = tempfile.gettempdir()
     needed = estimated_bytes(shards, layout)
@@ -274,7 +278,7 @@ def require_space(directory: epath.PathLike, shards: list[Shard], layout: Record
 
 def part_file(directory: epath.Path, shard: Shard) -> epath.Path:
     """Where a finished shard is described."""
-    return directory / functaset_format.PARTS / f"{shard.file}.json"
+    return directory / format.PARTS / f"{shard.file}.json"
 
 
 def _require_finite(what: str, values: np.ndarray, *, split: str, id, copy) -> None:

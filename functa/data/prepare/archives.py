@@ -37,7 +37,7 @@ def read_idx(paths: Sequence[epath.Path], report: Report) -> Archive:
 
     Source: the format is described at the foot of the MNIST page, LeCun et al. 1998.
     Raises:
-      DamagedError: one is missing, cut off or does not fit the others.
+      UnusableSourceError: one is missing, cut off or does not fit the others.
     """
     arrays: dict[str, np.ndarray] = {}
     names = {path.name for path in paths}
@@ -77,7 +77,7 @@ def read_cifar(path: epath.Path, report: Report) -> Archive:
 
     Source: Krizhevsky 2009; the layouts are those of the data set's page.
     Raises:
-      DamagedError: a batch is missing or not 10,000 images with labels, or the archive is cut off.
+      UnusableSourceError: a batch is missing or not 10,000 images with labels, or the archive is cut off.
     """
     contents = _cifar_contents(path, report)
     binary = ".bin" if any(name.endswith(".bin") for name in contents) else ""
@@ -164,7 +164,7 @@ def read_npz(path: epath.Path, report: Report) -> Archive:
     label_names.
 
     Raises:
-      DamagedError: an array is missing or does not fit, or the file is cut off.
+      UnusableSourceError: an array is missing or does not fit, or the file is cut off.
     """
     arrays: dict[str, np.ndarray] = {}
     class_names: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from functa.data.prepare import photographs, sources
-from functa.runtime import storage as disk
+from functa.runtime import storage
 
 
 def listing(root: epath.Path, report: sources.Report) -> list[photographs.Photo]:
@@ -46,7 +46,7 @@ def listing(root: epath.Path, report: sources.Report) -> list[photographs.Photo]
 def _files(folder: epath.Path) -> Iterator[tuple[str, int | None]]:
     """Names and sizes in bytes of all that lies in a folder: None of a folder, 0 of a link to
     nowhere."""
-    if not disk.is_remote(folder):
+    if not storage.is_remote(folder):
         with os.scandir(folder) as entries:
             for entry in entries:
                 try:
@@ -55,5 +55,5 @@ def _files(folder: epath.Path) -> Iterator[tuple[str, int | None]]:
                     yield entry.name, 0
         return
     paths = list(folder.iterdir())
-    for path, stat in zip(paths, disk.at_once(epath.Path.stat, paths), strict=True):
+    for path, stat in zip(paths, storage.thread_map(epath.Path.stat, paths), strict=True):
         yield path.name, None if stat.is_directory else stat.length

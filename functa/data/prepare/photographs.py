@@ -14,8 +14,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from functa.data import image_records as records
-from functa.data import images
+from functa.data import image_records, images
 from functa.data.prepare import sources
 
 SPLITS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
@@ -66,7 +65,7 @@ def archive(
       jobs: threads.
     Raises:
       ValueError: splits and test_fraction, or neither.
-      sources.DamagedError: a class without a whole photograph, or one that train does not have.
+      sources.UnusableSourceError: a class without a whole photograph, or one that train does not have.
     """
     listed = sorted(photos, key=lambda photo: (photo.split, photo.class_name, photo.name))
     names = {split: [p for p in listed if p.split == split] for split in ("", *SPLITS.values())}
@@ -140,7 +139,7 @@ def look(photo: Photo, *, min_side: int) -> sources.Sample:
     if not encoded:
         return _damaged(photo, "the file is empty")
     try:
-        with records.open_image(encoded) as image:
+        with image_records.open_image(encoded) as image:
             # Pillow calls a JPEG with a second picture behind it, as telephones make them, MPO.
             kind = f"{'PNG' if image.format == 'PNG' else 'JPEG'} {image.mode}"
             size = image.height, image.width

@@ -9,11 +9,9 @@ from typing import NamedTuple
 from array_record.python import array_record_module
 from etils import epath
 
-from functa.data.functaset import format as functaset_format
-from functa.data.prepare import sources
-from functa.data.prepare import tfds_metadata as image_set
-from functa.runtime import config as config_lib
-from functa.runtime import storage as disk
+from functa.data.functaset import format
+from functa.data.prepare import sources, tfds_metadata
+from functa.runtime import config, storage
 
 _SHARD_BYTES = 256 * 2**20
 _OPTIONS = "group_size:1,uncompressed"  # PNG and JPEG do not shrink further
@@ -34,7 +32,7 @@ class Part(NamedTuple):
     """A finished shard."""
 
     shard: Shard
-    contents: image_set.Contents
+    contents: tfds_metadata.Contents
 
 
 def plan_shards(archive: sources.Archive, name: str) -> list[Shard]:
@@ -53,15 +51,15 @@ def plan_shards(archive: sources.Archive, name: str) -> list[Shard]:
 
 def write(
     folder: epath.Path, shard: Shard, examples: Iterable[tuple[int, sources.Sample]]
-) -> image_set.Contents:
+) -> tfds_metadata.Contents:
     """Writes a shard beside its place."""
     seen, num_bytes = [], 0
-    with disk.naming(folder / SET / shard.file, shard.num_bytes):
+    with storage.explain_disk_full(folder / SET / shard.file, shard.num_bytes):
         writer = array_record_module.ArrayRecordWriter(str(_beside(folder, shard)), _OPTIONS)
         try:
             for label, sample in examples:
                 if not sample.damage:
-                    record = image_set.record(sample.encoded, label)
+                    record = tfds_metadata.record(sample.encoded, label)
                     num_bytes += len(record)
                     writer.write(record)
                 seen.append((label, sample._replace(encoded=b"")))
@@ -71,21 +69,21 @@ def write(
                 with contextlib.suppress(RuntimeError):  # why it failed is known by now
                     writer.close()
             raise
-    return image_set.contents(seen, num_bytes)
+    return tfds_metadata.contents(seen, num_bytes)
 
 
 def finish(folder: epath.Path, part: Part) -> Part:
     """Hashes and renames a shard, and describes it."""
     beside, file = _beside(folder, part.shard), folder / SET / part.shard.file
-    with disk.naming(file, part.shard.num_bytes):
+    with storage.explain_disk_full(file, part.shard.num_bytes):
         with open(beside, "rb") as stream:
             os.fsync(stream.fileno())  # the part must not outlive the shard when the power fails
         described = {
-            "sha256": functaset_format.file_digest(beside),
+            "sha256": format.file_digest(beside),
             "contents": part.contents._asdict(),
         }
         beside.replace(file)
-        config_lib.write_json(_part_file(folder, part.shard), described)
+        config.write_json(_part_file(folder, part.shard), described)
     return part
 
 
@@ -96,8 +94,8 @@ def finished(folder: epath.Path, shard: Shard) -> Part | None:
         return None
     try:
         held = json.loads(described.read_text())
-        contents = image_set.from_json(held["contents"])
-        same = held["sha256"] == functaset_format.file_digest(file)
+        contents = tfds_metadata.from_json(held["contents"])
+        same = held["sha256"] == format.file_digest(file)
     except (ValueError, TypeError, KeyError):
         return None  # a damaged part says nothing of its shard, which is made anew
     return Part(shard, contents) if same else None

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from functa.runtime.errors import UserError
 
-class DamagedError(ValueError):
-    """A source of which nothing can be prepared. The report has told why."""
+
+class UnusableSourceError(UserError):
+    """Nothing can be prepared from this source. The report lists the reasons."""
 
 
 class Report:
@@ -30,10 +32,10 @@ class Report:
         self._show(printable(f"{path}: DAMAGED: {reason}"))
 
     def refuse_damage(self) -> None:
-        """Raises DamagedError if anything is damaged."""
+        """Raises UnusableSourceError if anything is damaged."""
         if self._damaged:
             told = printable(", ".join(self._damaged))
-            raise DamagedError(f"{len(self._damaged)} damaged: {told}")
+            raise UnusableSourceError(f"{len(self._damaged)} damaged: {told}")
 
 
 def printable(text: str) -> str:

@@ -77,7 +77,7 @@ def listing(
         `read_labels`.
     Raises:
       ValueError: `labels` do not fit, or folders from which no class can be told.
-      sources.DamagedError: a tar is cut off or is none.
+      sources.UnusableSourceError: a tar is cut off or is none.
     """
     found = {}
     for path in paths:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from functa.data import image_records as records
+from functa.data import image_records
 from functa.data.prepare import sources
 
 VERSION = "1.0.0"
@@ -113,12 +113,12 @@ def write_metadata(
     """Makes a data set of a folder of shards; damaged images are listed in DAMAGED beside it.
 
     Raises:
-      sources.DamagedError: no image of a split is whole.
+      sources.UnusableSourceError: no image of a split is whole.
       OSError: the shards are not what `splits` says.
     """
     for split, held in splits.items():
         if not held.kinds:
-            raise sources.DamagedError(f"no image of the split {split} is whole")
+            raise sources.UnusableSourceError(f"no image of the split {split} is whole")
     label = tfds.features.ClassLabel(num_classes=archive.num_classes)
     if archive.class_names:
         label = tfds.features.ClassLabel(names=list(archive.class_names))
@@ -148,7 +148,9 @@ def write_metadata(
         text = "".join(f"{name}: {reason}\n" for name, reason in damaged)
         (directory / DAMAGED).write_bytes(os.fsencode(text))  # file names need not be UTF-8
     builder = tfds.builder_from_directory(directory)
-    problems = [problem for split in splits for problem in records.check_files(builder, split)]
+    problems = [
+        problem for split in splits for problem in image_records.check_files(builder, split)
+    ]
     if problems:
         raise OSError("; ".join(problems))
 

@@ -24,11 +24,9 @@ from concurrent import futures
 from etils import epath
 
 from functa.data.prepare import shards as image_shards
-from functa.data.prepare import sources
-from functa.data.prepare import tfds_metadata as image_set
+from functa.data.prepare import sources, tfds_metadata
 from functa.data.read_timeout import in_order
-from functa.runtime import config as config_lib
-from functa.runtime import storage as disk
+from functa.runtime import config, storage
 
 _AHEAD = 4  # images for each thread, held in memory until it is their turn to be written
 _MADE_BY = ("array_record", "pillow")  # another version may write other bytes
@@ -39,7 +37,7 @@ _PLAN = {
 }
 
 
-class UnfinishedError(OSError):
+class IncompleteWriteError(OSError):
     """Writing has failed, and finished shards are kept: the same command goes on."""
 
 
@@ -64,7 +62,7 @@ def write(
     data_dir: epath.Path,
     jobs: int,
     report: sources.Report,
-) -> dict[str, image_set.Contents]:
+) -> dict[str, tfds_metadata.Contents]:
     """Writes DATA_DIR/NAME/1.0.0, or goes on with it; the same archive always gives the same bytes.
 
     Args:
@@ -75,13 +73,13 @@ def write(
       FileExistsError: the data set is there.
       ValueError: another program is at work on it, it was begun from something else, or no image
         of a split is whole.
-      UnfinishedError: it cannot be written, such as on a full disk; some shards are.
+      IncompleteWriteError: it cannot be written, such as on a full disk; some shards are.
       OSError, RuntimeError: it cannot be written, and nothing is.
     """
     target, folder = _places(name, data_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = target.parent / f"{target.name}.lock"
-    with disk.locked(lock):
+    with storage.locked(lock):
         try:
             refuse_existing(name, data_dir)  # another program may just have made it
             shards = image_shards.plan_shards(archive, name)
@@ -89,10 +87,12 @@ def write(
                 _agree(folder, archive, shards)
                 parts = _all_parts(folder, archive, shards, jobs=jobs, report=report)
                 splits = {
-                    split: image_set.together([p.contents for p in parts if p.shard.split == split])
+                    split: tfds_metadata.together(
+                        [p.contents for p in parts if p.shard.split == split]
+                    )
                     for split in archive.splits
                 }
-                image_set.write_metadata(folder / image_shards.SET, archive, splits)
+                tfds_metadata.write_metadata(folder / image_shards.SET, archive, splits)
                 (folder / image_shards.SET).rename(target)
             shutil.rmtree(folder, ignore_errors=True)
         finally:
@@ -101,7 +101,7 @@ def write(
 
 
 def _places(name: str, data_dir: epath.Path) -> tuple[epath.Path, epath.Path]:
-    target = data_dir / name / image_set.VERSION
+    target = data_dir / name / tfds_metadata.VERSION
     return target, target.parent / f"{target.name}.unfinished"
 
 
@@ -130,7 +130,7 @@ def _agree(
             )
     for place in (folder, folder / image_shards.SET, folder / image_shards.PARTS):
         place.mkdir(parents=True, exist_ok=True)
-    config_lib.write_json(file, plan)
+    config.write_json(file, plan)
 
 
 def _has_parts(folder: epath.Path) -> bool:
@@ -143,11 +143,11 @@ def _keeping(folder: epath.Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, sources.DamagedError) or not _has_parts(folder):
+        if isinstance(error, sources.UnusableSourceError) or not _has_parts(folder):
             shutil.rmtree(folder, ignore_errors=True)
             raise
         if isinstance(error, OSError | RuntimeError):
-            raise UnfinishedError(f"{error}. {folder} keeps what is finished") from error
+            raise IncompleteWriteError(f"{error}. {folder} keeps what is finished") from error
         raise
 
 

@@ -9,8 +9,7 @@ import optax
 
 from functa.evaluation.analysis.table import Column, Table
 from functa.evaluation.analysis.trained_field import Subject, cell_loss, mean_psnr, scores
-from functa.fields import builders as fitting
-from functa.fields import inner_loop
+from functa.fields import builders, inner_loop
 from functa.fields.field import Field
 
 FREE_STEPS = 300
@@ -83,7 +82,7 @@ def steps(subject: Subject) -> dict[str, Table]:
 
     @jax.jit
     def go_on(images, latents):
-        images = fitting.to_float(images)
+        images = builders.to_float(images)
         field, params = subject.field, subject.params
         log_lrs = params["log_inner_lrs"]
         return continue_steps(
@@ -115,7 +114,7 @@ def free(subject: Subject) -> dict[str, Table]:
 
     @jax.jit
     def refine_batch(images, latents):
-        images = fitting.to_float(images)
+        images = builders.to_float(images)
         field, params = subject.field, subject.params["field"]
         return refine(field, params, unit, images, latents, steps=FREE_STEPS)
 

@@ -117,8 +117,8 @@ def midpoints(subject: Subject) -> Table:
         "pairs": half,
         "psnr": mean_psnr(image_mse(middle, (ends[:half] + ends[half:]) / 2)),
         "image_psnr": mean_psnr(image_mse(middle, (images[:half] + images[half : 2 * half]) / 2)),
-        "outside": outside(middle),
-        "outside_ends": outside(ends),
+        "outside": range_errors(middle),
+        "outside_ends": range_errors(ends),
     }
     columns = (
         Column("pairs", "", "of images, each in one pair"),
@@ -131,7 +131,7 @@ def midpoints(subject: Subject) -> Table:
     return Table("Midpoints of latents", note, 2 * half, columns, [row])
 
 
-def outside(values: np.ndarray) -> float:
+def range_errors(values: np.ndarray) -> float:
     """The part of values outside [0, 1] by more than half a step of a byte."""
     return float(np.mean((values < -0.5 / 255) | (values > 1 + 0.5 / 255)))
 

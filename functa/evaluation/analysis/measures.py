@@ -7,23 +7,21 @@ from etils import epath
 
 from functa.data import crops as crops_lib
 from functa.data import images as images_lib
-from functa.evaluation.analysis import inner_steps as fitting
-from functa.evaluation.analysis import latent_space as space
-from functa.evaluation.analysis import storage
+from functa.evaluation.analysis import inner_steps, latent_space, storage
 from functa.evaluation.analysis.table import Table
 from functa.evaluation.analysis.trained_field import Subject
-from functa.pipeline import load as trained
+from functa.pipeline import load
 from functa.runtime import config as config_lib
 from functa.training.checkpoint import digest
 
 # name -> the measure; {name of a table: the table}
 MEASURES: dict[str, Callable[[Subject], dict[str, Table]]] = {
-    "steps": fitting.steps,
-    "free": fitting.free,
+    "steps": inner_steps.steps,
+    "free": inner_steps.free,
     "quantisation": storage.quantisation,
     "rate_distortion": storage.rate_distortion,
-    "resolution": space.resolution,
-    "latents": space.latents,
+    "resolution": latent_space.resolution,
+    "latents": latent_space.latents,
 }
 SPLITS = ("train", "validation", "test")
 FEWEST_IMAGES = 2  # that have a neighbour and a midpoint
@@ -61,7 +59,7 @@ def open_subject(request: Request, problems: Sequence[str]) -> tuple[Subject, st
     problems = [*problems, *check(request)]
     params, sources, count = None, None, request.images
     try:
-        field, params = trained.load_field(epath.Path(request.run))
+        field, params = load.load_field(epath.Path(request.run))
     except (ValueError, OSError) as error:
         problems += str(error).splitlines()
     else:

@@ -3,8 +3,7 @@
 from typing import Any
 
 from functa.evaluation.analysis.table import Table
-from functa.report import charts
-from functa.report import html as page
+from functa.report import charts, html
 
 _LINE = 16  # height of a line of the legend, in units of the drawing
 _COLUMNS = 2  # of the legend
@@ -48,11 +47,11 @@ def draw(table: Table) -> str:
         y = charts.HEIGHT + (index // _COLUMNS + 1) * _LINE
         legend += (
             f'<path class="curve series-{index % charts.COLOURS}" d="M{x} {y - 4}h18"/>'
-            f'<text x="{x + 24}" y="{y}">{page.escape(one.label)}</text>'
+            f'<text x="{x + 24}" y="{y}">{html.escape(one.label)}</text>'
         )
     inner = inner.replace("<svg ", f'<svg width="{charts.WIDTH}" height="{charts.HEIGHT}" ', 1)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {charts.WIDTH} {height}">'
-        f"<style>{page.STYLE} svg {{ font-family: system-ui, sans-serif; }}</style>"
+        f"<style>{html.STYLE} svg {{ font-family: system-ui, sans-serif; }}</style>"
         f'<rect width="100%" height="100%" fill="var(--card)"/>{inner}{legend}</svg>\n'
     )

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from functa.data.functaset import format as functaset_format
-from functa.evaluation import pca_baseline as baseline
-from functa.evaluation.analysis import quantization as bits_lib
+from functa.data.functaset import format
+from functa.evaluation import pca_baseline
+from functa.evaluation.analysis import quantization
 from functa.evaluation.analysis.table import Column, Table
 from functa.evaluation.analysis.trained_field import Subject, image_mse, mean_psnr, scores, to_float
 from functa.fields import psnr as metrics
@@ -46,13 +46,13 @@ def stored_forms(subject: Subject) -> tuple[Stored, ...]:
 def _as_functasets(subject: Subject) -> Iterator[Stored]:
     d = subject.field.latent_shape[2]
     for dtype in ("float32", "float16", "bfloat16", "int8"):
-        layout = functaset_format.RecordLayout(subject.field.latent_shape, dtype)
-        stored, scale = functaset_format.round_latents(subject.fitted.latents, dtype)
-        restored = functaset_format.restore_latents(stored, scale)
+        layout = format.RecordLayout(subject.field.latent_shape, dtype)
+        stored, scale = format.round_latents(subject.fitted.latents, dtype)
+        restored = format.restore_latents(stored, scale)
         estimate = None
         if scale is not None:
-            known, _ = functaset_format.round_latents(subject.reference_latents, dtype)
-            length = bits_lib.code_length(
+            known, _ = format.round_latents(subject.reference_latents, dtype)
+            length = quantization.code_length(
                 known.reshape(-1, d).astype(np.int32) + 128, stored.astype(np.int32) + 128, 256
             )
             estimate = float(length.mean()) / 8 + scale[0].nbytes
@@ -63,12 +63,12 @@ def _in_few_bits(subject: Subject) -> Iterator[Stored]:
     latents, d = subject.fitted.latents, subject.field.latent_shape[2]
     known = subject.reference_latents.reshape(-1, d)
     for bits in BITS:
-        quantiser = bits_lib.fit_quantiser(known, bits)
+        quantiser = quantization.fit_quantiser(known, bits)
         symbols = quantiser.symbols(latents)
-        length = bits_lib.code_length(quantiser.symbols(known), symbols, 2**bits)
+        length = quantization.code_length(quantiser.symbols(known), symbols, 2**bits)
         yield Stored(
             f"{bits} bits",
-            bits_lib.packed_bytes(latents[0].size, bits),
+            quantization.packed_bytes(latents[0].size, bits),
             float(length.mean()) / 8,
             subject.mse(quantiser.restore(symbols)),
         )
@@ -119,7 +119,7 @@ def rate_distortion(subject: Subject) -> dict[str, Table]:
 
 def _rate_note(subject: Subject) -> str:
     h, w, c = subject.field.image_shape
-    count = baseline.pca_images(subject.train, subject.field)
+    count = pca_baseline.pca_images(subject.train, subject.field)
     chroma = "" if c == 1 else ", chroma at half resolution"
     return (
         f"{_uniform_note(subject)} entropy_bytes is an estimate, no file: what an ideal coder would spend "
@@ -148,7 +148,7 @@ def pca_rows(subject: Subject, budgets: list[int]) -> list[dict[str, Any]]:
     grid, d = subject.field.latent_shape[:2], subject.field.latent_shape[2]
     images = to_float(subject.images)
     size = images[0].size // (grid[0] * grid[1])
-    mean, basis = baseline.fit_pca(subject.train, subject.field, size)
+    mean, basis = pca_baseline.fit_pca(subject.train, subject.field, size)
     exact = metrics.pca_mse(images, grid, mean, basis[:, :d])
     floats = grid[0] * grid[1] * min(d, size)
     rows = [_row("PCA", f"{min(d, size)} floats a cell, float32", 4 * floats, mean_psnr(exact))]
@@ -164,7 +164,7 @@ def pca_rows(subject: Subject, budgets: list[int]) -> list[dict[str, Any]]:
     psnr: dict[int, np.ndarray] = {}  # by bits, then number of coefficients less one
     coded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for bits in BITS:
-        quantiser = bits_lib.fit_quantiser(known, bits)
+        quantiser = quantization.fit_quantiser(known, bits)
         symbols = quantiser.symbols(found)
         rounding = np.square(quantiser.restore(symbols) - found, dtype=np.float64).sum(1)
         mse = (np.maximum(beyond, 0) + rounding.cumsum(-1)) / images[0].size
@@ -180,8 +180,8 @@ def pca_rows(subject: Subject, budgets: list[int]) -> list[dict[str, Any]]:
             chosen[k, bits] = best
     for (k, bits), best in chosen.items():
         known_symbols, symbols = coded[bits]
-        length = bits_lib.code_length(known_symbols[:, :k], symbols[..., :k], 2**bits)
-        stored = bits_lib.packed_bytes(grid[0] * grid[1] * k, bits)
+        length = quantization.code_length(known_symbols[:, :k], symbols[..., :k], 2**bits)
+        stored = quantization.packed_bytes(grid[0] * grid[1] * k, bits)
         name = f"{k} floats a cell, {bits} bits"
         rows.append(_row("PCA", name, stored, best, float(length.mean()) / 8))
     return rows

@@ -11,8 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from functa.data.images import ImageSource
-from functa.fields import builders as fitting
-from functa.fields import psnr as metrics
+from functa.fields import builders, psnr
 from functa.fields.field import make_field
 from functa.training.tasks import meta_learning
 
@@ -57,7 +56,7 @@ class Subject:
         rows = np.linspace(0, sources[split].num_examples - 1, count).astype(np.int64)
         batch = sources[split].read(rows)
         self.images, self.labels = batch["image"], batch["label"]
-        self._fit = jax.jit(fitting.make_fit(config))
+        self._fit = jax.jit(builders.make_fit(config))
         self._decode = jax.jit(self.field, static_argnums=2)
 
     def in_batches(self, function: Callable[..., Any], *arrays: np.ndarray, part: int = 1) -> Any:
@@ -82,7 +81,7 @@ class Subject:
         """The inner loop as it was trained, of images [n, h, w, c] uint8."""
 
         def fit_batch(images):
-            result = self._fit(self.params, fitting.to_float(images))
+            result = self._fit(self.params, builders.to_float(images))
             return Fitted(result.latents, result.losses.T)
 
         return self.in_batches(fit_batch, images)
@@ -133,12 +132,12 @@ def image_mse(values: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 def mean_psnr(mse: np.ndarray) -> float:
     """Mean over images of the PSNR of their errors [n], dB."""
-    return float(metrics.psnr(mse).mean(dtype=np.float64))
+    return float(psnr.psnr(mse).mean(dtype=np.float64))
 
 
 def scores(mse: np.ndarray) -> dict[str, float]:
     """Both conventions, "psnr" and "psnr_of_mean_mse", of the errors [n] of images."""
-    return meta_learning.summarize({"mse": mse, "psnr": metrics.psnr(mse)})
+    return meta_learning.summarize({"mse": mse, "psnr": psnr.psnr(mse)})
 
 
 def cell_loss(field, params, latents: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,15 +12,15 @@ import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from functa.data import latent_augmentation as latent_augment
-from functa.data.functaset import reader as functasets
+from functa.data import latent_augmentation
+from functa.data.functaset import reader
 from functa.data.functaset.batches import CACHES, COPIES, LatentBatches
 from functa.data.functaset.format import float32_latents
 from functa.models import classifier
 from functa.models.normalization import KINDS, make_normalization
-from functa.runtime import mesh as mesh_lib
-from functa.runtime.config import outside
-from functa.training import optimizers as optim
+from functa.runtime import mesh
+from functa.runtime.config import range_errors
+from functa.training import optimizers
 from functa.training.tasks import Illustrations, PyTree, Task
 
 ILLUSTRATED_EXAMPLES = 256
@@ -30,7 +30,7 @@ _MEANS = {"correct": "accuracy", "in_top5": "top5_accuracy", "loss": "loss"}  # 
 
 def make(
     config: ConfigDict,
-    functaset: functasets.Functaset,
+    functaset: reader.Functaset,
     *,
     process_index: int,
     process_count: int,
@@ -85,7 +85,7 @@ def make(
         illustrate=make_illustrate(
             module, normalize, source=lambda: functaset.source("validation", cache="none")
         ),
-        spec=mesh_lib.BY_EXAMPLE,
+        spec=mesh.BY_EXAMPLE,
         shards_params=True,
     )
 
@@ -118,7 +118,7 @@ def check(config: ConfigDict) -> list[str]:
         problems.append(f"classify.cache={settings.cache!r}: {', '.join(CACHES)}")
     if settings.copies not in COPIES:
         problems.append(f"classify.copies={settings.copies!r}: {', '.join(COPIES)}")
-    return problems + outside(
+    return problems + range_errors(
         {
             "classify.mixup": (settings.mixup, 0.0, 1e3),
             "classify.label_smoothing": (settings.label_smoothing, 0.0, 0.999),
@@ -126,7 +126,7 @@ def check(config: ConfigDict) -> list[str]:
     )
 
 
-def make_optimizer(config: ConfigDict) -> optim.Optimizer:
+def make_optimizer(config: ConfigDict) -> optimizers.Optimizer:
     """The optimiser of config.classify, with a learning rate for each block where layer_decay is below 1.
 
     Raises:
@@ -135,20 +135,20 @@ def make_optimizer(config: ConfigDict) -> optim.Optimizer:
     settings = config.classify
     shared = dict(settings.optimizer)
     decay = shared.pop("layer_decay")
-    problems = outside({"optimizer.layer_decay": (decay, 1e-3, 1.0)})
+    problems = range_errors({"optimizer.layer_decay": (decay, 1e-3, 1.0)})
     if problems:
         raise ValueError("\n".join(problems))
-    made = optim.make(**shared, steps=settings.steps, decay_mask=classifier.decay_mask)
+    made = optimizers.make(**shared, steps=settings.steps, decay_mask=classifier.decay_mask)
     if decay == 1:
         return made
-    rates = optim.scaled(functools.partial(classifier.layer_rates, decay=decay))
-    return optim.Optimizer(optax.chain(made.transformation, rates), made.learning_rate)
+    rates = optimizers.scaled(functools.partial(classifier.layer_rates, decay=decay))
+    return optimizers.Optimizer(optax.chain(made.transformation, rates), made.learning_rate)
 
 
-def make_augment(config: ConfigDict) -> latent_augment.Augment:
+def make_augment(config: ConfigDict) -> latent_augmentation.Augment:
     """As config.classify.augment says; raises ValueError for what it cannot be."""
     shape = tuple(config.field.latent_shape)
-    return latent_augment.make(latent_shape=shape, **config.classify.augment)
+    return latent_augmentation.make(latent_shape=shape, **config.classify.augment)
 
 
 def make_init(module: nn.Module, *, latent_shape: tuple[int, ...]) -> Callable[[jax.Array], PyTree]:
@@ -167,7 +167,7 @@ def _logits(module: nn.Module, params: PyTree, inputs: jax.Array, **mode: Any) -
 
 def make_draw(
     normalize: Callable[[jax.Array], jax.Array],
-    augment: latent_augment.Augment,
+    augment: latent_augmentation.Augment,
     *,
     num_classes: int,
     mixup: float,
@@ -185,7 +185,7 @@ def make_draw(
         latents = augment(normalize(float32_latents(batch)), augment_key)
         targets = jax.nn.one_hot(batch["label"], num_classes, dtype=jnp.float32)
         if mixup > 0:
-            latents, targets = latent_augment.mix(latents, targets, key=mixup_key, alpha=mixup)
+            latents, targets = latent_augmentation.mix(latents, targets, key=mixup_key, alpha=mixup)
         keys = jax.random.split(model_key, len(latents))
         return {"latents": latents, "targets": targets, "keys": keys}
 

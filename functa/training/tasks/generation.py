@@ -14,19 +14,17 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from functa.data.functaset import reader as functasets
+from functa.data.functaset import reader
 from functa.data.functaset.batches import CACHES, COPIES, LatentBatches
 from functa.data.functaset.format import float32_latents
-from functa.diffusion import parameterization as diffusion
-from functa.diffusion import solvers as samplers
+from functa.diffusion import parameterization, solvers
 from functa.diffusion.parameterization import Denoise, Frame
-from functa.evaluation import generative_metrics as judging
+from functa.evaluation import generative_metrics
 from functa.models import classifier, denoiser
 from functa.models.normalization import KINDS, Normalization, make_normalization
-from functa.runtime import mesh as mesh_lib
-from functa.runtime import rng
-from functa.runtime.config import outside
-from functa.training import optimizers as optim
+from functa.runtime import mesh, rng
+from functa.runtime.config import range_errors
+from functa.training import optimizers
 from functa.training.tasks import Illustrations, PyTree, Task
 
 _SHOWN = 16  # samples for the dashboard
@@ -35,7 +33,7 @@ _LEVELS = 8  # noise levels that an evaluation goes over
 
 def make(
     config: ConfigDict,
-    functaset: functasets.Functaset,
+    functaset: reader.Functaset,
     *,
     decode: Callable[[np.ndarray], np.ndarray],
     process_index: int,
@@ -89,7 +87,7 @@ def make(
         ),
         eval_batches=lambda split: batches.whole(split, batch_size=settings.eval_batch_size),
         illustrate=make_illustrate(config, make_sampler(config, normalization), decode),
-        spec=mesh_lib.BY_EXAMPLE,
+        spec=mesh.BY_EXAMPLE,
         shards_params=True,
     )
 
@@ -111,8 +109,8 @@ def check(config: ConfigDict) -> list[str]:
 
     attempt("model", shapes)
     attempt("frame", lambda: make_frame(config))
-    attempt("schedule", lambda: samplers.make_schedule(**settings.schedule))
-    attempt("solver", lambda: samplers.make_solver(**settings.solver))
+    attempt("schedule", lambda: solvers.make_schedule(**settings.schedule))
+    attempt("solver", lambda: solvers.make_solver(**settings.solver))
     attempt("guidance", lambda: guided(config, lambda *args: args[0]))
     try:
         make_optimizer(config)
@@ -129,29 +127,31 @@ def check(config: ConfigDict) -> list[str]:
     if words or len(set(settings.sweep)) < len(settings.sweep):
         problems.append(f"generate.sweep={tuple(settings.sweep)!r}: different numbers, or none")
         swept = {}
-    problems += outside({key: (scale, 0.0, 1e3) for key, scale in swept.items()})
+    problems += range_errors({key: (scale, 0.0, 1e3) for key, scale in swept.items()})
     for key, scale in {"generate.guidance.scale": settings.guidance.scale, **swept}.items():
         if scale != 1 and settings.label_dropout == 0:
             problems.append(
                 f"{key}={scale:g} wants a model that knows images of any class: set generate.label_dropout above 0, "
                 "or the scale to 1"
             )
-    return problems + outside(
+    return problems + range_errors(
         {
             "generate.label_dropout": (settings.label_dropout, 0.0, 1.0),
-            "generate.samples": (settings.samples, judging.FEWEST, 10**9),
+            "generate.samples": (settings.samples, generative_metrics.FEWEST, 10**9),
             "generate.sample_batch_size": (settings.sample_batch_size, 1, 10**6),
         }
     )
 
 
-def make_optimizer(config: ConfigDict) -> optim.Optimizer:
+def make_optimizer(config: ConfigDict) -> optimizers.Optimizer:
     settings = config.generate
-    return optim.make(**settings.optimizer, steps=settings.steps, decay_mask=classifier.decay_mask)
+    return optimizers.make(
+        **settings.optimizer, steps=settings.steps, decay_mask=classifier.decay_mask
+    )
 
 
 def make_frame(config: ConfigDict) -> Frame:
-    return diffusion.make_frame(**config.generate.frame)
+    return parameterization.make_frame(**config.generate.frame)
 
 
 def make_model(config: ConfigDict) -> nn.Module:
@@ -168,7 +168,7 @@ def make_init(module: nn.Module, *, latent_shape: tuple[int, ...]) -> Callable[[
     return init
 
 
-def _network(module: nn.Module, params: PyTree) -> diffusion.Network:
+def _network(module: nn.Module, params: PyTree) -> parameterization.Network:
     return lambda *inputs: cast(jax.Array, module.apply({"params": params}, *inputs))
 
 
@@ -179,7 +179,7 @@ def make_draw(
 
     def draw(batch: Any, key: jax.Array) -> Any:
         latents = normalization.normalize(float32_latents(batch))
-        return latents, diffusion.draw(
+        return latents, parameterization.draw(
             frame,
             key,
             latents,
@@ -197,7 +197,7 @@ def make_loss(
     """loss of Task: the mean of diffusion.losses."""
 
     def loss(params: PyTree, drawn: Any):
-        values = diffusion.losses(frame, _network(module, params), *drawn)
+        values = parameterization.losses(frame, _network(module, params), *drawn)
         return jnp.mean(values), {}
 
     return loss
@@ -216,11 +216,11 @@ def make_evaluate(
         latents = normalization.normalize(float32_latents(batch))
 
         def one(key):
-            drawn = diffusion.draw(
+            drawn = parameterization.draw(
                 frame, key, latents, batch["label"], null_class=0, label_dropout=0.0
             )
             return tuple(
-                diffusion.losses(frame, network, latents, drawn)
+                parameterization.losses(frame, network, latents, drawn)
                 for network in (_network(module, params), lambda inputs, *_: jnp.zeros_like(inputs))
             )
 
@@ -239,13 +239,13 @@ def summarize(rows: dict[str, np.ndarray]) -> dict[str, float]:
 
 def make_denoise(config: ConfigDict, params: PyTree) -> Denoise:
     """The denoiser of normalised latents that config.generate.model is with `params`; not guided."""
-    return diffusion.make_denoise(make_frame(config), _network(make_model(config), params))
+    return parameterization.make_denoise(make_frame(config), _network(make_model(config), params))
 
 
 def guided(config: ConfigDict, denoise: Denoise, *, scale: Any = None) -> Denoise:
     """`denoise` with config.generate.guidance, at another scale if one is given."""
     guidance = config.generate.guidance
-    return samplers.guided(
+    return solvers.guided(
         denoise,
         null_class=config.data.num_classes,
         scale=guidance.scale if scale is None else scale,
@@ -255,7 +255,7 @@ def guided(config: ConfigDict, denoise: Denoise, *, scale: Any = None) -> Denois
 
 def make_sampler(
     config: ConfigDict, normalization: Normalization, *, keep_trajectory: bool = False
-) -> Callable[..., samplers.Samples]:
+) -> Callable[..., solvers.Samples]:
     """(params, numbers [b], labels [b], scale=None) -> Samples of latents as the functaset holds them; pure.
 
     Sample n of a seed is the same in every batch. Label num_classes asks for any class. `scale` is of guidance, by
@@ -268,11 +268,11 @@ def make_sampler(
 
 def make_keyed_sampler(
     config: ConfigDict, normalization: Normalization, *, keep_trajectory: bool
-) -> Callable[..., samplers.Samples]:
+) -> Callable[..., solvers.Samples]:
     """As `make_sampler`, with the key as its second argument: one program for all seeds."""
     settings = config.generate
-    schedule = samplers.make_schedule(**settings.schedule)
-    solver = samplers.make_solver(**settings.solver)
+    schedule = solvers.make_schedule(**settings.schedule)
+    solver = solvers.make_solver(**settings.solver)
 
     def sample(
         params: PyTree,
@@ -281,9 +281,9 @@ def make_keyed_sampler(
         labels: jax.Array,
         *,
         scale: Any = None,
-    ) -> samplers.Samples:
+    ) -> solvers.Samples:
         denoise = guided(config, make_denoise(config, params), scale=scale)
-        drawn = samplers.sample(
+        drawn = solvers.sample(
             denoise,
             solver,
             schedule,
@@ -294,14 +294,14 @@ def make_keyed_sampler(
             keep_trajectory=keep_trajectory,
         )
         restore = normalization.restore
-        return samplers.Samples(restore(drawn.latents), jax.vmap(restore)(drawn.trajectory))
+        return solvers.Samples(restore(drawn.latents), jax.vmap(restore)(drawn.trajectory))
 
     return sample
 
 
 def make_illustrate(
     config: ConfigDict,
-    sampler: Callable[..., samplers.Samples],
+    sampler: Callable[..., solvers.Samples],
     decode: Callable[[np.ndarray], np.ndarray],
 ) -> Callable[[PyTree], Illustrations]:
     """The first 16 samples, class by class."""

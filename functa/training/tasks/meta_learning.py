@@ -15,15 +15,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from functa.data import loader as data_pipeline
+from functa.data import loader
 from functa.data.images import ImageSource
-from functa.fields import builders as fitting
-from functa.fields import inner_loop
-from functa.fields import psnr as metrics
-from functa.fields import row_sharding as bands
+from functa.fields import builders, inner_loop, psnr, row_sharding
 from functa.fields.field import Field, make_field
-from functa.runtime import mesh as mesh_lib
-from functa.training import optimizers as optim
+from functa.runtime import mesh
+from functa.training import optimizers
 from functa.training.tasks import Illustrations, Task
 
 LOSSES = ("mse", "log_mse")
@@ -52,15 +49,15 @@ def make(
     if problems:
         raise ValueError("; ".join(problems))
     field = make_field(config)
-    trained = fitting.training_field(config)
-    band = fitting.training_band(config)
-    fit = fitting.make_fit(config)
+    trained = builders.training_field(config)
+    band = builders.training_band(config)
+    fit = builders.make_fit(config)
     loop, settings = config.inner_loop, config.meta_learn
-    lrs_shape = fitting.make_lrs_shape(config)
+    lrs_shape = builders.make_lrs_shape(config)
     optimizer = make_optimizer(config)
 
     def init(key):
-        field_params, curvature = fitting.initial_field(config, key)
+        field_params, curvature = builders.initial_field(config, key)
         # Rates begin relative to the measured curvature of the first step, so that one setting
         # serves every field.
         log_lr = jnp.log(loop.initial_lr / curvature)
@@ -74,7 +71,7 @@ def make(
             images = random_windows(
                 cell_key, images, field, cells=settings.cells_per_image, side=settings.window
             )
-        images = fitting.to_float(images)
+        images = builders.to_float(images)
         if settings.flips:
             images = random_flips(flip_key, images)
         return images
@@ -83,7 +80,7 @@ def make(
         result = inner_loop.fit(
             band,
             params["field"],
-            bands.own_rates(band, params["log_inner_lrs"]),
+            row_sharding.own_rates(band, params["log_inner_lrs"]),
             images,
             steps=loop.steps,
             second_order=loop.second_order,
@@ -97,15 +94,15 @@ def make(
             return inner[-1], logs
         windows = settings.cells_per_image // settings.window**2 or 1
         mse = jnp.mean(result.losses[-1].reshape(-1, windows), axis=1)
-        mse = bands.mean(band, mse)
+        mse = row_sharding.mean(band, mse)
         return jnp.mean(jnp.log(mse + _NEGLIGIBLE_MSE)), logs
 
     def finish(logs):
-        return logs | {"psnr_of_mean_mse": metrics.psnr(logs[f"inner_loss_{loop.steps}"])}
+        return logs | {"psnr_of_mean_mse": psnr.psnr(logs[f"inner_loss_{loop.steps}"])}
 
     def evaluate(params, batch):
-        mse = fit(params, fitting.to_float(batch["image"])).losses[-1]
-        return {"mse": mse, "psnr": metrics.psnr(mse)}
+        mse = fit(params, builders.to_float(batch["image"])).losses[-1]
+        return {"mse": mse, "psnr": psnr.psnr(mse)}
 
     i, j, _ = field.latent_shape
     part = settings.cells_per_image / (i * j) if settings.cells_per_image else 1.0
@@ -121,12 +118,12 @@ def make(
         score="psnr",
         optimizer=optax.chain(
             optimizer.transformation,
-            _only("log_inner_lrs", optim.clamp(np.log(loop.min_lr), np.log(loop.max_lr))),
+            _only("log_inner_lrs", optimizers.clamp(np.log(loop.min_lr), np.log(loop.max_lr))),
         ),
         learning_rate=optimizer.learning_rate,
         watch=_make_watch(trained),
         images_per_step=settings.batch_size * part,
-        train_batches=lambda first, last: data_pipeline.train_batches(
+        train_batches=lambda first, last: loader.train_batches(
             sources["train"],
             batch_size=settings.batch_size,
             first_step=first,
@@ -134,11 +131,11 @@ def make(
             seed=config.seed,
             **processes,
         ),
-        eval_batches=lambda split: data_pipeline.eval_batches(
+        eval_batches=lambda split: loader.eval_batches(
             sources[split], batch_size=settings.eval_batch_size, **processes
         ),
         illustrate=lambda params: _illustrate(fit, params, sources["validation"]),
-        spec=mesh_lib.BY_EXAMPLE if band is trained else mesh_lib.BY_ROWS,
+        spec=mesh.BY_EXAMPLE if band is trained else mesh.BY_ROWS,
         shards_params=False,
     )
 
@@ -148,11 +145,11 @@ def check(config: ConfigDict) -> list[str]:
     problems: list[str] = []
     for make_part in (
         make_field,
-        fitting.check_inner_loop,
+        builders.check_inner_loop,
         check_settings,
-        fitting.training_field,
-        fitting.training_band,
-        fitting.make_lrs_shape,
+        builders.training_field,
+        builders.training_band,
+        builders.make_lrs_shape,
         make_optimizer,
     ):
         try:
@@ -163,9 +160,9 @@ def check(config: ConfigDict) -> list[str]:
     return list(dict.fromkeys(problems))  # a bad field spoils several parts
 
 
-def make_optimizer(config: ConfigDict) -> optim.Optimizer:
+def make_optimizer(config: ConfigDict) -> optimizers.Optimizer:
     settings = config.meta_learn
-    return optim.make(**settings.optimizer, steps=settings.steps, decay_mask=decay_mask)
+    return optimizers.make(**settings.optimizer, steps=settings.steps, decay_mask=decay_mask)
 
 
 def decay_mask(params: Any) -> Any:
@@ -231,7 +228,7 @@ def random_flips(key: jax.Array, images: jax.Array) -> jax.Array:
 def summarize(rows: dict[str, np.ndarray]) -> dict[str, float]:
     return {
         "psnr": float(rows["psnr"].mean(dtype=np.float64)),
-        "psnr_of_mean_mse": float(metrics.psnr(rows["mse"].mean(dtype=np.float64))),
+        "psnr_of_mean_mse": float(psnr.psnr(rows["mse"].mean(dtype=np.float64))),
     }
 
 

@@ -8,15 +8,13 @@ from functa.data.functaset import (
     batches as latent_batches,
 )
 from functa.data.functaset import (
-    format as functaset_format,
-)
-from functa.data.functaset import (
-    reader as functaset,
+    format,
+    reader,
 )
 from functa.data.functaset.batches import CACHES, LatentBatches
 from functa.runtime import memory
 from functa.runtime import mesh as mesh_lib
-from tests.support import functaset_sets as sets
+from tests.support import functaset_sets
 
 ONE = {"copies": "all", "process_index": 0, "process_count": 1}
 
@@ -26,9 +24,9 @@ def opened(tmp_path_factory):
     """{dtype: (functaset, records by split)}"""
     root = tmp_path_factory.mktemp("sets")
     found = {}
-    for dtype in functaset_format.STORED_AS:
-        splits = sets.write(root / dtype, dtype=dtype)
-        found[dtype] = functaset.open_functaset(root / dtype, field_digest=None), splits
+    for dtype in format.STORED_AS:
+        splits = functaset_sets.write(root / dtype, dtype=dtype)
+        found[dtype] = reader.open_functaset(root / dtype, field_digest=None), splits
     return found
 
 
@@ -36,7 +34,7 @@ def collect(batches):
     return [jax.tree.map(np.asarray, batch) for batch in batches]
 
 
-@pytest.mark.parametrize("dtype", functaset_format.STORED_AS)
+@pytest.mark.parametrize("dtype", format.STORED_AS)
 def test_every_cache_yields_the_same_batches(opened, dtype):
     opened_set, splits = opened[dtype]
     seen = {}
@@ -86,10 +84,10 @@ def test_latents_travel_as_stored_and_become_float32_under_jit(opened):
     for dtype, (opened_set, splits) in opened.items():
         batches = LatentBatches(opened_set, cache="host", **ONE)
         (batch,) = batches.whole("test", batch_size=32)
-        expected = functaset_format.float32_latents(batch)
+        expected = format.float32_latents(batch)
         assert expected.dtype == np.float32
         np.testing.assert_array_equal(
-            jax.jit(functaset_format.float32_latents)(batch), expected, err_msg=dtype
+            jax.jit(format.float32_latents)(batch), expected, err_msg=dtype
         )
         np.testing.assert_allclose(expected[:30], splits["test"]["latents"], atol=0.02)
 

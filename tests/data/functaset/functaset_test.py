@@ -15,21 +15,19 @@ from array_record.python import array_record_module
 from etils import epath
 
 from functa.data.functaset import (
-    format as functaset_format,
+    format,
+    verification,
 )
 from functa.data.functaset import (
     reader as functaset,
 )
 from functa.data.functaset import (
-    verification as functaset_verify,
-)
-from functa.data.functaset import (
     writer as functaset_writer,
 )
 from functa.data.functaset.format import RecordLayout
-from tests.support import functaset_sets as sets
+from tests.support import functaset_sets
 
-DTYPES = tuple(functaset_format.STORED_AS)
+DTYPES = tuple(format.STORED_AS)
 STEP = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 0.0}  # largest relative rounding
 INT64 = np.iinfo(np.int64)
 
@@ -38,20 +36,22 @@ INT64 = np.iinfo(np.int64)
 def written(tmp_path_factory):
     """{dtype: (directory, records by split)}."""
     root = tmp_path_factory.mktemp("sets")
-    return {dtype: (root / dtype, sets.write(root / dtype, dtype=dtype)) for dtype in DTYPES}
+    return {
+        dtype: (root / dtype, functaset_sets.write(root / dtype, dtype=dtype)) for dtype in DTYPES
+    }
 
 
 @pytest.fixture
 def whole(tmp_path):
     """(directory, manifest as a dict) of a functaset to damage."""
     directory = tmp_path / "functaset"
-    sets.write(directory)
+    functaset_sets.write(directory)
     return directory, json.loads((directory / "manifest.json").read_text())
 
 
 def rewrite(directory, manifest):
     """Writes a changed manifest with a right digest."""
-    manifest["digest"] = functaset_format.json_digest(manifest | {"digest": ""})
+    manifest["digest"] = format.json_digest(manifest | {"digest": ""})
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -96,13 +96,13 @@ def test_int8_is_what_a_slow_loop_makes():
     latents = random.normal(size=(5, 3, 2, 4)).astype(np.float32)
     latents *= np.float32([1e-7, 1e-3, 1.0, 1e4])
     latents[2, :, :, 1] = 0
-    stored, scale = functaset_format.round_latents(latents, "int8")
+    stored, scale = format.round_latents(latents, "int8")
     slow_stored, slow_scale = slow_int8(latents)
     np.testing.assert_array_equal(scale, slow_scale)
     np.testing.assert_array_equal(stored, slow_stored)
     assert scale[2, 1] == 0
     assert np.abs(stored.astype(int)).max() <= 127
-    restored = functaset_format.restore_latents(stored, scale)
+    restored = format.restore_latents(stored, scale)
     error = np.abs(restored - latents)
     assert (error <= scale.astype(np.float32)[:, None, None] / 2 * 1.001).all()
 
@@ -110,23 +110,23 @@ def test_int8_is_what_a_slow_loop_makes():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_floats_are_rounded_to_the_nearest(dtype):
     latents = np.random.default_rng(0).normal(size=(50, 2, 2, 3)).astype(np.float32)
-    stored, scale = functaset_format.round_latents(latents, dtype)
+    stored, scale = format.round_latents(latents, dtype)
     assert scale is None
-    restored = functaset_format.restore_latents(stored, None)
+    restored = format.restore_latents(stored, None)
     assert restored.dtype == np.float32
     assert (np.abs(restored - latents) <= STEP[dtype] * np.abs(latents)).all()
-    again, _ = functaset_format.round_latents(restored, dtype)
+    again, _ = format.round_latents(restored, dtype)
     np.testing.assert_array_equal(again, stored)
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [("float16", 65504), ("int8", 65504 * 127)])
 def test_numbers_too_large_become_infinite(dtype, largest):
     latents = np.full((1, 1, 1, 1), largest * 1.01, np.float32)
-    rounded = functaset_format.restore_latents(*functaset_format.round_latents(latents, dtype))
+    rounded = format.restore_latents(*format.round_latents(latents, dtype))
     assert not np.isfinite(rounded).any()
     latents[:] = largest
-    stored, scale = functaset_format.round_latents(latents, dtype)
-    assert functaset_format.restore_latents(stored, scale)[0, 0, 0, 0] == largest
+    stored, scale = format.round_latents(latents, dtype)
+    assert format.restore_latents(stored, scale)[0, 0, 0, 0] == largest
 
 
 # --- records
@@ -137,13 +137,13 @@ def test_a_record_is_what_tfds_itself_would_have_serialised(dtype):
     """Parsed by TFDS: the same values as the record TFDS makes, at the ends of every range."""
     layout = RecordLayout(latent_shape=(2, 3, 2), dtype=dtype)
     latents = np.random.default_rng(0).normal(size=(6, 2, 3, 2)).astype(np.float32)
-    stored, scale = functaset_format.round_latents(latents, dtype)
+    stored, scale = format.round_latents(latents, dtype)
     label = np.array([-1, 0, 127, 128, INT64.max, INT64.min])
     id = np.array([0, 1, 2**31, 2**32 + 5, 2**49 - 1, 300])
     copy = np.array([0, 1, 127, 128, 2**21 - 1, 5])
     psnr = np.float32([-3.5, 0, 20.25, 35.1, 100, 1e-3])
     records = layout.pack(stored=stored, scale=scale, label=label, id=id, copy=copy, psnr=psnr)
-    stored_dtype = np.dtype(functaset_format.STORED_AS[dtype])
+    stored_dtype = np.dtype(format.STORED_AS[dtype])
     spec = {
         "latents": tfds.features.Tensor(shape=(2, 3, 2), dtype=stored_dtype.type, encoding="bytes"),
         "label": tfds.features.Scalar(np.int64),
@@ -172,8 +172,8 @@ def test_a_record_is_what_tfds_itself_would_have_serialised(dtype):
             np.testing.assert_array_equal(ours[name], value, err_msg=name)
         for name in ("id", "copy", "psnr"):
             assert unpacked[name][k] == own[name]
-    expected = functaset_format.restore_latents(stored, scale)
-    np.testing.assert_array_equal(functaset_format.float32_latents(unpacked), expected)
+    expected = format.restore_latents(stored, scale)
+    np.testing.assert_array_equal(format.float32_latents(unpacked), expected)
     np.testing.assert_array_equal(unpacked["label"], label.astype(np.int32))
     dtypes = {name: values.dtype for name, values in unpacked.items()}
     as_stored = {"latents": np.dtype(dtype)} | ({"scale": np.float16} if dtype == "int8" else {})
@@ -214,7 +214,7 @@ def test_65536_int8_latents_take_at_most_65_7_kb(tmp_path):
     assert layout.record_bytes == 65_664 + 127
     assert functaset_writer.records_per_shard(200, layout) == 3039
     assert RecordLayout(latent_shape=(64, 64, 16), dtype="int8").record_bytes <= 65_700
-    sets.write(
+    functaset_sets.write(
         tmp_path / "f", dtype="int8", latent_shape=(64, 64, 16),
         sizes={"train": 40, "validation": 0, "test": 1}, per_shard=100,
     )  # fmt: skip
@@ -250,8 +250,8 @@ def test_tfds_reads_every_dtype(written, dtype):
         assert len(source) == len(expected["id"])
         for k in range(len(source)):
             record = source[k]
-            stored, scale = functaset_format.round_latents(expected["latents"][k : k + 1], dtype)
-            rounded = functaset_format.restore_latents(stored, scale)[0]
+            stored, scale = format.round_latents(expected["latents"][k : k + 1], dtype)
+            rounded = format.restore_latents(stored, scale)[0]
             np.testing.assert_array_equal(latents_of(record, dtype), rounded)
             for name in ("label", "id", "copy", "psnr"):
                 assert record[name] == expected[name][k]
@@ -275,17 +275,19 @@ def test_a_program_without_jax_and_tensorflow_opens_bfloat16(written):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_read_gathers_any_records_in_the_order_asked(written, dtype, cache):
     directory, splits = written[dtype]
-    source = functaset.open_functaset(directory, field_digest=sets.DIGEST).source("train", cache)
+    source = functaset.open_functaset(directory, field_digest=functaset_sets.DIGEST).source(
+        "train", cache
+    )
     expected = splits["train"]
     assert source.num_examples == 45
     for indices in ([44, 0, 19, 20, 20, 21], list(range(45)), [7], []):
         indices = np.array(indices, np.int64)
         for reader in (source, pickle.loads(pickle.dumps(source))):
             records = reader.read(indices)
-            rounded = functaset_format.restore_latents(
-                *functaset_format.round_latents(expected["latents"][indices], dtype)
+            rounded = format.restore_latents(
+                *format.round_latents(expected["latents"][indices], dtype)
             ) if indices.size else np.zeros((0, 2, 2, 3))  # fmt: skip
-            np.testing.assert_array_equal(functaset_format.float32_latents(records), rounded)
+            np.testing.assert_array_equal(format.float32_latents(records), rounded)
             for name in ("label", "id", "copy", "psnr"):
                 np.testing.assert_array_equal(records[name], expected[name][indices])
             scale = {"scale": np.float16} if dtype == "int8" else {}
@@ -322,7 +324,7 @@ def test_an_unknown_split_or_cache_is_refused(written):
         opened.source("train", cache="disk")
 
 
-# --- refusing
+# --- as_user_errors
 
 
 def test_another_field_is_refused_naming_both(whole):
@@ -330,9 +332,9 @@ def test_another_field_is_refused_naming_both(whole):
     other = "sha256:" + "f" * 64
     with pytest.raises(ValueError, match="encoded with the field") as caught:
         functaset.open_functaset(directory, field_digest=other)
-    assert sets.DIGEST in str(caught.value)
+    assert functaset_sets.DIGEST in str(caught.value)
     assert other in str(caught.value)
-    functaset.open_functaset(directory, field_digest=sets.DIGEST)
+    functaset.open_functaset(directory, field_digest=functaset_sets.DIGEST)
 
 
 def test_a_set_without_manifest_is_not_complete(whole):
@@ -340,13 +342,13 @@ def test_a_set_without_manifest_is_not_complete(whole):
     (directory / "manifest.json").unlink()
     with pytest.raises(ValueError, match="manifest.json does not exist: no complete functaset"):
         functaset.open_functaset(directory, field_digest=None)
-    assert len(sets.problems(directory)) == 1
+    assert len(functaset_sets.problems(directory)) == 1
 
 
 def test_another_format_version_is_refused(whole):
     directory, manifest = whole
     rewrite(directory, manifest | {"format_version": 99})
-    reads = functaset_format.FORMAT_VERSION
+    reads = format.FORMAT_VERSION
     with pytest.raises(ValueError, match=f"format version 99, this program reads {reads}"):
         functaset.open_functaset(directory, field_digest=None)
 
@@ -386,8 +388,8 @@ def test_a_missing_or_truncated_shard_is_refused(whole):
 
 def test_an_undamaged_set_has_no_problems(written):
     for directory, _ in written.values():
-        assert sets.problems(directory) == []
-        assert sets.problems(directory, field_digest=sets.DIGEST) == []
+        assert functaset_sets.problems(directory) == []
+        assert functaset_sets.problems(directory, field_digest=functaset_sets.DIGEST) == []
 
 
 def test_verify_finds_one_flipped_bit_in_any_file(whole):
@@ -401,11 +403,11 @@ def test_verify_finds_one_flipped_bit_in_any_file(whole):
         content[position] ^= 1 << int(random.integers(8))
         before = file.read_bytes()
         file.write_bytes(content)
-        problems = sets.problems(directory)
+        problems = functaset_sets.problems(directory)
         file.write_bytes(before)
         assert len(problems) == 1, (file, position)
         assert str(file) in problems[0]
-    assert sets.problems(directory) == []
+    assert functaset_sets.problems(directory) == []
 
 
 def test_verify_finds_missing_truncated_and_foreign_files(whole):
@@ -417,12 +419,12 @@ def test_verify_finds_missing_truncated_and_foreign_files(whole):
     foreign.write_bytes(shards[2].read_bytes())
     half = directory / f"{shards[0].name}.tmp"
     half.write_bytes(b"half")
-    problems = sets.problems(directory, field_digest="sha256:other")
+    problems = functaset_sets.problems(directory, field_digest="sha256:other")
     assert len(problems) == 5
     for problem, words in zip(
         problems,
         (
-            (sets.DIGEST, "sha256:other"),
+            (functaset_sets.DIGEST, "sha256:other"),
             (str(shards[0]), "missing"),
             (str(shards[1]), "bytes, not"),
             (str(half), "not a shard of this set"),
@@ -442,13 +444,13 @@ def replace_shard(directory, manifest, records):
         writer.write(record)
     writer.close()
     shard["bytes"] = file.stat().st_size
-    shard["sha256"] = functaset_format.file_digest(epath.Path(file))
+    shard["sha256"] = format.file_digest(epath.Path(file))
     rewrite(directory, manifest)
     return file
 
 
 def packed(latents, *, id=None):
-    layout = RecordLayout(latent_shape=sets.LATENT_SHAPE, dtype="float16")
+    layout = RecordLayout(latent_shape=functaset_sets.LATENT_SHAPE, dtype="float16")
     n = len(latents)
     return layout.pack(
         stored=latents.astype(np.float16), scale=None, label=np.zeros(n, int),
@@ -458,38 +460,38 @@ def packed(latents, *, id=None):
 
 def test_verify_finds_records_that_cannot_be_decoded(whole):
     directory, manifest = whole
-    records = packed(np.zeros((20, *sets.LATENT_SHAPE)))
+    records = packed(np.zeros((20, *functaset_sets.LATENT_SHAPE)))
     file = replace_shard(directory, manifest, records)
-    assert sets.problems(directory) == []
+    assert functaset_sets.problems(directory) == []
     replace_shard(directory, manifest, [*records[:11], b"no record", *records[12:]])
-    (problem,) = sets.problems(directory)
+    (problem,) = functaset_sets.problems(directory)
     assert problem == f"{file}: record 11 cannot be decoded"
     replace_shard(directory, manifest, [*records[:12], *[b"no record"] * 8])
-    problems = functaset_verify.verify(directory, field_digest=None, fraction=0.3).problems
+    problems = verification.verify(directory, field_digest=None, fraction=0.3).problems
     (number,) = re.findall(r"record (\d+) cannot be decoded", "; ".join(problems))
     assert int(number) >= 12  # in the shard, not among those that were looked at
 
 
 def test_verify_counts_records(whole):
     directory, manifest = whole
-    file = replace_shard(directory, manifest, packed(np.zeros((19, *sets.LATENT_SHAPE))))
-    (problem,) = sets.problems(directory)
+    file = replace_shard(directory, manifest, packed(np.zeros((19, *functaset_sets.LATENT_SHAPE))))
+    (problem,) = functaset_sets.problems(directory)
     assert problem == f"{file} has 19 records, not 20"
     manifest["splits"]["train"]["examples"] = 46
     rewrite(directory, manifest)
-    problems = sets.problems(directory)
+    problems = functaset_sets.problems(directory)
     assert problems[0].endswith("manifest.json: train has 46 examples, its shards 45")
     assert len(problems) == 2
 
 
 def test_verify_looks_at_the_numbers(whole):
     directory, manifest = whole
-    latents = np.zeros((20, *sets.LATENT_SHAPE))
+    latents = np.zeros((20, *functaset_sets.LATENT_SHAPE))
     latents[6, 1, 1, 2] = np.inf
     file = replace_shard(directory, manifest, packed(latents))
-    assert sets.problems(directory) == [f"{file}: record 6 (id 206) is not finite"]
+    assert functaset_sets.problems(directory) == [f"{file}: record 6 (id 206) is not finite"]
     replace_shard(directory, manifest, packed(np.zeros_like(latents), id=np.arange(20)))
-    (problem,) = sets.problems(directory)
+    (problem,) = functaset_sets.problems(directory)
     assert problem == f"{file}: ids 0 to 19, not in [200, 219]"
 
 
@@ -497,15 +499,15 @@ def test_verify_looks_at_the_numbers(whole):
 
 
 def sampled(directory, fraction):
-    return functaset_verify.verify(directory, field_digest=sets.DIGEST, fraction=fraction)
+    return verification.verify(directory, field_digest=functaset_sets.DIGEST, fraction=fraction)
 
 
 def test_a_sample_is_of_all_shards_and_the_same_every_time(tmp_path, monkeypatch):
     """100, 7 and 30 records in shards of 10: of each a fifth, a record of the one of 7 counted up."""
     directory = tmp_path / "f"
-    sets.write(directory, sizes={"train": 100, "validation": 7, "test": 30}, per_shard=10)
+    functaset_sets.write(directory, sizes={"train": 100, "validation": 7, "test": 30}, per_shard=10)
     read, hashed = [], []
-    unpack, digest = RecordLayout.unpack, functaset_format.file_digest
+    unpack, digest = RecordLayout.unpack, format.file_digest
 
     def recording_unpack(self, records):
         rows = unpack(self, records)
@@ -517,7 +519,7 @@ def test_a_sample_is_of_all_shards_and_the_same_every_time(tmp_path, monkeypatch
         return digest(file)
 
     monkeypatch.setattr(RecordLayout, "unpack", recording_unpack)
-    monkeypatch.setattr(functaset_format, "file_digest", recording_digest)
+    monkeypatch.setattr(format, "file_digest", recording_digest)
     found = sampled(directory, 0.2)
     assert found == ([], 14, 137, 3, 10 * 2 + 2 + 3 * 2)
     once = sorted(read), sorted(hashed)
@@ -536,7 +538,7 @@ def test_a_sample_is_of_all_shards_and_the_same_every_time(tmp_path, monkeypatch
 
 def test_a_sample_finds_what_it_looks_at(whole):
     directory, manifest = whole
-    latents = np.zeros((20, *sets.LATENT_SHAPE))
+    latents = np.zeros((20, *functaset_sets.LATENT_SHAPE))
     latents[:, 1, 1, 2] = np.inf
     file = replace_shard(directory, manifest, packed(latents))
     (problem,) = sampled(directory, 0.01).problems
@@ -561,8 +563,11 @@ def test_bytes_flipped_anywhere_in_a_shard_end_in_a_problem_or_in_nothing(whole)
             places = random.integers(len(content), size=200)
             damaged[places] ^= random.integers(1, 256, 200).astype(np.uint8)
             file.write_bytes(damaged.tobytes())
-            found = functaset_verify._of_records(
-                epath.Path(file), shard, RecordLayout(sets.LATENT_SHAPE, "float16"), np.arange(5)
+            found = verification._of_records(
+                epath.Path(file),
+                shard,
+                RecordLayout(functaset_sets.LATENT_SHAPE, "float16"),
+                np.arange(5),
             )
             assert all(str(file) in problem for problem in found)
         file.write_bytes(content)
@@ -572,12 +577,12 @@ def test_bytes_flipped_anywhere_in_a_shard_end_in_a_problem_or_in_nothing(whole)
 
 
 def test_a_shard_has_so_many_megabytes_before_compression():
-    layout = RecordLayout(latent_shape=sets.LATENT_SHAPE, dtype="float16")
+    layout = RecordLayout(latent_shape=functaset_sets.LATENT_SHAPE, dtype="float16")
     assert layout.record_bytes == 122
     for megabytes, records in (
         (200.0, 1_639_344),
         (0.05, 409),
-        (sets.megabytes(20), 20),
+        (functaset_sets.megabytes(20), 20),
         (1e-9, 1),
     ):
         assert functaset_writer.records_per_shard(megabytes, layout) == records
@@ -586,8 +591,8 @@ def test_a_shard_has_so_many_megabytes_before_compression():
 @pytest.mark.parametrize("compression", functaset_writer.COMPRESSIONS)
 def test_compression_changes_the_files_and_nothing_that_is_read(tmp_path, compression):
     directory = tmp_path / "f"
-    records = sets.write(directory, latent_shape=(8, 8, 16), compression=compression)
-    assert sets.problems(directory) == []
+    records = functaset_sets.write(directory, latent_shape=(8, 8, 16), compression=compression)
+    assert functaset_sets.problems(directory) == []
     (shard, *_) = functaset.read_manifest(directory).shards
     reader = array_record_module.ArrayRecordReader(str(directory / shard["file"]))
     assert functaset_writer.COMPRESSIONS[compression] in reader.writer_options_string()
@@ -615,7 +620,7 @@ def test_a_shard_without_all_its_records_is_not_finished(tmp_path):
     )  # fmt: skip
     (shard,) = functaset_writer.plan_shards(recipe.num_records, 10)
     with functaset_writer.ShardWriter(tmp_path, shard=shard, recipe=recipe) as writer:
-        writer.write(**sets.make_records(2, (2, 2, 3), seed=0))
+        writer.write(**functaset_sets.make_records(2, (2, 2, 3), seed=0))
         with pytest.raises(ValueError, match="2 records written, 3 planned"):
             writer.finish(seconds=0.0)
     assert [path for path in tmp_path.iterdir() if path.is_file()] == []
@@ -634,7 +639,7 @@ def test_labels_without_classes_are_plain_numbers(tmp_path):
 
     for shard in shards:
         with functaset_writer.ShardWriter(directory, shard=shard, recipe=recipe) as writer:
-            records = sets.make_records(shard.records, (2, 2, 3), seed=0)
+            records = functaset_sets.make_records(shard.records, (2, 2, 3), seed=0)
             writer.write(**records | {"label": np.full(shard.records, -1)})
             writer.finish(seconds=0.0)
     functaset_manifest.write_manifest(directory, shards=shards, recipe=recipe)

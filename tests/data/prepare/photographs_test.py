@@ -16,11 +16,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from functa.data import image_records as records
-from functa.data import images
-from functa.data.prepare import photographs
-from functa.data.prepare import shards as image_shards
-from functa.runtime import storage as disk
+from functa.data import image_records, images
+from functa.data.prepare import photographs, shards
+from functa.runtime import storage
 from tests.data.prepare.prepare_data_test import digests
 from tools import prepare_data
 
@@ -327,7 +325,7 @@ def test_what_is_looked_over_can_be_decoded(tmp_path, options):
         photo = photographs.Photo("", "", "photo.jpg", str(path), None, len(data))
         sample = photographs.look(photo, min_side=1)
         try:
-            records.decode_image(bytes(data), image_shape=(64, 64, 3), resize=True)
+            image_records.decode_image(bytes(data), image_shape=(64, 64, 3), resize=True)
             verdicts.append((not sample.damage, True))
         except (OSError, SyntaxError, ValueError):
             verdicts.append((not sample.damage, False))
@@ -416,7 +414,7 @@ def test_files_that_are_none(tmp_path, few, capsys):
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), "gone"])
 def test_a_disk_that_is_away_says_nothing_of_images(tmp_path, few, monkeypatch, capsys, error):
     """The run ends, and another leaves out none but the damaged images."""
-    monkeypatch.setattr(image_shards, "_SHARD_BYTES", 4000)
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 4000)
     write_folder(tmp_path / "photos", few[0])
     words = ["--source", tmp_path / "photos", "--test_fraction=0.25", "--min_side=4"]
     read_file = photographs._read
@@ -444,7 +442,7 @@ def test_no_memory_says_nothing_of_images(tmp_path, few, monkeypatch):
         raise MemoryError
 
     write_folder(tmp_path / "photos", few[0])
-    monkeypatch.setattr(records, "open_image", fail)
+    monkeypatch.setattr(image_records, "open_image", fail)
     with pytest.raises(MemoryError):
         run(tmp_path / "out", "--source", tmp_path / "photos", "--test_fraction=0.25")
 
@@ -476,7 +474,7 @@ def assert_killed_runs_go_on(
     tmp_path, env, monkeypatch, capsys, *, words, reasons, shard_bytes, looks
 ):
     """A run that is killed twice and then is not gives the bytes of one that nobody disturbed; returns its folder."""
-    monkeypatch.setattr(image_shards, "_SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(shards, "_SHARD_BYTES", shard_bytes)
     assert run(tmp_path / "whole", *words) == 1
     assert_listed(tmp_path / "whole", capsys.readouterr().out, reasons)
     expected = digests(tmp_path / "whole")
@@ -562,12 +560,12 @@ def test_ten_thousand_images_with_twenty_damaged(tmp_path, program_env, monkeypa
 @pytest.fixture
 def unfinished(tmp_path, few, monkeypatch, capsys):
     """A run that found the disk full: (folder of three finished shards, the words that go on with it)."""
-    monkeypatch.setattr(image_shards, "_SHARD_BYTES", 4000)
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 4000)
     write_folder(tmp_path / "photos", few[0])
     words = ["--source", tmp_path / "photos", "--test_fraction=0.25", "--min_side=4"]
     closed = []
 
-    class Full(image_shards.array_record_module.ArrayRecordWriter):
+    class Full(shards.array_record_module.ArrayRecordWriter):
         def close(self):
             super().close()
             closed.append(1)
@@ -575,7 +573,7 @@ def unfinished(tmp_path, few, monkeypatch, capsys):
                 raise RuntimeError("write() failed: No space left on device")
 
     with monkeypatch.context() as context:
-        context.setattr(image_shards.array_record_module, "ArrayRecordWriter", Full)
+        context.setattr(shards.array_record_module, "ArrayRecordWriter", Full)
         assert run(tmp_path / "out", *words) == 2
     error = capsys.readouterr().err
     folder = tmp_path / "out" / "small" / "1.0.0.unfinished"
@@ -623,7 +621,7 @@ def test_a_finished_shard_is_read_again_before_it_counts(unfinished, tmp_path, c
 
 def test_two_runs_at_once(unfinished, tmp_path, capsys):
     folder, words = unfinished
-    with disk.locked(folder.parent / "1.0.0.lock"):
+    with storage.locked(folder.parent / "1.0.0.lock"):
         assert run(tmp_path / "out", *words) == 2
     assert f"another program is at work in {folder.parent}" in capsys.readouterr().err
     assert folder.exists()
@@ -634,7 +632,7 @@ def test_ctrl_c(tmp_path, few, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     write_folder(tmp_path / "photos", few[0])
-    monkeypatch.setattr(image_shards, "write", interrupted)
+    monkeypatch.setattr(shards, "write", interrupted)
     assert run(tmp_path / "out", "--source", tmp_path / "photos", "--test_fraction=0.25") == 130
     assert "stopped; the same command goes on" in capsys.readouterr().err
     assert os.listdir(tmp_path / "out" / "small") == []
@@ -642,8 +640,8 @@ def test_ctrl_c(tmp_path, few, monkeypatch, capsys):
 
 def test_a_lock_that_its_owner_removes_meanwhile_is_none(tmp_path, monkeypatch):
     path = tmp_path / "lock"
-    monkeypatch.setattr(disk.fcntl, "flock", lambda *_: path.unlink())
-    with pytest.raises(ValueError, match="until just now; try again"), disk.locked(path):
+    monkeypatch.setattr(storage.fcntl, "flock", lambda *_: path.unlink())
+    with pytest.raises(ValueError, match="until just now; try again"), storage.locked(path):
         pass
 
 

@@ -21,16 +21,10 @@ from PIL import Image
 from functa.data import images
 from functa.data.prepare import (
     archives,
+    shards,
     sources,
-)
-from functa.data.prepare import (
-    shards as image_shards,
-)
-from functa.data.prepare import (
-    tfds_metadata as image_set,
-)
-from functa.data.prepare import (
-    writer as image_writer,
+    tfds_metadata,
+    writer,
 )
 from tools import prepare_data
 
@@ -248,7 +242,7 @@ def test_records_are_what_tfds_would_write(size, label):
         {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=1000)}
     )
     encoded = b"x" * size
-    record = image_set.record(encoded, label)
+    record = tfds_metadata.record(encoded, label)
     own = features.serialize_example({"image": io.BytesIO(encoded), "label": label})
     assert len(record) == len(own)
     raw = {"image": tfds.decode.SkipDecoding()}
@@ -343,7 +337,7 @@ def test_damaged_photos_are_listed_and_left_out(tmp_path, capsys):
 
 
 def test_output_is_deterministic_and_sharded(tmp_path, monkeypatch, program_env):
-    monkeypatch.setattr(image_shards, "_SHARD_BYTES", 30000)
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 30000)
     np.savez(tmp_path / "a.npz", **(data := arrays()))
     for name in ("small", "again"):
         (tmp_path / name).mkdir()
@@ -541,19 +535,19 @@ def test_an_existing_set_is_never_touched(tmp_path, capsys):
     report = sources.Report(print)
     archive = archives.read_npz(epath.Path(tmp_path / "a.npz"), report)
     with pytest.raises(FileExistsError, match="left as it is"):
-        image_writer.write(
+        writer.write(
             archive, name="small", data_dir=epath.Path(tmp_path / "out"), jobs=2, report=report
         )
     assert digests(tmp_path / "out") == before
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
-    class Full(image_shards.array_record_module.ArrayRecordWriter):
+    class Full(shards.array_record_module.ArrayRecordWriter):
         def close(self):
             super().close()
             raise RuntimeError("write() failed: No space left on device")
 
-    monkeypatch.setattr(image_shards.array_record_module, "ArrayRecordWriter", Full)
+    monkeypatch.setattr(shards.array_record_module, "ArrayRecordWriter", Full)
     np.savez(tmp_path / "a.npz", **arrays())
     assert run(tmp_path, tmp_path / "a.npz") == 2
     refused(tmp_path, capsys, "No space left on device")

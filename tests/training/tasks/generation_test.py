@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from configs import common
-from functa.diffusion import parameterization as diffusion
+from functa.diffusion import parameterization
 from functa.training.tasks import generation
 from tests.support import losses
 from tests.training.tasks.classification_test import CLASSES, SHAPE, FakeFunctaset
@@ -119,13 +119,13 @@ def test_the_loss_is_that_of_diffusion_on_normalised_latents():
     latents = (batch["latents"] - np.float32(functaset.manifest.mean)) / np.float32(
         functaset.manifest.std
     )
-    frame = diffusion.make_frame(**common.edm())
-    drawn = diffusion.draw(
+    frame = parameterization.make_frame(**common.edm())
+    drawn = parameterization.draw(
         frame, key, latents, batch["label"], null_class=CLASSES, label_dropout=0.5
     )
     assert 4 < np.sum(np.asarray(drawn.labels) == CLASSES) < 28
     # A network that says zero.
-    expected = diffusion.losses(frame, lambda x, *_: 0 * x, latents, drawn).mean()
+    expected = parameterization.losses(frame, lambda x, *_: 0 * x, latents, drawn).mean()
     value, _ = losses.whole(task)(params, batch, key)
     assert float(value) == pytest.approx(float(expected), rel=1e-4)
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from configs import digits
-from functa.evaluation import pca_baseline as baseline
-from functa.fields import builders as fitting
-from functa.fields import inner_loop
+from functa.evaluation import pca_baseline
+from functa.fields import builders, inner_loop
 from functa.fields.field import make_field
 from functa.runtime import mesh as mesh_lib
 from functa.training.tasks import meta_learning
@@ -105,7 +104,7 @@ def test_all_cells_of_an_image_give_the_loss_of_the_image():
     expected, _ = losses.whole(whole)(params, {"image": images}, jax.random.key(1))
     config = make_config()
     field = make_field(config)
-    cells = fitting.to_float(images).reshape(4, 2, 4, 2, 4, 1).swapaxes(2, 3).reshape(16, 4, 4, 1)
+    cells = builders.to_float(images).reshape(4, 2, 4, 2, 4, 1).swapaxes(2, 3).reshape(16, 4, 4, 1)
     fit = inner_loop.fit(
         field.of_window(1),
         params["field"],
@@ -132,7 +131,7 @@ def test_the_logarithmic_loss_is_of_images_not_of_cells(cells, side):
     task = make(config)
     params = task.init(jax.random.key(0))
     loss, logs = losses.whole(task)(params, {"image": images}, key)
-    seen, field = fitting.to_float(images), make_field(config)
+    seen, field = builders.to_float(images), make_field(config)
     if cells:
         seen = meta_learning.random_windows(
             jax.random.split(key)[0], seen, field, cells=cells, side=side
@@ -188,13 +187,13 @@ def test_a_field_that_hears_no_latents_has_no_radius():
 
 
 def test_an_unstable_first_step_is_told_with_its_numbers():
-    assert fitting.check_first_step(make_config()) == []
-    (told,) = fitting.check_first_step(make_config(**{"inner_loop.initial_lr": 3.0}))
+    assert builders.check_first_step(make_config()) == []
+    (told,) = builders.check_first_step(make_config(**{"inner_loop.initial_lr": 3.0}))
     numbers = re.search(r"curvature is (\S+), so rates below (\S+) are .* rate is (\S+) \(", told)
     curvature, stable, rate = (float(number) for number in numbers.groups())
     assert stable == pytest.approx(2 / curvature, rel=1e-3)
     assert rate == pytest.approx(3 / curvature, rel=1e-3)
-    assert fitting.check_first_step(make_config(**{"inner_loop.min_lr": 900.0})) != []
+    assert builders.check_first_step(make_config(**{"inner_loop.min_lr": 900.0})) != []
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e-3, 2e-3), (1e4, 2e4)])
@@ -232,7 +231,7 @@ def test_evaluation_scores_whole_images():
     params = task.init(jax.random.key(0))
     images = Images(6).images
     rows = task.evaluate(params, {"image": images})
-    fit = fitting.make_fit(make_config())(params, fitting.to_float(images))
+    fit = builders.make_fit(make_config())(params, builders.to_float(images))
     mse = np.mean(np.square(np.asarray(fit.values) - images / np.float32(255)), axis=(1, 2, 3))
     np.testing.assert_allclose(rows["mse"], mse, rtol=1e-5)
     summary = task.summarize({name: np.asarray(value) for name, value in rows.items()})
@@ -245,7 +244,7 @@ def test_pca_of_the_embedded_digits_is_the_published_baseline():
 
     config = digits.get_config()
     sources = images.open_splits(**config.data)
-    psnr = baseline.pca_psnr(sources["train"], sources["test"], make_field(config))
+    psnr = pca_baseline.pca_psnr(sources["train"], sources["test"], make_field(config))
     assert len(psnr) == 360
     assert psnr.mean() == pytest.approx(18.95, abs=0.25)  # another split of the same digits
 

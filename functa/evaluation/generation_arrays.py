@@ -5,8 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from functa.data.images import ImageSource
-from functa.diffusion import inpainting as imputation
-from functa.diffusion import sharded_sampling as sampling
+from functa.diffusion import inpainting, sharded_sampling
 from functa.diffusion.inpainter import Imputer, compare, mean_image
 from functa.diffusion.inpainting import METHODS
 from functa.pipeline.load import Generator
@@ -35,7 +34,7 @@ def imputed(generator: Generator, sources: dict[str, ImageSource]) -> dict[str, 
     count = int(np.clip((_IMPUTED_PIXELS / (h * w)) ** 0.5, 1, _IMPUTED))
     names = np.linspace(0, test.num_examples - 1, count).astype(np.int64)
     images = test.read(names)["image"].astype(np.float32) / np.float32(255)
-    imputer = Imputer(generator, imputation.KINDS["half"], steps=_STEPS, seed=generator.config.seed)
+    imputer = Imputer(generator, inpainting.KINDS["half"], steps=_STEPS, seed=generator.config.seed)
     average = mean_image(train, generator.field.image_shape)
     result = compare(imputer, images, names=names, draws=count, average=average)
     keys: Iterable[str] = ("seen", *METHODS, *(f"mse_{name}" for name in METHODS))
@@ -50,7 +49,7 @@ def ladder(generator: Generator, latents: np.ndarray) -> dict[str, np.ndarray]:
     """
     side = max(generator.field.image_shape[:2])
     return {
-        f"ladder_{scale}x": sampling.make_decoder(
+        f"ladder_{scale}x": sharded_sampling.make_decoder(
             # One at a time: a batch at 8 times the resolution has 64 times the pixels.
             generator.field,
             generator.field_params,
