@@ -1,1 +1,10 @@
-"""The `functa` command: one module per sub-command."""
+"""The `functa` command: one module per sub-command.
+
+A sub-command is a module with
+
+    DESCRIPTION   what `functa NAME --help` prints, examples included
+    add_arguments(parser)
+    run(args) -> exit status
+
+`main.py` holds the table of sub-commands and turns user errors into one line and exit status 2.
+"""
