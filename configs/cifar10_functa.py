@@ -27,11 +27,11 @@ def get_config(options: str | None = None) -> ConfigDict:
     config.name = common.run_name("cifar10_functa", options)
     config.data.name = "cifar10"
     config.field.latent_shape = common.shape(latent_shape or "1x1x512")
-    config.field.lookup = lookup or "nearest"
+    config.field.interpolation = lookup or "nearest"
     # Waves at all octaves down to the pixel: after 400 steps of the two_core preset 20.3 dB, with
     # global coords and w0 30 18.9 dB, with the same waves and w0 30 16.6 dB. One seed each, on 500
     # test images: a screening, and the choice was made on images that the final number counts too.
-    config.field.coords = "periodic"
+    config.field.coordinates = "periodic"
     config.field.upsampling = 4  # 200 steps: 21.2 dB, where 1 gives 19.2 (docs/STUDY.md)
     config.field.width = 256
     config.field.depth = 10

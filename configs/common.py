@@ -57,8 +57,8 @@ def base() -> ConfigDict:
 
     config.field = ConfigDict()
     config.field.latent_shape = (8, 8, 16)  # i, j, d
-    config.field.lookup = "nearest"  # nearest, bilinear
-    config.field.coords = "local"  # local, binary, global, periodic
+    config.field.interpolation = "nearest"  # nearest, bilinear
+    config.field.coordinates = "local"  # local, binary, global, periodic
     config.field.map = "linear"  # linear, conv3x3, mlp
     # Each cell is cut into so many by so many sub-cells with modulations of their own; 1: not cut.
     config.field.upsampling = 1
@@ -79,7 +79,7 @@ def base() -> ConfigDict:
     config.inner_loop.max_lr = 1e3
     config.inner_loop.second_order = True
     # Parts that the rows of cells of an image are worked on in, one after the other: memory of one
-    # part for a third more time, but for what coords=global keep of the first step. Nearest lookup only.
+    # part for a third more time, but for what coordinates=global keep of the first step. Nearest lookup only.
     config.inner_loop.chunks = 1
 
     config.meta_learn = ConfigDict()
@@ -232,8 +232,8 @@ def convnext(**changes) -> ConfigDict:
 def use_bilinear(config: ConfigDict) -> None:
     """Bilinear lookup with coords that are continuous across cells, on whole images: a pixel sees
     four cells, or sub-cells of them."""
-    config.field.lookup = "bilinear"
-    config.field.coords = "periodic"
+    config.field.interpolation = "bilinear"
+    config.field.coordinates = "periodic"
     config.meta_learn.cells_per_image = 0
     config.meta_learn.batch_size = 8
 
@@ -301,10 +301,10 @@ def parse_options(options: str | None, *, latent_shapes: Iterable[str], presets:
     Raises:
       ValueError: an unknown word, or two words of one kind; the message lists what is known.
     """
-    found: dict[str, str | None] = {"latent shape": None, "lookup": None, "preset": None}
+    found: dict[str, str | None] = {"latent shape": None, "interpolation": None, "preset": None}
     known = {
         "latent shape": tuple(latent_shapes),
-        "lookup": ("nearest", "bilinear"),
+        "interpolation": ("nearest", "bilinear"),
         "preset": tuple(presets),
     }
     for word in filter(None, (options or "").split(",")):
@@ -317,7 +317,7 @@ def parse_options(options: str | None, *, latent_shapes: Iterable[str], presets:
         if found[kinds[0]] is not None:
             raise ValueError(f"two options for the {kinds[0]}: {found[kinds[0]]!r} and {word!r}")
         found[kinds[0]] = word
-    return found["latent shape"], found["lookup"], found["preset"]
+    return found["latent shape"], found["interpolation"], found["preset"]
 
 
 def shape(text: str) -> tuple[int, ...]:

@@ -74,8 +74,8 @@ KNOBS: dict[str, Knob] = {
     "data.max_examples": Knob(64, "data"),
     "data.cache": Knob("none", "data", "photos"),
     "field.latent_shape": Knob((2, 2, 4), "meta_learn.init meta_learn.evaluate"),
-    "field.lookup": Knob("bilinear", "meta_learn.evaluate", "whole images"),
-    "field.coords": Knob("periodic", "meta_learn.evaluate"),
+    "field.interpolation": Knob("bilinear", "meta_learn.evaluate", "whole images"),
+    "field.coordinates": Knob("periodic", "meta_learn.evaluate"),
     "field.map": Knob("mlp", "meta_learn.init meta_learn.evaluate"),
     "field.upsampling": Knob(2, "meta_learn.init meta_learn.evaluate"),
     "field.modulation": Knob("shift_scale", "meta_learn.init meta_learn.evaluate"),
@@ -249,7 +249,9 @@ def test_the_tables_name_exactly_the_leaves_of_every_experiment(experiment):
 def test_a_leaf_changes_what_it_says(bench, leaf, knob):
     changed = bench.config(knob.base, **knob.also, **{leaf: knob.value})
     assert (
-        validation.check(changed, lambda: images.open_splits(**changed.data), stages=changed.stages)
+        validation.validate(
+            changed, lambda: images.open_splits(**changed.data), stages=changed.stages
+        )
         == []
     )
     for name in knob.probes.split():

@@ -6,7 +6,6 @@ import pytest
 
 from configs import digits
 from functa.data import images
-from functa.fields import builders
 from functa.pipeline import runner, validation
 from functa.runtime import errors, memory
 
@@ -139,7 +138,7 @@ def test_a_functaset_that_memory_has_no_room_for_is_told_before_there_is_one(mon
     config.generate.update(cache="host", copies="first")
 
     def problems():
-        return validation.check(config, lambda: sources, stages=config.stages)
+        return validation.validate(config, lambda: sources, stages=config.stages)
 
     monkeypatch.setattr(memory, "host_bytes", lambda: needed)
     assert problems() == []
@@ -154,10 +153,12 @@ def test_a_functaset_that_memory_has_no_room_for_is_told_before_there_is_one(mon
 def test_nothing_is_measured_where_something_is_wrong(tmp_path, monkeypatch, wrong):
     """The first inner step, the one thing that compiles before a run, is taken where all else is in order."""
     measured = []
-    monkeypatch.setattr(builders, "check_first_step", lambda config: measured.append(config) or [])
+    monkeypatch.setattr(
+        validation, "first_step_problems", lambda config: measured.append(config) or []
+    )
     config = digits.get_config("tiny")
     assert (
-        validation.check(
+        validation.validate(
             config, lambda: images.open_splits(**config.data), stages=config.stages, first_step=True
         )
         == []

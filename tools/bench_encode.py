@@ -31,14 +31,15 @@ from absl import app, flags
 from benchmark import Run, ceiling, knows_reference, measure, peak_bytes, spread
 from ml_collections import ConfigDict, config_flags
 
-from functa.fields import builders
-from functa.fields.field import make_field
+from functa.fields.fitter import build_field, build_fitter
+from functa.fields.pixels import to_float
 from functa.pipeline import encode
 from functa.plan import operations
 from functa.runtime import cli_errors, mesh, rng
 from functa.runtime.memory import keep_freed_memory
 from functa.training.progress import device_name
 from functa.training.tasks import meta_learning
+from functa.training.tasks.builders import build_meta_learning
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/cifar10_spatial.py:8x8x16,nearest", "Experiment.", lock_config=True
@@ -63,7 +64,7 @@ class Noise:
 
 def reference(config: ConfigDict, params: Any, images: jax.Array) -> Run:
     """The same fit, written plainly."""
-    field = make_field(config)
+    field = build_field(config)
 
     @jax.jit
     def fit(params, images):
@@ -90,7 +91,7 @@ def whole_stage(config: ConfigDict, encoder: Any, params: Any, batches: int) -> 
             splits=splits,
             fit=functools.partial(encoder, params),
             field_digest="sha256:none",
-            config=config,
+            **encode.encode_arguments(config),
             class_names=(),
             progress=lambda done, total: None,
             stop=lambda: None,
@@ -103,12 +104,12 @@ def whole_stage(config: ConfigDict, encoder: Any, params: Any, batches: int) -> 
 def bench(config: ConfigDict, *, repeats: int, batches: int) -> dict[str, Any]:
     """What the module's docstring says."""
     batch_size = config.encode.batch_size * jax.local_device_count()
-    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    task = build_meta_learning(config, sources={})
     params = jax.jit(task.init)(rng.stream_key(0, "init"))
     noise = Noise(batch_size, tuple(config.data.image_shape)).read(np.arange(batch_size))
     on_devices = mesh.to_devices(mesh.make_mesh(), {"image": noise["image"]})
-    images = builders.to_float(on_devices["image"])
-    encoder = builders.make_encoder(config)
+    images = to_float(on_devices["image"])
+    encoder = jax.jit(build_fitter(config).encode)
     products, of_products = ceiling(config, batch_size)
     runs: dict[str, Run] = {
         "fit": functools.partial(encoder, params, images),
@@ -117,7 +118,7 @@ def bench(config: ConfigDict, *, repeats: int, batches: int) -> dict[str, Any]:
     }
     seconds = measure(runs, repeats)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    per_image = operations.fit(make_field(config), steps=config.inner_loop.steps)
+    per_image = operations.fit(build_field(config), steps=config.inner_loop.steps)
     rate = batch_size / medians["fit"]
     highest = of_products / medians["ceiling"]
     stage = whole_stage(config, encoder, params, batches)
@@ -144,11 +145,8 @@ def bench(config: ConfigDict, *, repeats: int, batches: int) -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     del argv  # flags only
     config = _CONFIG.value
-    problems = meta_learning.check(config) + knows_reference(config)
-    try:
-        encode.check(config)
-    except ValueError as error:
-        problems += str(error).splitlines()
+    problems = meta_learning.validate(config) + knows_reference(config)
+    problems += encode.validate(config.encode, image_shape=tuple(config.data.image_shape))
     if problems:
         return cli_errors.refuse("bench_encode", "\n".join(problems))
     keep_freed_memory()

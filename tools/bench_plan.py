@@ -39,7 +39,7 @@ from ml_collections import ConfigDict
 from sklearn.datasets import load_sample_images
 
 from configs import cifar10_spatial
-from functa.fields import builders
+from functa.fields.fitter import build_fitter
 from functa.pipeline import encode
 from functa.plan import (
     costs,
@@ -51,7 +51,7 @@ from functa.plan import (
 from functa.plan.hardware import parse
 from functa.runtime import memory, rng
 from functa.runtime import mesh as mesh_lib
-from functa.training.tasks import meta_learning
+from functa.training.tasks.builders import build_meta_learning
 from functa.training.train_step import NONE_BAD, initial_state, make_step
 
 BOUNDS = {"products": 0.05, "memory": 0.15, "storage": 0.02}
@@ -132,7 +132,7 @@ def memory_of(found: jax.stages.Compiled, arguments: Any) -> dict[str, Any]:
 
 def trained_field(config: ConfigDict, steps: int) -> Any:
     """Parameters of the task meta_learn after so many steps on crops."""
-    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    task = build_meta_learning(config, sources={})
     mesh = mesh_lib.make_mesh(jax.devices()[:1])
     micro = config.meta_learn.micro_batches
     step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0, micro_batches=micro)
@@ -159,9 +159,9 @@ def storage_of(config: ConfigDict, steps: int) -> dict[str, Any]:
         result = encode.encode(
             directory=folder,
             splits=sources,
-            fit=functools.partial(builders.make_encoder(config), params),
+            fit=functools.partial(jax.jit(build_fitter(config).encode), params),
             field_digest="sha256:none",
-            config=config,
+            **encode.encode_arguments(config),
             class_names=(),
             progress=lambda done, total: None,
             stop=lambda: None,

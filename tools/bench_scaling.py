@@ -33,11 +33,11 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from functa.fields import builders
+from functa.fields.fitter import build_fitter
 from functa.runtime import mesh as mesh_lib
 from functa.runtime import processes as distributed
 from functa.runtime import rng
-from functa.training.tasks import meta_learning
+from functa.training.tasks.builders import build_meta_learning
 from functa.training.train_step import NONE_BAD, initial_state, make_step
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -45,7 +45,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def work(config: ConfigDict, *, images: int, repeats: int) -> dict[str, float]:
     """Medians of this process, one of several."""
-    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    task = build_meta_learning(config, sources={})
     mesh = mesh_lib.make_mesh()
     place = mesh_lib.replicated(mesh)
     state = jax.jit(functools.partial(initial_state, task), out_shardings=place)(
@@ -76,7 +76,7 @@ def work(config: ConfigDict, *, images: int, repeats: int) -> dict[str, float]:
             "step": one_step,
             "allreduce": functools.partial(allreduce, gradient),
             "encode": functools.partial(
-                builders.make_encoder(config), params, share / np.float32(255)
+                jax.jit(build_fitter(config).encode), params, share / np.float32(255)
             ),
         },
         repeats,

@@ -31,14 +31,15 @@ from absl import app, flags
 from benchmark import Run, ceiling, knows_reference, measure, peak_bytes, spread
 from ml_collections import ConfigDict, config_flags
 
-from functa.fields import builders
-from functa.fields.field import make_field
+from functa.fields.fitter import build_field
+from functa.fields.pixels import to_float
 from functa.plan import operations
 from functa.runtime import cli_errors, rng
 from functa.runtime import mesh as mesh_lib
 from functa.runtime.memory import keep_freed_memory
 from functa.training.progress import device_name
 from functa.training.tasks import meta_learning
+from functa.training.tasks.builders import build_meta_learning
 from functa.training.train_step import NONE_BAD, initial_state, make_step
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -52,7 +53,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 def training_step(config: ConfigDict, images: np.ndarray) -> Run:
     """The step of functa/train.py."""
-    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    task = build_meta_learning(config, sources={})
     mesh = mesh_lib.make_mesh(**config.mesh)
     step_fn = make_step(
         task, mesh=mesh, seed=0, ema_decay=0.0, micro_batches=config.meta_learn.micro_batches
@@ -73,13 +74,13 @@ def training_step(config: ConfigDict, images: np.ndarray) -> Run:
 
 def reference_step(config: ConfigDict, images: np.ndarray) -> Run:
     """The same step, its loss written plainly."""
-    task = meta_learning.make(config, {}, process_index=0, process_count=1)
-    field = make_field(config)
+    task = build_meta_learning(config, sources={})
+    field = build_field(config)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, optimizer, batch):
         loss = functools.partial(plain.loss, field, steps=config.inner_loop.steps)
-        value, gradient = jax.value_and_grad(loss)(params, builders.to_float(batch))
+        value, gradient = jax.value_and_grad(loss)(params, to_float(batch))
         updates, optimizer = task.optimizer.update(gradient, optimizer, params)
         return jax.tree.map(jnp.add, params, updates), optimizer, value
 
@@ -105,7 +106,7 @@ def bench(config: ConfigDict, *, batch_size: int, repeats: int, reference: bool)
     seconds = measure(runs, repeats)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     loop = config.inner_loop
-    field = make_field(config)
+    field = build_field(config)
     per_image = operations.training(field, steps=loop.steps, second_order=loop.second_order)
     if cells := config.meta_learn.cells_per_image:
         per_image = per_image * cells // (field.latent_shape[0] * field.latent_shape[1])
@@ -138,7 +139,7 @@ def bench(config: ConfigDict, *, batch_size: int, repeats: int, reference: bool)
 def main(argv: list[str]) -> int:
     del argv  # flags only
     config = _CONFIG.value
-    problems = meta_learning.check(config)
+    problems = meta_learning.validate(config)
     parts = config.meta_learn.micro_batches
     if parts < 1 or _BATCH.value % (jax.device_count() * parts):
         problems.append(

@@ -81,10 +81,10 @@ def main(argv: list[str]) -> int:
         devices = devices_of(_TOPOLOGY)
     except ValueError as error:
         return cli_errors.refuse("compile_for", str(error))
-    problems = validation.shapes(config) or meta_learning.check(config)
+    problems = meta_learning.validate(config)
     try:
         mesh = mesh_lib.make_mesh(devices, **config.mesh)
-        problems += validation.batches(config, mesh, ["meta_learn"])
+        problems += validation.batch_problems(config, mesh, ["meta_learn"])
     except ValueError as error:
         problems.append(str(error))
     if problems:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from functa.data import images as images_lib
 from functa.evaluation import field_arrays
 from functa.fields import coordinates
+from functa.fields.fitter import build_fitter
 from functa.pipeline import load
 from functa.runtime import config as config_lib
 from functa.runtime import image_io
@@ -40,7 +41,7 @@ def coords_pictures() -> list[np.ndarray]:
     """What the field sees at 32x32 pixels of a 4x4 grid: one picture a feature of the column."""
     points = coordinates.pixel_centers(_PIXELS)
     rows = []
-    for kind in coordinates.COORDS:
+    for kind in coordinates.COORDINATES:
         features = coordinates.axis_features(kind, points, cells=_CELLS, pixels=_PIXELS)
         for feature in features.T[:2] if kind != "binary" else features.T[[1, 4]]:
             centred = 2 * (feature - feature.min()) / np.ptp(feature) - 1
@@ -77,9 +78,9 @@ def run_pictures(run: pathlib.Path) -> dict[str, np.ndarray]:
     images = test.read(np.arange(4))["image"] / np.float32(255)
     frames = np.clip(field_arrays.inner_steps(config, params, images), 0, 1)
     rows = [frame for image, row in zip(images, frames, strict=True) for frame in (*row, image)]
-    latents = field_arrays.field_pictures(config, params, (images * 255).astype(np.uint8))[
-        "latents"
-    ]
+    latents = field_arrays.field_arrays(
+        build_fitter(config), params, (images * 255).astype(np.uint8)
+    )["latents"]
     channels = list(np.moveaxis(latents[0], -1, 0))
     name = config.name.split("-")[0]
     return {
@@ -92,7 +93,7 @@ def run_pictures(run: pathlib.Path) -> dict[str, np.ndarray]:
 def reconstructions(config: Any, params: Any, test: images_lib.ImageSource) -> np.ndarray:
     """Test images in the upper rows, what the field makes of them in the lower."""
     images = test.read(np.arange(_SHOWN))["image"]
-    fitted = field_arrays.field_pictures(config, params, images)["reconstructions"]
+    fitted = field_arrays.field_arrays(build_fitter(config), params, images)["reconstructions"]
     return beside([*(images / np.float32(255)), *fitted], _SHOWN // 2)
 
 
@@ -107,7 +108,10 @@ def main() -> int:
         drawn = run_pictures(args.run)
     except ValueError as error:
         parser.error(str(error))
-    drawn |= {"lookup": strip(lookup_pictures(), 3), "coords": strip(coords_pictures(), 2)}
+    drawn |= {
+        "interpolation": strip(lookup_pictures(), 3),
+        "coordinates": strip(coords_pictures(), 2),
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     for name, image in drawn.items():
         path = args.out / f"{name}.png"

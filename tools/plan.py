@@ -32,7 +32,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from functa.pipeline import validation
-from functa.pipeline.stages import STAGES, named
+from functa.pipeline.stages import STAGES
 from functa.plan import hardware, memory_traffic
 from functa.plan.costs import Assumptions, Stage
 from functa.plan.hardware import Cluster
@@ -171,7 +171,7 @@ def plan_of(config: ConfigDict, topology: str) -> Planner:
         except ValueError as error:
             problems.extend(str(error).splitlines())
 
-    stages = named(config)
+    stages = tuple(name for entry in config.stages for name in str(entry).split(","))
     if not stages or set(stages) - set(STAGES):
         problems.append(f"config.stages={stages}: known are {', '.join(STAGES)}")
     cluster = hardware.parse(topology)
@@ -182,7 +182,7 @@ def plan_of(config: ConfigDict, topology: str) -> Planner:
     jax.config.update("jax_num_cpu_devices", math.prod(memory_traffic.simulated(mesh).values()))
     attempt(splits_of, config, _IMAGES.value)
     attempt(assumptions_of, config, cluster)
-    problems += validation.check(config, None, stages=stages, mesh=mesh)
+    problems += validation.validate(config, None, stages=stages, mesh=mesh)
     if problems:
         raise ValueError("\n".join(problems))
     return Planner(config, cluster, *found, stages=stages, compiles=_COMPILE.value)

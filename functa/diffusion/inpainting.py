@@ -134,7 +134,7 @@ def fit(field: Field, params: Any, observation: Observation, *, pool: int, steps
 
     latents = jnp.zeros((len(observation.data), *field.latent_shape), jnp.float32)
     for step in range(steps):
-        latents = inner_loop.descend(field, latents, rates[step][None], jax.grad(loss)(latents))
+        latents = inner_loop.inner_step(field, latents, rates[step][None], jax.grad(loss)(latents))
     return latents
 
 

@@ -5,11 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from functa.fields import inner_loop
-from functa.fields.builders import make_fit
-from functa.fields.field import make_field
+from functa.fields.fitter import Fitter
 
 _IMAGES = 16
 _LARGE = 4  # images that are also decoded at higher resolutions
@@ -17,7 +15,7 @@ _SCALES = (1, 4, 16)
 _LARGEST_SIDE = 512  # pixels; higher resolutions are left out: they take memory and disk
 
 
-def field_pictures(config: ConfigDict, params: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+def field_arrays(fitter: Fitter, params: Any, images: np.ndarray) -> dict[str, np.ndarray]:
     """What the field makes of some images.
 
     Args:
@@ -28,9 +26,9 @@ def field_pictures(config: ConfigDict, params: Any, images: np.ndarray) -> dict[
       decoded_1x, decoded_4x, decoded_16x [m, H, W, c] as far as they are no larger than 512
       pixels a side; inner_steps [m, steps + 1, h, w, c], the images after 0 ... steps inner steps.
     """
-    field = make_field(config)
+    field = fitter.field
     images = images[:_IMAGES] / np.float32(255)
-    fit = jax.jit(make_fit(config))
+    fit = jax.jit(fitter.fit)
     result = fit(params, images)
     few = result.latents[:_LARGE]
     h, w, _ = field.image_shape
@@ -38,7 +36,7 @@ def field_pictures(config: ConfigDict, params: Any, images: np.ndarray) -> dict[
         "originals": images,
         "reconstructions": result.values,
         "latents": result.latents,
-        "inner_steps": inner_steps(config, params, images[:_LARGE]),
+        "inner_steps": inner_steps(fitter, params, images[:_LARGE]),
     }
     decode = jax.jit(field, static_argnums=2)
     for scale in _SCALES:
@@ -53,9 +51,9 @@ def field_pictures(config: ConfigDict, params: Any, images: np.ndarray) -> dict[
     }
 
 
-def inner_steps(config: ConfigDict, params: Any, images: np.ndarray) -> np.ndarray:
+def inner_steps(fitter: Fitter, params: Any, images: np.ndarray) -> np.ndarray:
     """The images growing: [n, steps + 1, h, w, c] float32, not clipped, before the first to after the last step."""
-    field, loop = make_field(config), config.inner_loop
+    field, loop = fitter.field, fitter.inner_loop
     zeros = jnp.zeros((len(images), *field.latent_shape), jnp.float32)
     frames = [field(params["field"], zeros)]
     for steps in range(1, loop.steps + 1):

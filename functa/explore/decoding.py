@@ -23,7 +23,7 @@ def image_bytes(field: Field, scale: int) -> int:
     h, w, c = field.image_shape
     shape = (scale * h, scale * w)
     of_pixel = 3 * field.width + field.num_features + c
-    if not field.uses_cells(shape):
+    if not field.has_cell_layout(shape):
         of_pixel += 2 * field.num_modulations
     return 4 * shape[0] * shape[1] * of_pixel
 

@@ -1,15 +1,14 @@
-"""SIREN: networks of sine layers with modulations per example.
+"""SIREN: networks of sine layers, modulated per example.
 
-The function is the textbook's, sin(w0 (W' h + b' + s')) layer by layer; what is stored is chosen
-so that a step of an optimiser changes phases by as many radians for every w0. The textbook's hidden
-weights shrink as 1 / w0 while Adam's steps do not, and a step of its first layer is multiplied by
-w0: that is how training at w0 = 30 explodes. Here all weights of sine layers, biases and
-modulations are stored multiplied by w0, in radians. The output layer is stored as if for w0 = 10,
-whatever w0 is: the textbook's begins at 1 / w0 of the others' size and must first grow to that of
-images, which takes the longer the larger w0. So w0 is what it is named, the first layer's
-frequency: the size its weights begin at. After that nothing knows it.
+The function is that of the papers, sin(w0 (W' h + b' + s')) per layer. The stored parameters differ
+by scale, so that an optimizer step changes phases by the same number of radians for every w0. In the
+usual parameterization hidden weights shrink as 1 / w0, Adam's steps do not, and a step of the first
+layer is multiplied by w0; training at w0 = 30 diverges. Here weights of sine layers, biases and
+modulations are stored multiplied by w0, in radians. The output layer is stored as if w0 were 10; at
+its usual scale of 1 / w0 it must first grow to the scale of images, which takes longer for larger w0.
+So w0 sets only the initial frequencies of the first layer.
 
-Source: Sitzmann et al. 2020, section 3.2 (initialisation); Dupont et al. 2022, section 3.1
+Source: Sitzmann et al. 2020, section 3.2 (initialization); Dupont et al. 2022, section 3.1
   (modulations).
 """
 
@@ -21,11 +20,11 @@ import numpy as np
 
 Params = dict[str, Any]
 
-# pi in three parts: k times the first is exact for |k| < 2^12, so the reduction loses nothing.
+# pi as a sum of three floats. Products of the first with integers below 2^12 are exact.
 _PI = (np.float32(3.140625), np.float32(9.67502593994140625e-4), np.float32(1.50995799097e-7))
 _INVERSE_PI = np.float32(1 / np.pi)
-# Minimax on [-pi/2, pi/2]: sin(r) = r + r^3 P(r^2), error 5e-9; cos(r) = 1 + r^2 Q(r^2), error
-# 3e-10.
+# Minimax polynomials on [-pi/2, pi/2]: sin(r) = r + r^3 P(r^2), error 5e-9; cos(r) = 1 + r^2 Q(r^2),
+# error 3e-10.
 _SINE = (
     -0.16666657096352683,
     0.008333017288634325,
@@ -40,11 +39,11 @@ _COSINE = (
     -2.607710369445515e-07,
 )
 
-OUTPUT_SCALE = np.float32(0.1)  # what the stored output layer is multiplied by
+OUTPUT_SCALE = np.float32(0.1)  # factor of the stored output weights
 
 
 def _reduce(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x = k pi + r with |r| <= pi / 2: returns r and (-1)^k."""
+    """Range reduction x = k pi + r with |r| <= pi / 2. Returns (r, (-1)^k)."""
     k = jnp.round(x * _INVERSE_PI)
     r = ((x - k * _PI[0]) - k * _PI[1]) - k * _PI[2]
     odd = k - 2 * jnp.floor(0.5 * k)
@@ -60,7 +59,10 @@ def _polynomial(coefficients: tuple[float, ...], t: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def sine(x: jax.Array) -> jax.Array:
-    """sin(x) for float32 x, absolute error below 2e-7 for |x| <= 60, ten times faster than jnp.sin on a CPU."""
+    """sin(x) for float32 x, with absolute error below 2e-7 for |x| <= 60.
+
+    Ten times as fast as jnp.sin on a CPU.
+    """
     r, sign = _reduce(x)
     t = r * r
     return sign * (r + r * t * _polynomial(_SINE, t))
@@ -68,7 +70,7 @@ def sine(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def cosine(x: jax.Array) -> jax.Array:
-    """cos(x), as `sine`; in one fused loop the two share their range reduction."""
+    """cos(x), with the accuracy of `sine`. XLA fuses the two and shares their range reduction."""
     r, sign = _reduce(x)
     t = r * r
     return sign * (1 + t * _polynomial(_COSINE, t))
@@ -87,13 +89,13 @@ def _cosine_jvp(primals, tangents):
 
 
 def init(key: jax.Array, *, inputs: int, outputs: int, width: int, depth: int, w0: float) -> Params:
-    """Weights of `depth` linear layers.
+    """Initial parameters of `depth` linear layers.
 
     Returns:
       {"weights": [[inputs, width], [width, width] ..., [width, outputs]], "biases": [[width], ...,
-      [outputs]]}, float32. First layer U(+-w0 / inputs), all others U(+-sqrt(6 / width));
-      biases of sine layers are phases U(+-pi), which spreads the first features over sine and
-      cosine (deviation: the papers start at zero or U(+-1 / sqrt(inputs))); the output's is zero.
+      [outputs]]}, float32. Weights of the first layer are U(+-w0 / inputs), all others
+      U(+-sqrt(6 / width)). Biases of sine layers are U(+-pi), so that features start as sines and
+      cosines alike (deviation: the papers use zero or U(+-1 / sqrt(inputs))). The output bias is zero.
     """
     sizes = [inputs] + [width] * (depth - 1) + [outputs]
     weights, biases = [], []
@@ -114,15 +116,15 @@ def apply(
     shifts: list[jax.Array],
     scales: list[jax.Array] | None,
 ) -> jax.Array:
-    """Values of the network at points.
+    """Evaluates the network at points.
 
     Args:
-      inputs: [..., n, f] features, usually shared by all examples (no batch axis): the product of
-        the first layer is then taken once.
-      shifts: one array a sine layer, broadcasting against [..., n, width], in radians.
-      scales: the same for the factors 1 + scale of the phase before the shift, or None.
+      inputs: [..., n, f] features. Without a batch axis the first matrix product is shared by all
+        examples.
+      shifts: one array per sine layer, in radians, broadcast against [..., n, width].
+      scales: like `shifts`; phases are multiplied by 1 + scale before the shift. None: no scales.
     Returns:
-      [..., n, outputs] float32: W h / 10 + b + 0.5.
+      [..., n, outputs] float32, W h / 10 + b + 0.5.
     """
     h = inputs
     *hidden, last = zip(params["weights"], params["biases"], strict=True)
@@ -139,7 +141,7 @@ def _row(vector: jax.Array, ndim: int) -> jax.Array:
 
 
 def _align(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Adds leading axes of one, so that shared inputs meet modulations of a batch."""
+    """Adds leading axes of size one to the array with fewer axes."""
     ndim = max(a.ndim, b.ndim)
     return a.reshape((1,) * (ndim - a.ndim) + a.shape), b.reshape((1,) * (ndim - b.ndim) + b.shape)
 

@@ -1,14 +1,12 @@
 """The encode stage: images -> latents -> the shards of a functaset.
 
-Three things go on at once: the device fits a batch, a reader thread reads and augments the next
-one, and a writer thread fetches, rounds and writes the ones before. Shards are independent of
-each other: a batch never spans two, has a fixed size (the last one of a shard is padded) and a
-fixed share of every device. So any process can make any shard, and a shard that is made again
-holds the same bytes.
+Three activities overlap: the devices fit a batch, reader threads read and augment the next ones, and a
+writer thread fetches, quantizes and writes the previous ones. Shards are independent: a batch never
+spans two, has a fixed size (the last one of a shard is padded) and a fixed part on every device. So
+any process can make any shard, and a shard that is made again has the same bytes.
 
-Files are all that processes need of each other: shard s, counted over all splits, belongs to
-process s % process_count; process 0 waits for all and writes the manifest, the others wait for the
-manifest.
+Processes coordinate through files only. Shard s, counted over all splits, belongs to process s %
+process_count. Process 0 waits for all shards and writes the manifest; the others wait for the manifest.
 """
 
 import collections
@@ -26,7 +24,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from functa.data.augmented_copies import read_records
+from functa.data.augmented_copies import read_copies
 from functa.data.functaset import format, writer
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.manifest import complete_set, completed, finished_parts, summary
@@ -36,47 +34,61 @@ from functa.data.read_timeout import patient, read_ahead
 from functa.runtime import config as config_lib
 from functa.runtime import mesh as mesh_lib
 from functa.runtime import storage
+from functa.runtime.config import range_errors
 
 Fit = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
-_AHEAD = 4  # batches that may wait for the writer thread
-_READERS = len(
-    os.sched_getaffinity(0)
-)  # threads, each with a batch: a core decodes fewer images than a chip fits
-# Parts of the config that decide what the records hold; meta_learn does by the field's digest.
-_DECISIVE = ("name", "seed", "data", "field", "inner_loop", "encode")
-_INDIFFERENT = ("data_dir", "cache")  # of config.data: where images lie changes no record
+_QUEUE_SIZE = 4  # batches that may wait for the writer thread
+# Parts of the config that determine the records, beside the field's digest.
+_RECORDED_KEYS = ("name", "seed", "data", "field", "inner_loop", "encode")
+_LOCATION_KEYS = ("data_dir", "cache")  # of config.data; they do not change the records
 
 
-def check(config: ConfigDict) -> None:
-    """Raises ValueError with all that is impossible in config.encode, one line each."""
-    c = config.encode
+def encode_arguments(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of `encode` that a config determines."""
+    values = config_lib.to_dict(config)
+    recorded = {key: values[key] for key in _RECORDED_KEYS}
+    for key in _LOCATION_KEYS:
+        del recorded["data"][key]
+    return {
+        "image_shape": tuple(config.data.image_shape),
+        "latent_shape": tuple(config.field.latent_shape),
+        "settings": config.encode,
+        "seed": config.seed,
+        "recorded": recorded,
+    }
+
+
+def validate(settings: ConfigDict, *, image_shape: tuple[int, int, int]) -> list[str]:
+    """Problems of config.encode, one line each."""
+    choices = {
+        "compression": writer.COMPRESSIONS,
+        "dtype": format.STORED_AS,
+        "crop": ("none", "pad", "resize"),
+    }
     problems = [
-        f"encode.{key}={c[key]} must be at least 1"
-        for key in ("batch_size", "num_augmentations")
-        if c[key] < 1
+        f"encode.{key}={settings[key]!r} is unknown; choose from {', '.join(known)}"
+        for key, known in choices.items()
+        if settings[key] not in known
     ]
-    if not 0 < c.shard_megabytes < float("inf"):
-        problems.append(f"encode.shard_megabytes={c.shard_megabytes} must be above 0")
-    if c.compression not in writer.COMPRESSIONS:
-        known = ", ".join(writer.COMPRESSIONS)
-        problems.append(f"encode.compression={c.compression!r}: known are {known}")
-    if c.dtype not in format.STORED_AS:
-        known = ", ".join(format.STORED_AS)
-        problems.append(f"encode.dtype={c.dtype!r}: known are {known}")
-    if c.crop not in ("none", "pad", "resize"):
-        problems.append(f"encode.crop={c.crop!r}: known are none, pad, resize")
-    side = min(config.data.image_shape[:2])
-    if c.crop == "pad" and not 1 <= c.crop_padding < side:
-        problems.append(f"encode.crop_padding={c.crop_padding} must be from 1 to {side - 1}")
-    if c.crop == "resize" and not 0 < c.crop_min_area < 1:
-        problems.append(f"encode.crop_min_area={c.crop_min_area} must lie between 0 and 1")
-    if c.num_augmentations > 1 and not c.flip and c.crop == "none":
+    problems += range_errors(
+        {
+            "encode.batch_size": (settings.batch_size, 1, 10**7),
+            "encode.num_augmentations": (settings.num_augmentations, 1, 10**5),
+            "encode.shard_megabytes": (settings.shard_megabytes, 1e-9, 1e9),
+        }
+    )
+    if settings.crop == "pad":
+        limit = min(image_shape[:2]) - 1
+        problems += range_errors({"encode.crop_padding": (settings.crop_padding, 1, limit)})
+    if settings.crop == "resize" and not 0 < settings.crop_min_area < 1:
+        problems.append(f"encode.crop_min_area={settings.crop_min_area} must be between 0 and 1")
+    if settings.num_augmentations > 1 and not settings.flip and settings.crop == "none":
         problems.append(
-            f"encode.num_augmentations={c.num_augmentations} equal copies: set encode.flip or encode.crop"
+            f"encode.num_augmentations={settings.num_augmentations} would store equal copies: set encode.flip or "
+            "encode.crop"
         )
-    if problems:
-        raise ValueError("\n".join(problems))
+    return problems
 
 
 def encode(
@@ -85,50 +97,56 @@ def encode(
     splits: dict[str, ImageSource],
     fit: Fit,
     field_digest: str,
-    config: ConfigDict,
+    image_shape: tuple[int, int, int],
+    latent_shape: tuple[int, int, int],
+    settings: ConfigDict,
+    seed: int,
+    recorded: dict[str, Any],
     class_names: Sequence[str],
     process_index: int,
     process_count: int,
     progress: Callable[[int, int], None],
     stop: Callable[[], None],
 ) -> dict[str, Any]:
-    """Makes the functaset at `directory`, or what is missing of it.
+    """Makes the functaset in `directory`, or its missing shards.
 
     Args:
       directory: of the functaset; a local path or gs://.
       splits: train, validation and test.
       fit: images [b, h, w, c] float32 in [0, 1], sharded over this process's devices -> (latents
-        [b, i, j, d] float32, psnr [b] float32, dB at data range 1). Called with one batch size,
-        config.encode.batch_size times the process's devices. Arrays in its closure must be host
-        arrays or lie on this process's devices.
-      field_digest: of what `fit` fits with.
-      config: the whole config.
+        [b, i, j, d] float32, PSNR [b] float32 in dB). It is called with one batch size,
+        settings.batch_size times the devices of the process. Arrays in its closure must be on the host
+        or on this process's devices.
+      field_digest: of the parameters that `fit` uses.
+      image_shape, latent_shape: (h, w, c) and (i, j, d).
+      settings: config.encode.
+      seed: of the augmentation.
+      recorded: the part of the config that determines the records, as JSON values; stored in the
+        manifest.
       class_names: in the order of the labels.
       progress: called with (records done, records of this process).
-      stop: called after every batch and while other processes are waited for; what it raises ends
-        the encoding, and what was complete stays.
+      stop: called after every batch and while waiting for other processes. An exception that it
+        raises ends the encoding; complete shards are kept.
     Returns:
-      psnr, psnr_of_mean_mse: of the test split, dB (before the latents were rounded to dtype).
-      train_psnr, validation_psnr: likewise, where the split has records.
+      psnr, psnr_of_mean_mse: of the test split in dB, before the latents are quantized.
+      train_psnr, validation_psnr: likewise, for splits that have records.
       examples, shards: records and files of all splits.
-      bytes_per_example: bytes of all shards by records.
-      examples_per_second: records by seconds, all processes together, without compilation; the
-        shards of earlier calls count with the seconds they took.
-      earlier_seconds: that the shards of earlier calls took.
-      field_digest, functaset_digest: as given, and of the manifest.
+      bytes_per_example: bytes of all shards divided by records.
+      examples_per_second: of all processes, without compilation. Shards of earlier calls count with
+        the seconds they took.
+      earlier_seconds: seconds of the shards of earlier calls.
+      field_digest, functaset_digest: `field_digest`, and that of the manifest.
     Raises:
-      ValueError: impossible config.encode, no images to train or test on, or latents of another
-        shape than config.field.latent_shape.
-      UserError: a complete functaset of another field or config stands there.
-      FloatingPointError: latents that are not finite or too large for the dtype; names the example.
-      OSError: ENOSPC: no room; names the bytes needed.
+      ValueError: the train or test split is empty, or `fit` returns latents of another shape.
+      UserError: the directory holds a complete functaset of another field or config.
+      FloatingPointError: latents are not finite or overflow the dtype; names the example.
+      OSError: ENOSPC, with the number of bytes needed.
       TimeoutError: other processes have stopped writing.
-      InputTimeoutError: a read does not come back.
+      InputTimeoutError: a read does not return.
     """
-    check(config)
     directory = epath.Path(directory)
-    recipe = _recipe(splits, field_digest, config, class_names)
-    records = writer.records_per_shard(config.encode.shard_megabytes, recipe.layout)
+    recipe = _recipe(splits, field_digest, latent_shape, settings, recorded, class_names)
+    records = writer.records_per_shard(settings.shard_megabytes, recipe.layout)
     shards = writer.plan_shards(recipe.num_records, records)
     parts = finished_parts(directory, shards, recipe)
     earlier = sum(part["seconds"] for part in parts.values()) / process_count
@@ -140,18 +158,22 @@ def encode(
         )
         if process_index == 0:
             (directory / format.MANIFEST).unlink(missing_ok=True)
-        mine = shards[process_index::process_count]
-        todo = [shard for shard in mine if shard not in parts]
-        # Who waits for them would read parts of an earlier making again and again.
-        storage.thread_map(lambda s: writer.part_file(directory, s).unlink(missing_ok=True), todo)
+        own = shards[process_index::process_count]
+        missing = [shard for shard in own if shard not in parts]
+        # Otherwise processes that wait for these shards would read the parts of an earlier attempt.
+        storage.thread_map(
+            lambda s: writer.part_file(directory, s).unlink(missing_ok=True), missing
+        )
         _make_shards(
             directory,
-            todo,
-            total=sum(shard.records for shard in mine),
+            missing,
+            total=sum(shard.records for shard in own),
             splits=splits,
             fit=fit,
+            image_shape=image_shape,
             recipe=recipe,
-            config=config,
+            settings=settings,
+            seed=seed,
             progress=progress,
             stop=stop,
         )
@@ -166,30 +188,26 @@ def encode(
 def _recipe(
     splits: dict[str, ImageSource],
     field_digest: str,
-    config: ConfigDict,
+    latent_shape: tuple[int, int, int],
+    settings: ConfigDict,
+    recorded: dict[str, Any],
     class_names: Sequence[str],
 ) -> Recipe:
-    """What will be made.
+    """The identity and layout of the functaset.
 
     Raises:
-      ValueError: there are no images to train or test on.
+      ValueError: there are no images to train or to test on.
     """
-    copies = {"train": config.encode.num_augmentations, "validation": 1, "test": 1}
+    copies = {"train": settings.num_augmentations, "validation": 1, "test": 1}
     num_records = {split: splits[split].num_examples * copies[split] for split in copies}
     for split in ("train", "test"):
         if not num_records[split]:
             raise ValueError(f"the {split} split has no images; see config.data")
-    values = config_lib.to_dict(config)
-    decisive = {key: values[key] for key in _DECISIVE}
-    decisive["data"] = {
-        key: value for key, value in values["data"].items() if key not in _INDIFFERENT
-    }
-    i, j, d = config.field.latent_shape
     return Recipe(
         field_digest=field_digest,
-        config=decisive,
-        layout=RecordLayout(latent_shape=(i, j, d), dtype=config.encode.dtype),
-        compression=config.encode.compression,
+        config=recorded,
+        layout=RecordLayout(latent_shape=latent_shape, dtype=settings.dtype),
+        compression=settings.compression,
         class_names=tuple(class_names),
         num_records=num_records,
     )
@@ -197,36 +215,39 @@ def _recipe(
 
 def _make_shards(
     directory: epath.Path,
-    todo: list[Shard],
+    missing: list[Shard],
     *,
     total: int,
     splits: dict[str, ImageSource],
     fit: Fit,
+    image_shape: tuple[int, int, int],
     recipe: Recipe,
-    config: ConfigDict,
+    settings: ConfigDict,
+    seed: int,
     progress: Callable[[int, int], None],
     stop: Callable[[], None],
 ) -> None:
-    """Makes the shards `todo` of this process, whose shards have `total` records."""
-    done = total - sum(shard.records for shard in todo)
+    """Makes the `missing` shards of this process, whose shards have `total` records."""
+    done = total - sum(shard.records for shard in missing)
     progress(done, total)
-    if not todo:
+    if not missing:
         return
-    on_devices = _to_devices()
-    batch_size = config.encode.batch_size * jax.local_device_count()
-    images = np.zeros((batch_size, *config.data.image_shape), np.uint8)
-    latents, psnr = jax.block_until_ready(fit(on_devices(images)))  # compiles
+    to_devices = _make_to_devices()
+    batch_size = settings.batch_size * jax.local_device_count()
+    images = np.zeros((batch_size, *image_shape), np.uint8)
+    latents, psnr = jax.block_until_ready(fit(to_devices(images)))  # compiles
     expected = (batch_size, *recipe.layout.latent_shape), (batch_size,)
     if (latents.shape, psnr.shape) != expected:
         raise ValueError(
             f"fit returns latents and psnr of shapes {latents.shape}, {psnr.shape}, not {expected}"
         )
-    waiting: collections.deque[tuple[futures.Future, int]] = collections.deque()
+    pending: collections.deque[tuple[futures.Future, int]] = collections.deque()
 
-    def settle(most: int) -> None:
+    def drain(limit: int) -> None:
+        """Waits until at most `limit` batches are pending."""
         nonlocal done
-        while len(waiting) > most:
-            future, count = waiting.popleft()
+        while len(pending) > limit:
+            future, count = pending.popleft()
             future.result()
             done += count
             progress(done, total)
@@ -234,35 +255,62 @@ def _make_shards(
                 stop()
 
     with (
-        contextlib.closing(_Output(directory, recipe)) as output,
+        contextlib.closing(_ShardOutput(directory, recipe)) as output,
         futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="functaset") as thread,
     ):
         blocks = [
             (shard, range(start, min(start + batch_size, shard.stop)))
-            for shard in todo
+            for shard in missing
             for start in range(shard.start, shard.stop, batch_size)
         ]
         reads = (
-            functools.partial(read_records, splits[shard.split], shard.split, rows, config)
+            functools.partial(_read_records, splits[shard.split], shard.split, rows, settings, seed)
             for shard, rows in blocks
         )
         batches = patient(
-            read_ahead(reads, threads=_READERS),
-            lambda number: _name(*blocks[min(number, len(blocks) - 1)]),
+            read_ahead(reads, threads=_reader_threads()),
+            lambda number: _block_name(*blocks[min(number, len(blocks) - 1)]),
         )
         for (shard, rows), batch in zip(blocks, batches, strict=True):
-            fitted = fit(on_devices(_pad(batch.pop("image"), batch_size)))
-            waiting.append((thread.submit(output.append, shard, batch, *fitted), len(rows)))
-            settle(_AHEAD)
-        settle(0)
+            fitted = fit(to_devices(_pad(batch.pop("image"), batch_size)))
+            pending.append((thread.submit(output.append, shard, batch, *fitted), len(rows)))
+            drain(_QUEUE_SIZE)
+        drain(0)
 
 
-def _name(shard: Shard, rows: range) -> str:
+def _reader_threads() -> int:
+    """One thread per usable core: a core decodes fewer images than an accelerator fits."""
+    return os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count() or 1
+
+
+def _read_records(
+    source: ImageSource, split: str, rows: range, settings: ConfigDict, seed: int
+) -> dict[str, np.ndarray]:
+    """Images, labels, ids and copy numbers of the records `rows` of a split.
+
+    The copies of an example are adjacent records.
+    """
+    copies_per_example = settings.num_augmentations if split == "train" else 1
+    examples, copies = np.divmod(np.arange(rows.start, rows.stop), copies_per_example)
+    batch = read_copies(
+        source,
+        examples,
+        copies,
+        seed=seed,
+        flip=settings.flip,
+        crop=settings.crop,
+        crop_padding=settings.crop_padding,
+        crop_min_area=settings.crop_min_area,
+    )
+    return {name: batch[name] for name in ("image", "label", "id")} | {"copy": copies}
+
+
+def _block_name(shard: Shard, rows: range) -> str:
     return f"records {rows[0]} to {rows[-1]} of the {shard.split} split"
 
 
-class _Output:
-    """The writer thread's side: blocks of records arrive in order and become shards."""
+class _ShardOutput:
+    """Writes consecutive blocks of records to shards. Used by the writer thread."""
 
     def __init__(self, directory: epath.Path, recipe: Recipe):
         self._directory, self._recipe = directory, recipe
@@ -271,9 +319,9 @@ class _Output:
         self._mark = time.perf_counter()
 
     def append(self, shard: Shard, batch: dict[str, np.ndarray], latents, psnr) -> None:
-        """The next records of `shard`; those of the padding are dropped."""
+        """Appends the next records of `shard`; rows of the padding are dropped."""
         if self._failed:
-            return  # the failure has been raised where it happened; blocks behind it have no shard
+            return  # the failure was raised by an earlier block
         try:
             if self._writer is None:
                 self._writer = ShardWriter(self._directory, shard=shard, recipe=self._recipe)
@@ -290,22 +338,22 @@ class _Output:
             raise
 
     def close(self) -> None:
-        """Removes a shard that was not finished."""
+        """Removes an unfinished shard."""
         if self._writer is not None:
             self._writer.abort()
 
 
 def _pad(images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Fills a batch with copies of its last image."""
+    """Pads a batch with copies of its last image."""
     missing = batch_size - len(images)
     return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
 
 
-def _to_devices() -> Callable[[np.ndarray], jax.Array]:
-    """uint8 images on the host -> float32 in [0, 1], sharded over this process's devices.
+def _make_to_devices() -> Callable[[np.ndarray], jax.Array]:
+    """Returns a function that moves uint8 images to this process's devices, as float32 in [0, 1].
 
-    Every device gets its own batch_size images, so that its program does not depend on how many
-    there are.
+    Every device receives settings.batch_size images, so that its program does not depend on the
+    number of devices.
     """
     mesh = mesh_lib.make_mesh(jax.local_devices())
     sharding = mesh_lib.batched(mesh)

@@ -22,14 +22,13 @@ from functa.data.functaset import size
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.writer import Shard, plan_shards, records_per_shard
 from functa.evaluation import generation_eval
-from functa.fields import builders
-from functa.fields.field import make_field
+from functa.fields.fitter import build_field, build_fitter
 from functa.models import classifier
 from functa.plan import downstream_operations, memory_traffic, program_operations
 from functa.plan.costs import HOUR, Assumptions, Stage
 from functa.plan.hardware import Cluster
 from functa.plan.program_operations import Cost
-from functa.training.tasks import generation
+from functa.training.tasks import generation, meta_learning
 
 _STATES_KEPT, _BEST_KEPT = 2, 3  # checkpoints of a stage, functa/train.py
 _LEVELS = 8  # noise levels of an evaluation of a denoiser, functa/tasks/generation.py
@@ -122,7 +121,7 @@ class Planner:
         devices_of_image = self.mesh.shape["cell"]
         images = settings.batch_size * devices_of_image // self.cluster.devices
         cost = program_operations.training(
-            builders.training_band(config),
+            meta_learning.local_field(config.meta_learn, build_fitter(config), config.mesh.cell),
             steps=loop.steps,
             second_order=loop.second_order,
             chunks=1 if settings.cells_per_image else loop.chunks,
@@ -133,7 +132,7 @@ class Planner:
             self.images,
             each=images,
             cost=Cost(cost.each * windows, cost.once * settings.micro_batches),
-            of_evaluation=program_operations.fit(make_field(config), steps=loop.steps).each,
+            of_evaluation=program_operations.fit(build_field(config), steps=loop.steps).each,
         )
         stage.storage_bytes += 4 * stage.parameters  # the exported field
         return stage
@@ -146,7 +145,7 @@ class Planner:
         total = sum(self.records.values())
         batch = config.encode.batch_size * cluster.devices
         steps = most_batches(shards, cluster.hosts, batch // cluster.hosts)
-        cost = program_operations.fit(make_field(config), steps=config.inner_loop.steps)
+        cost = program_operations.fit(build_field(config), steps=config.inner_loop.steps)
         # What is kept in memory has been read by meta_learn, but as it was resized. Else an image is read and decoded
         # once for those of its copies that are in a batch: they are neighbours.
         parts = config.encode.crop == "resize" and config.encode.num_augmentations > 1

@@ -27,10 +27,10 @@ class Cost(NamedTuple):
     once: int
 
 
-def look_up(field: Field) -> int:
+def interpolate(field: Field) -> int:
     """Multiply-adds that carry modulations of one image from the grid to the pixels; none in the cell layout."""
-    (h, w, _), (rows, columns) = field.image_shape, field.fine_grid
-    if field.lookup != "bilinear":
+    (h, w, _), (rows, columns) = field.image_shape, field.sub_cell_grid
+    if field.interpolation != "bilinear":
         return 0
     return field.num_modulations * (rows * w * columns + h * rows * w)
 
@@ -39,17 +39,17 @@ def _push(field: Field) -> tuple[int, int]:
     """How values of one image move with latents at the first step: (products with what depends on parameters,
     products with constants)."""
     (h, w, c), d = field.image_shape, field.latent_shape[2]
-    if field.uses_cells((h, w)) and field.is_linear:
+    if field.has_cell_layout((h, w)) and field.is_linear:
         return h * w * c * d * (9 if field.map == "conv3x3" else 1), 0
-    return h * w * c * field.num_modulations + operations.map_operations(field), look_up(field)
+    return h * w * c * field.num_modulations + operations.map_operations(field), interpolate(field)
 
 
 def _start(field: Field) -> tuple[int, int]:
     """Values and Jacobian of the field at zero latents, at all points that differ: (products with what depends on
     parameters, products with constants: of the zeros with the map, and lookup)."""
     h, w, c = field.image_shape
-    cells = field.uses_cells((h, w))
-    same = cells and field.coords in ("local", "periodic")
+    cells = field.has_cell_layout((h, w))
+    same = cells and field.coordinates in ("local", "periodic")
     p, q = field.cell_shape((h, w))
     points = p * q if same else h * w
     # Values, and once more beneath the Jacobian; then a pass back for every channel.
@@ -58,14 +58,14 @@ def _start(field: Field) -> tuple[int, int]:
     if cells and field.is_linear:
         d = field.latent_shape[2] * (9 if field.map == "conv3x3" else 1)
         total += points * c * field.num_modulations * d
-    return total, operations.map_operations(field) + look_up(field)
+    return total, operations.map_operations(field) + interpolate(field)
 
 
 def fit(field: Field, *, steps: int) -> Cost:
     """Of inner_loop.fit, without a derivative of it."""
     learned, constant = _push(field)
     each = operations.fit(field, steps=steps) + learned + constant
-    return Cost(each + look_up(field) * (2 * steps - 1), sum(_start(field)))
+    return Cost(each + interpolate(field) * (2 * steps - 1), sum(_start(field)))
 
 
 def training(field: Field, *, steps: int, second_order: bool, chunks: int) -> Cost:
@@ -75,11 +75,11 @@ def training(field: Field, *, steps: int, second_order: bool, chunks: int) -> Co
     if not second_order:
         # The derivative runs through the values after the last step alone.
         passes, again = 2 * steps, 1
-        each = needed + learned + constant + look_up(field) * passes
+        each = needed + learned + constant + interpolate(field) * passes
         once = sum(_start(field))
     else:
         passes, again = 4 * steps - 2, 2 * steps - 1
-        each = needed + 3 * learned + 2 * constant + look_up(field) * passes
+        each = needed + 3 * learned + 2 * constant + interpolate(field) * passes
         at_start, of_constants = _start(field)
         once = 3 * at_start + 2 * of_constants
     if chunks > 1:

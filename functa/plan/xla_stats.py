@@ -15,10 +15,11 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from functa.data.functaset.format import RecordLayout
-from functa.fields import builders
+from functa.fields.fitter import build_fitter
 from functa.plan import stub_functaset
 from functa.runtime import mesh as mesh_lib
-from functa.training.tasks import Task, classification, generation, meta_learning
+from functa.training.tasks import Task, generation
+from functa.training.tasks.builders import build_classification, build_meta_learning
 from functa.training.train_step import NONE_BAD, TrainState, described_state, make_step
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
@@ -68,10 +69,10 @@ def described_task(config: ConfigDict, stage: str) -> Task:
     """The task of a stage that trains, without its data."""
     alone = {"process_index": 0, "process_count": 1}
     if stage == "meta_learn":
-        return meta_learning.make(config, {}, **alone)
+        return build_meta_learning(config, sources={})
     functaset = stub_functaset.functaset(config)
     if stage == "classify":
-        return classification.make(config, functaset, **alone)
+        return build_classification(config, functaset)
     return generation.make(config, functaset, decode=np.asarray, **alone)
 
 
@@ -106,7 +107,7 @@ def described_encoder(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Wrappe
         _placed(params, mesh_lib.replicated(mesh)),
         _placed(images, mesh_lib.batched(mesh)),
     )
-    return builders.make_encoder(config), arguments
+    return jax.jit(build_fitter(config).encode), arguments
 
 
 def encoder(config: ConfigDict, mesh: Mesh) -> jax.stages.Compiled:

@@ -29,11 +29,11 @@ from functa.evaluation.analysis.table import Column, Table
 from functa.evaluation.analysis.trained_field import Subject, image_mse, to_float
 from functa.fields import inner_loop, siren
 from functa.fields import psnr as metrics
-from functa.fields.field import make_field
+from functa.fields.fitter import build_field
 from functa.pipeline import load
 from functa.runtime import config
 from functa.training import checkpoint
-from functa.training.tasks import meta_learning
+from functa.training.tasks.builders import build_meta_learning
 from tests.data.prepare.photographs_test import png_of_16_bits
 from tools import analyse
 
@@ -71,7 +71,7 @@ def run(tmp_path_factory):
     settings = digits.get_config("tiny")
     settings.field.update(width=24, depth=2)
     sources = images.open_splits(**settings.data)
-    field = make_field(settings)
+    field = build_field(settings)
     cells = metrics.image_cells(to_float(sources["train"].read(np.arange(96))["image"]), (2, 2))
     rates = np.log(np.float32([4, 5, 6]))  # 8 would solve a linear field at once
     params = {
@@ -144,7 +144,7 @@ def test_images_are_spread_over_the_split(run, subject):
 
 def test_the_trained_number_of_steps_scores_as_the_stage_meta_learn(run, subject):
     _, settings, params, sources = run
-    task = meta_learning.make(settings, sources, process_index=0, process_count=1)
+    task = build_meta_learning(settings, sources=sources)
     rows = jax.jit(task.evaluate)(params, {"image": subject.images})
     expected = task.summarize({name: np.asarray(value) for name, value in rows.items()})
     table = inner_steps.steps(subject)["steps"]
@@ -177,7 +177,7 @@ def test_other_numbers_of_steps_are_the_inner_loop_of_that_length(run, subject):
 
 def test_bilinear_latents_go_on_in_the_basis_they_were_fitted_in():
     settings = digits.get_config("bilinear,tiny")
-    field = make_field(settings)
+    field = build_field(settings)
     params = field.init(jax.random.key(0))
     log_lrs = jnp.zeros((1, 1, 1, 1))
     targets = jax.random.uniform(jax.random.key(1), (2, *field.image_shape))

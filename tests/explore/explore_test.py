@@ -263,15 +263,15 @@ def test_images_larger_than_memory_are_refused(explorer, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("side", "lookup", "scale"),
+    ("side", "interpolation", "scale"),
     [(32, "nearest", 16), (256, "nearest", 4), (256, "bilinear", 2), (1500, "nearest", 1)],
 )
 def test_the_largest_scale_is_what_memory_allows(side, lookup, scale):
     field = Field(
         image_shape=(side, side, 3),
         latent_shape=(4, 4, 64),
-        lookup=lookup,
-        coords="local" if lookup == "nearest" else "periodic",
+        interpolation=lookup,
+        coordinates="local" if lookup == "nearest" else "periodic",
         map="linear",
         upsampling=1,
         modulation="shift",

@@ -7,15 +7,17 @@ import pytest
 
 from configs import digits
 from functa.fields import coordinates
-from functa.fields.field import Field, make_field
+from functa.fields.field import Field
+from functa.fields.fitter import build_field
+from functa.fields.image_parts import window_field
 
 
 def make(**changes):
     settings = dict(
         image_shape=(8, 8, 3),
         latent_shape=(2, 2, 4),
-        lookup="nearest",
-        coords="local",
+        interpolation="nearest",
+        coordinates="local",
         map="linear",
         upsampling=1,
         modulation="shift",
@@ -60,11 +62,11 @@ def slow_field(field, params, latents, shape):
     values = np.zeros((*shape, field.image_shape[2]))
     rows, columns = coordinates.pixel_centers(shape[0]), coordinates.pixel_centers(shape[1])
     features = coordinates.grid_features(
-        field.coords, rows, columns, cells=(i, j), pixels=field.image_shape[:2]
+        field.coordinates, rows, columns, cells=(i, j), pixels=field.image_shape[:2]
     )
     for row, column in np.ndindex(*shape):
         y, x = rows[row] * i * u, columns[column] * j * u
-        if field.lookup == "nearest":
+        if field.interpolation == "nearest":
             at = fine[int(y), int(x)]
         else:
             y, x = np.clip(y - 0.5, 0, i * u - 1), np.clip(x - 0.5, 0, j * u - 1)
@@ -96,11 +98,13 @@ COMBINATIONS = [
 
 
 @pytest.mark.parametrize("upsampling", [1, 2])
-@pytest.mark.parametrize(("lookup", "coords_kind", "map_kind", "modulation"), COMBINATIONS)
-def test_values_against_one_pixel_at_a_time(lookup, coords_kind, map_kind, modulation, upsampling):
+@pytest.mark.parametrize(("interpolation", "coords_kind", "map_kind", "modulation"), COMBINATIONS)
+def test_values_against_one_pixel_at_a_time(
+    interpolation, coords_kind, map_kind, modulation, upsampling
+):
     field = make(
-        lookup=lookup,
-        coords=coords_kind,
+        interpolation=interpolation,
+        coordinates=coords_kind,
         map=map_kind,
         modulation=modulation,
         upsampling=upsampling,
@@ -149,7 +153,7 @@ def test_a_cell_alone_is_the_cell_in_the_image():
     params = with_neighbours(field.init(jax.random.key(0)))
     latents = jax.random.normal(jax.random.key(1), (1, 2, 2, 4))
     whole = field(params, latents)
-    cell = field.of_window(1)(params, latents[:, 1:, :1])
+    cell = window_field(field, 1)(params, latents[:, 1:, :1])
     np.testing.assert_allclose(cell[0], whole[0, 4:, :4], atol=1e-6)
 
 
@@ -157,8 +161,8 @@ def test_a_cell_alone_is_the_cell_in_the_image():
     ("changes", "reach"),
     [
         ({"map": "conv3x3", "upsampling": 2}, 1),
-        ({"lookup": "bilinear", "coords": "periodic"}, 1),
-        ({"lookup": "bilinear", "coords": "periodic", "map": "conv3x3"}, 2),
+        ({"interpolation": "bilinear", "coordinates": "periodic"}, 1),
+        ({"interpolation": "bilinear", "coordinates": "periodic", "map": "conv3x3"}, 2),
     ],
     ids=str,
 )
@@ -167,7 +171,7 @@ def test_a_window_is_the_window_in_the_image_but_for_what_its_border_hides(chang
     params = with_neighbours(field.init(jax.random.key(0)))
     latents = jax.random.normal(jax.random.key(1), (1, 8, 8, 4))
     whole = field(params, latents)[:, 4:28, 8:32]
-    window = field.of_window(6)(params, latents[:, 1:7, 2:8])
+    window = window_field(field, 6)(params, latents[:, 1:7, 2:8])
     hidden = 4 * reach  # pixels; on the right the border of the window is that of the image
     inside = (slice(None), slice(hidden, -hidden), slice(hidden, None))
     np.testing.assert_allclose(window[inside], whole[inside], atol=1e-5)
@@ -177,20 +181,24 @@ def test_a_window_is_the_window_in_the_image_but_for_what_its_border_hides(chang
 @pytest.mark.parametrize(
     ("changes", "side", "message"),
     [
-        ({"lookup": "bilinear", "coords": "periodic"}, 1, "meta_learn.window to more than 1"),
+        (
+            {"interpolation": "bilinear", "coordinates": "periodic"},
+            1,
+            "meta_learn.window to more than 1",
+        ),
         ({"map": "conv3x3"}, 1, "meta_learn.window to more than 1"),
-        ({"coords": "global"}, 2, "cells_per_image=0"),
+        ({"coordinates": "global"}, 2, "cells_per_image=0"),
         ({}, 3, "windows from 1 to 2 cells a side"),
         ({}, 0, "windows from 1 to 2 cells a side"),
     ],
 )
 def test_windows_that_are_not_like_images_are_refused(changes, side, message):
     with pytest.raises(ValueError, match=message):
-        make(**changes).of_window(side)
+        make(**changes).window(side)
 
 
 def test_bilinear_with_periodic_coords_is_continuous_in_space():
-    field = make(lookup="bilinear", coords="periodic")
+    field = make(interpolation="bilinear", coordinates="periodic")
     params = field.init(jax.random.key(0))
     latents = jax.random.normal(jax.random.key(1), (1, 2, 2, 4))
     coarse, fine = (field(params, latents, (size, 8))[0] for size in (64, 512))
@@ -202,14 +210,14 @@ def test_a_config_of_another_version_is_told_what_it_lacks():
     config = digits.get_config("tiny")
     del config.field["upsampling"]
     with pytest.raises(ValueError, match=r"no field\.upsampling: another version"):
-        make_field(config)
+        build_field(config)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"latent_shape": (3, 2, 4)}, "3x2 does not divide an image of 8x8"),
-        ({"lookup": "cubic"}, "field.lookup='cubic'"),
+        ({"interpolation": "cubic"}, "field.interpolation='cubic'"),
         ({"map": "conv5x5"}, "field.map='conv5x5'"),
         ({"modulation": "film"}, "field.modulation='film'"),
         ({"upsampling": 3}, "field.upsampling=3 does not divide a cell of 4x4"),

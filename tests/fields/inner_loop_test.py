@@ -5,32 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from functa.fields import coordinates, inner_loop
+from functa.fields import coordinates, inner_loop, linearization
 from tests.fields.field_test import make, with_neighbours
 
 FIELDS = {
     "nearest": {},
     "nearest, sub-cells": {"map": "conv3x3", "upsampling": 2},
-    "nearest, places differ": {"coords": "global", "map": "conv3x3", "upsampling": 2},
+    "nearest, places differ": {"coordinates": "global", "map": "conv3x3", "upsampling": 2},
     "nearest, mlp": {"map": "mlp", "modulation": "shift_scale", "upsampling": 2},
-    "bilinear": {"lookup": "bilinear", "coords": "periodic"},
-    "bilinear, conv": {"lookup": "bilinear", "coords": "binary", "map": "conv3x3"},
+    "bilinear": {"interpolation": "bilinear", "coordinates": "periodic"},
+    "bilinear, conv": {"interpolation": "bilinear", "coordinates": "binary", "map": "conv3x3"},
     "bilinear, sub-cells, not square": {
-        "lookup": "bilinear",
-        "coords": "periodic",
+        "interpolation": "bilinear",
+        "coordinates": "periodic",
         "map": "conv3x3",
         "upsampling": 2,
         "image_shape": (8, 12, 3),
         "latent_shape": (2, 3, 4),
     },
-    "bilinear, mlp": {"lookup": "bilinear", "map": "mlp", "upsampling": 2},
+    "bilinear, mlp": {"interpolation": "bilinear", "map": "mlp", "upsampling": 2},
 }
 
 
 def slow_root(field):
     """[i, j, i, j]: the inverse square root of the Gram matrix of lookup, over all cells at once."""
     (h, w, _), (i, j, _), u = field.image_shape, field.latent_shape, field.upsampling
-    if field.lookup == "nearest":
+    if field.interpolation == "nearest":
         return np.eye(i * j, dtype=np.float32).reshape(i, j, i, j)
     axes = [
         coordinates.interpolation_matrix(coordinates.pixel_centers(size), cells * u).astype(
@@ -152,12 +152,12 @@ def test_chunks_need_less_memory():
     [
         ({}, 3, "chunks=3 must divide the"),
         ({}, 0, "chunks=0 must divide the"),
-        (FIELDS["bilinear"], 2, "chunks=2: parts of a field want lookup=nearest"),
+        (FIELDS["bilinear"], 2, "chunks=2: parts of a field want interpolation=nearest"),
     ],
 )
 def test_chunks_that_cannot_be_are_refused(field, chunks, message):
     with pytest.raises(ValueError, match=message):
-        inner_loop.check_chunks(make(**field), chunks)
+        inner_loop.validate_chunks(make(**field), chunks)
 
 
 @pytest.mark.parametrize("lr_shape", inner_loop.LR_SHAPES)
@@ -217,7 +217,9 @@ def test_spectral_radius_is_the_largest_eigenvalue(name):
     jacobian = np.asarray(jacobian) @ root
     hessian = 2 / (4 * 4 * 3) * jacobian.T @ jacobian
     rates = np.random.default_rng(0).uniform(0.5, 2, (2, *field.latent_shape)).astype(np.float32)
-    measured = jax.jit(functools.partial(inner_loop.spectral_radius, field))(params, np.log(rates))
+    measured = jax.jit(functools.partial(linearization.spectral_radius, field))(
+        params, np.log(rates)
+    )
     for radius, rate in zip(measured, rates, strict=True):
         root = np.sqrt(rate.ravel())
         expected = np.linalg.eigvalsh(root[:, None] * hessian * root).max()

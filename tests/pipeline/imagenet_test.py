@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 def test_every_value_is_possible(options, devices):
     config = imagenet.get_config(options)
     mesh = memory_traffic.described_mesh(config, devices)
-    assert validation.check(config, None, stages=config.stages, mesh=mesh) == []
+    assert validation.validate(config, None, stages=config.stages, mesh=mesh) == []
 
 
 @pytest.mark.slow

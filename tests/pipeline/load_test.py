@@ -10,7 +10,7 @@ from functa.evaluation import features
 from functa.pipeline import load
 from functa.runtime import config as config_lib
 from functa.training import checkpoint
-from functa.training.tasks import classification
+from functa.training.tasks.builders import build_classification
 from tests.support import functaset_sets, generator_runs
 
 
@@ -84,9 +84,7 @@ def test_a_classifier_of_another_functaset_is_refused(run, copy):
 
 def test_many_latents_are_classified_a_few_at_a_time(run, copy, monkeypatch):
     generator = load.load_generator(run)
-    task = classification.make(
-        generator.config, generator.functaset, process_index=0, process_count=1
-    )
+    task = build_classification(generator.config, generator.functaset)
     params = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
     params = jax.tree.map(
         lambda leaf: leaf + np.sin(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape),
@@ -112,7 +110,7 @@ def test_many_latents_are_classified_a_few_at_a_time(run, copy, monkeypatch):
         return features.in_batches(watched, latents, size=size)
 
     monkeypatch.setattr(load, "in_batches", in_batches)
-    monkeypatch.setattr(load, "_CLASSIFIED_AT_ONCE", 5)
+    monkeypatch.setattr(load, "_CLASSIFIER_BATCH", 5)
     classes = load.load_classifier(generator.config, generator.functaset, copy)
     np.testing.assert_array_equal(classes(latents), expected)
     assert sizes == [5] * 5

@@ -138,7 +138,7 @@ def test_two_processes_killed_in_a_store_go_on_from_there(store, finished, tmp_p
     # As many devices as in distributed_test, where the same is compiled; and a lock that is soon told to be
     # of nobody.
     env = store.env | {"NPROC": "4"}
-    faults = {"*": {"constant": {"functa.pipeline.run_directory._RENEWAL_SECONDS": 2}}}
+    faults = {"*": {"constant": {"functa.pipeline.locks.RENEWAL_SECONDS": 2}}}
     start = functools.partial(failures_test.start, env, workdir, faults, TINY, devices=2)
     with start(folder=tmp_path / "one") as group:
         group.wait_for("encode  field")

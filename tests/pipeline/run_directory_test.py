@@ -7,7 +7,7 @@ import time
 import pytest
 from etils import epath
 
-from functa.pipeline import run_directory
+from functa.pipeline import locks, run_directory
 from functa.runtime import gcs_retry, processes
 from tests.pipeline.remote_test import store  # noqa: F401  (a fixture)
 from tests.runtime.gcs_retry_test import bucket, send_away  # noqa: F401  (bucket: a fixture)
@@ -18,7 +18,7 @@ HOUR = 3600
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     # One for the other: who renews must be back before it is taken for dead.
-    assert gcs_retry._LONGEST_PAUSE <= run_directory._RENEWAL_SECONDS
+    assert gcs_retry._LONGEST_PAUSE <= locks.RENEWAL_SECONDS
     monkeypatch.setattr(gcs_retry, "_LONGEST_PAUSE", 0.2)
     monkeypatch.setattr(run_directory, "_RENEWAL_SECONDS", 0.2)
 
@@ -45,9 +45,9 @@ def quiet(line):
 @pytest.mark.parametrize("ahead", [0, HOUR, -HOUR])
 def test_a_lock_that_is_renewed_keeps_a_second_program_out(lock, shift, ahead):
     said = []
-    with run_directory._renewed(lock, said.append):
+    with locks._object_lock(lock, said.append):
         shift(ahead)
-        second = run_directory._renewed(lock, said.append)
+        second = locks._object_lock(lock, said.append)
         with pytest.raises(ValueError, match="another program is at work .*process"), second:
             pass
         shift(0)
@@ -60,7 +60,7 @@ def test_a_lock_that_is_renewed_keeps_a_second_program_out(lock, shift, ahead):
 def test_a_lock_of_a_dead_program_is_taken_over(lock, shift, ahead):
     lock.write_text("process 1 on nowhere, 1.0")
     shift(ahead)
-    with run_directory._renewed(lock, quiet):
+    with locks._object_lock(lock, quiet):
         first = lock.read_text()
         assert "nowhere" not in first
         deadline = time.monotonic() + 10
@@ -72,20 +72,20 @@ def test_a_lock_of_a_dead_program_is_taken_over(lock, shift, ahead):
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
 def test_a_lock_on_a_disk_asks_no_clock(tmp_path, shift, ahead):
-    with run_directory.locked(epath.Path(tmp_path), quiet):
+    with locks.directory_lock(epath.Path(tmp_path), quiet):
         shift(ahead)
         os.utime(tmp_path / ".lock", (time.time(), time.time()))
-        second = run_directory.locked(epath.Path(tmp_path), quiet)
+        second = locks.directory_lock(epath.Path(tmp_path), quiet)
         with pytest.raises(ValueError, match="another program is at work"), second:
             pass
     os.utime(tmp_path / ".lock", (time.time(), time.time()))
-    with run_directory.locked(epath.Path(tmp_path), quiet):
+    with locks.directory_lock(epath.Path(tmp_path), quiet):
         pass
 
 
 def test_an_owner_that_the_store_was_away_for_keeps_its_lock(bucket, store):  # noqa: F811
-    with run_directory._renewed(bucket / ".lock", quiet):
-        second = run_directory._renewed(bucket / ".lock", lambda line: send_away(store, 2))
+    with locks._object_lock(bucket / ".lock", quiet):
+        second = locks._object_lock(bucket / ".lock", lambda line: send_away(store, 2))
         with pytest.raises(ValueError, match="another program is at work"), second:
             pass
 
@@ -98,13 +98,13 @@ def test_time_without_a_store_does_not_count_against_the_owner():
         time.sleep(seconds)
         return text
 
-    assert run_directory._changed(content, "before") == "renewed"
+    assert locks._wait_for_change(content, "before") == "renewed"
 
 
 def test_who_has_lost_its_lock_ends_and_leaves_it_to_the_other(lock, monkeypatch, caplog):
     ended = []
     monkeypatch.setattr(processes, "end", ended.append)
-    with caplog.at_level(logging.ERROR, "functa"), run_directory._renewed(lock, quiet):
+    with caplog.at_level(logging.ERROR, "functa"), locks._object_lock(lock, quiet):
         lock.write_text("process 1 on another host, 5")
         deadline = time.monotonic() + 10
         while not ended:

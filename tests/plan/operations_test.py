@@ -9,8 +9,7 @@ from flax import linen as nn
 
 from configs import cifar10_spatial
 from functa.diffusion import solvers
-from functa.fields import builders
-from functa.fields.field import make_field
+from functa.fields.fitter import build_field, build_fitter
 from functa.models import classifier, denoiser
 from functa.plan import (
     downstream_operations,
@@ -21,6 +20,7 @@ from functa.plan import (
 )
 from functa.runtime import mesh
 from functa.training import optimizers
+from functa.training.tasks import meta_learning
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def field():
     config = cifar10_spatial.get_config("8x8x16,nearest")
     config.field.update(map="linear", upsampling=1)
     assert (config.field.depth, config.field.width) == (6, 256)
-    return make_field(config)
+    return build_field(config)
 
 
 def test_a_forward_is_the_published_count(field):
@@ -68,7 +68,7 @@ def traced_step(config):
     shapes = [leaf.shape for leaf in jax.tree.leaves(step.state.params)]
     settings, loop = config.meta_learn, config.inner_loop
     cost = program_operations.training(
-        builders.training_field(config),
+        meta_learning.train_field(config.meta_learn, build_fitter(config)),
         steps=loop.steps,
         second_order=loop.second_order,
         chunks=1 if settings.cells_per_image else loop.chunks,
@@ -101,8 +101,8 @@ def small(options="8x8x16,nearest,tiny", **changes):
         pytest.param(
             {"field.map": "mlp", "field.modulation": "shift_scale"}, marks=pytest.mark.slow
         ),
-        {"field.coords": "global", "inner_loop.chunks": 4},
-        {"field.lookup": "bilinear", "field.coords": "periodic", "field.upsampling": 2},
+        {"field.coordinates": "global", "inner_loop.chunks": 4},
+        {"field.interpolation": "bilinear", "field.coordinates": "periodic", "field.upsampling": 2},
         pytest.param({"inner_loop.steps": 1}, marks=pytest.mark.slow),
         pytest.param({"field.latent_shape": (4, 4, 64)}, marks=pytest.mark.slow),
         pytest.param({"data.image_shape": (64, 64, 3)}, marks=pytest.mark.slow),
@@ -110,7 +110,11 @@ def small(options="8x8x16,nearest,tiny", **changes):
             {"inner_loop.chunks": 4, "inner_loop.second_order": False}, marks=pytest.mark.slow
         ),
         pytest.param(
-            {"field.lookup": "bilinear", "field.map": "mlp", "inner_loop.second_order": False},
+            {
+                "field.interpolation": "bilinear",
+                "field.map": "mlp",
+                "inner_loop.second_order": False,
+            },
             marks=pytest.mark.slow,
         ),
     ],
@@ -120,7 +124,7 @@ def test_the_formulas_are_of_the_program_as_it_is(changes):
     """What they leave out, the first layer and the basis of bilinear fields, is largest in so narrow a field."""
     config = small(**changes)
     counted, planned = traced_step(config)
-    left_out = 0.01 if config.field.lookup == "bilinear" else 0.003
+    left_out = 0.01 if config.field.interpolation == "bilinear" else 0.003
     assert planned == pytest.approx(counted, rel=left_out)
 
 
@@ -128,7 +132,7 @@ def test_the_formulas_are_of_the_program_as_it_is(changes):
     "changes",
     [
         {},
-        {"field.lookup": "bilinear"},
+        {"field.interpolation": "bilinear"},
         pytest.param({"field.map": "mlp"}, marks=pytest.mark.slow),
     ],
     ids=str,
@@ -136,7 +140,7 @@ def test_the_formulas_are_of_the_program_as_it_is(changes):
 def test_fitting_is_counted_as_it_is(changes):
     config = small(**changes)
     fit, arguments = xla_stats.described_encoder(config, mesh.make_mesh(jax.devices()[:1]))
-    cost = program_operations.fit(make_field(config), steps=config.inner_loop.steps)
+    cost = program_operations.fit(build_field(config), steps=config.inner_loop.steps)
     planned = cost.each * config.encode.batch_size + cost.once
     assert planned == pytest.approx(traced_operations.multiply_adds(fit, *arguments), rel=0.01)
 

@@ -14,7 +14,7 @@ from configs import cifar10_spatial, digits
 from functa.data.functaset import size
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.writer import Recipe, Shard, ShardWriter, plan_shards
-from functa.fields.field import make_field
+from functa.fields.fitter import build_field
 from functa.plan import (
     costs,
     downstream_operations,
@@ -179,7 +179,7 @@ def test_a_stage_that_trains_by_hand():
     config.meta_learn.update(batch_size=16, cells_per_image=0, steps=12, eval_every=5)
     config.meta_learn.optimizer.name = "adam"
     stage = planner(config).meta_learn()
-    needed = operations.training(make_field(config), steps=3, second_order=True)
+    needed = operations.training(build_field(config), steps=3, second_order=True)
     assert needed < stage.cost.each < 1.1 * needed
     products = 2 * (2 * stage.cost.each + stage.cost.once)  # two images a device
     assert stage.seconds["products"] == pytest.approx(products / (1e12 * 0.5))

@@ -26,7 +26,7 @@ def test_options_come_in_any_order():
     other = cifar10_spatial.get_config("two_core,4x4x64,bilinear")
     assert one.field == other.field
     assert one.field.latent_shape == (4, 4, 64)
-    assert one.field.lookup == "bilinear"
+    assert one.field.interpolation == "bilinear"
     assert one.meta_learn == other.meta_learn
 
 

@@ -109,7 +109,7 @@ def test_a_store_that_stays_away_ends_all_and_the_same_command_goes_on(store, tm
             assert "gs:// has not answered for" in log.read_text()
     # It may well be started before the store is back.
     # What has died there has left its lock, which is watched for three times so long.
-    constant = {"functa.pipeline.run_directory._RENEWAL_SECONDS": 2}
+    constant = {"functa.pipeline.locks.RENEWAL_SECONDS": 2}
     with failures_test.start(
         store.env, workdir, {"*": {"toy": 12, "constant": constant}}, *META, folder=tmp_path / "two"
     ) as group:

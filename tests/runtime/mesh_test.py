@@ -13,6 +13,7 @@ from functa.plan import xla_stats
 from functa.runtime import mesh as mesh_lib
 from functa.training import train_step
 from functa.training.tasks import meta_learning
+from functa.training.tasks.builders import build_meta_learning
 from tests.training.tasks.classification_test import batch_of, make_task
 
 
@@ -98,17 +99,14 @@ def assert_close(ours, theirs, tolerance=1e-5):
         (4, {"field.map": "conv3x3", "meta_learn.flips": True}),
         (2, {"field.map": "conv3x3", "field.upsampling": 2, "inner_loop.lr_shape": "full"}),
         (4, {"field.map": "mlp", "meta_learn.loss": "mse", "inner_loop.lr_shape": "cell"}),
-        (2, {"field.map": "linear", "field.coords": "periodic", "inner_loop.chunks": 2}),
+        (2, {"field.map": "linear", "field.coordinates": "periodic", "inner_loop.chunks": 2}),
     ],
     ids=str,
 )
 def test_devices_that_share_images_give_what_one_gives(cell, changes):
     config = whole_images(**changes)
     batch = {"image": np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)}
-    alone, shared = (
-        meta_learning.make(config, {}, process_index=0, process_count=1)
-        for config.mesh.cell in (1, cell)
-    )
+    alone, shared = (build_meta_learning(config, sources={}) for config.mesh.cell in (1, cell))
     if config.field.map == "conv3x3":
         alone, shared = map(with_neighbours, (alone, shared))
     expected, _ = gradients(alone, batch)
@@ -123,7 +121,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(cell):
     if cell == 1:
         config.meta_learn.update(cells_per_image=8, window=2)
     batch = {"image": np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)}
-    task = with_neighbours(meta_learning.make(config, {}, process_index=0, process_count=1))
+    task = with_neighbours(build_meta_learning(config, sources={}))
     expected, _ = gradients(task, batch, **({"cell": cell} if cell > 1 else {}))  # on one device
     found, _ = gradients(task, batch, micro_batches=2, cell=cell)
     assert_close(found, expected)
@@ -148,7 +146,10 @@ def with_neighbours(task):
     ("changes", "told"),
     [
         ({"mesh.cell": 3}, "mesh.cell=3 must divide the 4 rows"),
-        ({"mesh.cell": 2, "field.coords": "global"}, "wants lookup=nearest and coords=local"),
+        (
+            {"mesh.cell": 2, "field.coordinates": "global"},
+            "wants interpolation=nearest and coordinates=local",
+        ),
         ({"mesh.cell": 2, "meta_learn.cells_per_image": 2}, "mesh.cell=2 shares out whole images"),
         ({"mesh.cell": -1}, "must be given"),
         ({"mesh.cell": 0}, "mesh.cell=0: how many"),
@@ -252,7 +253,7 @@ def test_a_step_on_any_mesh_reduces_the_gradient_once(sizes):
         xla_stats.training_step(config, mesh_lib.make_mesh(**config.mesh))
     )
     reduced = [sum(one.numbers) for one in found if one.kind == "all-reduce"]
-    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    task = build_meta_learning(config, sources={})
     params = jax.eval_shape(task.init, jax.random.key(0))
     numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
     images = config.meta_learn.batch_size

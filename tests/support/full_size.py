@@ -19,7 +19,7 @@ from functa.data import crops  # noqa: E402
 from functa.runtime import memory  # noqa: E402
 from functa.runtime import mesh as mesh_lib  # noqa: E402
 from functa.training import train_step  # noqa: E402
-from functa.training.tasks import meta_learning  # noqa: E402
+from functa.training.tasks.builders import build_meta_learning  # noqa: E402
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     config.mesh.cell = DEVICES
     config.inner_loop.chunks = min(8, 32 // DEVICES)
     (image,) = crops.read_crops(PICTURES, shapes=[(256, 256)], channels=3, count=1)
-    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    task = build_meta_learning(config, sources={})
     mesh = mesh_lib.make_mesh(**config.mesh)
     params = jax.jit(task.init)(jax.random.key(0))
     # The map begins as that of the cell alone; here neighbours are heard.

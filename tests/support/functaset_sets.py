@@ -103,7 +103,7 @@ def encode(directory, **changes):
         "splits": make_splits(),
         "fit": fit,
         "field_digest": DIGEST,
-        "config": make_config(),
+        **encode_lib.encode_arguments(changes.pop("config", None) or make_config()),
         "class_names": CLASS_NAMES,
         "process_index": 0,
         "process_count": 1,

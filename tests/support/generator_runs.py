@@ -6,10 +6,11 @@ import numpy as np
 from configs import digits
 from functa.data import images
 from functa.data.functaset import reader
-from functa.fields import builders
+from functa.fields.fitter import build_fitter
 from functa.runtime import config as config_lib
 from functa.training.checkpoint import Checkpoints, digest
-from functa.training.tasks import generation, meta_learning
+from functa.training.tasks import generation
+from functa.training.tasks.builders import build_meta_learning
 from tests.support import functaset_sets
 
 
@@ -23,7 +24,7 @@ def make(directory, *, encoded=False, **changes):
     config.update_from_flattened_dict(changes)
     directory.mkdir()
     config_lib.freeze(config, directory)
-    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    task = build_meta_learning(config, sources={})
     field_params = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
     save(directory / "meta_learn" / "field", field_params)
     config_lib.write_json(directory / "meta_learn" / "metrics.json", {})
@@ -53,7 +54,7 @@ def make(directory, *, encoded=False, **changes):
 
 
 def encode(directory, config, field_params):
-    encoder = builders.make_encoder(config)
+    encoder = jax.jit(build_fitter(config).encode)
     data = {key: config.data[key] for key in ("source", "name", "data_dir", "num_classes")}
     functaset_sets.encode(
         directory,

@@ -32,6 +32,7 @@ from functa.data.prepare import sources, writer
 from functa.evaluation import features, generation_eval
 from functa.models import normalization
 from functa.pipeline import encode as encode_lib
+from functa.pipeline import run as run_lib
 from functa.pipeline import runner, stages
 from functa.report import report
 from functa.runtime import config as config_lib
@@ -39,7 +40,8 @@ from functa.runtime import mesh as mesh_lib
 from functa.training import loop
 from functa.training import train_step as step
 from functa.training.checkpoint import digest
-from functa.training.tasks import Illustrations, Task, classification, generation, meta_learning
+from functa.training.tasks import Illustrations, Task, generation
+from functa.training.tasks.builders import build_classification, build_meta_learning
 from functa.training.tensorboard import NullDashboard
 from tests.support import losses
 from tools import prepare_data
@@ -101,7 +103,7 @@ def encode(config: ConfigDict, directory: Path) -> list[tuple[int, ...]]:
         splits=images.open_splits(**config.data),
         fit=mean_fit(config, shapes),
         field_digest="sha256:" + "0" * 64,
-        config=config,
+        **encode_lib.encode_arguments(config),
         class_names=[f"class {label}" for label in range(config.data.num_classes)],
         progress=lambda done, total: None,
         stop=lambda: None,
@@ -167,10 +169,10 @@ class Probes:
 
     def _task(self, stage: str, config: ConfigDict) -> Task:
         if stage == "meta_learn":
-            return meta_learning.make(config, images.open_splits(**config.data), **ONE_PROCESS)
+            return build_meta_learning(config, sources=images.open_splits(**config.data))
         opened = reader.open_functaset(self._functaset, field_digest=None)
         if stage == "classify":
-            return classification.make(config, opened, **ONE_PROCESS)
+            return build_classification(config, opened)
         return generation.make(config, opened, decode=lambda latents: latents, **ONE_PROCESS)
 
     def _sample(self, task, config):
@@ -219,7 +221,7 @@ class Probes:
 
     def _step(self, task, config):
         """The step on the mesh, and what lies where."""
-        mesh = stages.Run(config, self._folder(), say=lambda line: None).mesh
+        mesh = run_lib.Run(config, self._folder(), say=lambda line: None).mesh
         state = step.described_state(task, mesh)
         place = NamedSharding(mesh, PartitionSpec(task.spec[0]))
         batch = {
@@ -257,7 +259,7 @@ class Probes:
     def _loop(self, task, config):
         """What the real loop does at which step, with a task of three numbers on the same batches."""
         saved: list[tuple[str, int, str]] = []
-        run = stages.Run(config, self._folder(), say=lambda line: None)
+        run = run_lib.Run(config, self._folder(), say=lambda line: None)
         run.__dict__["interruption"] = types.SimpleNamespace(
             requested=lambda step: False, align=lambda: None
         )
@@ -289,7 +291,7 @@ class Probes:
     def _stages(self, config):
         done: list[str] = []
 
-        def note(stage: str, run: stages.Run) -> dict:
+        def note(stage: str, run: run_lib.Run) -> dict:
             done.append(stage)
             return {"earlier_seconds": 0.0}
 

@@ -13,9 +13,11 @@ from PIL import Image
 
 from configs import cifar10_spatial
 from functa.data import loader
-from functa.fields import builders, inner_loop
-from functa.fields.field import make_field
+from functa.fields import inner_loop
+from functa.fields.fitter import build_field
+from functa.fields.pixels import to_float
 from functa.training.tasks import meta_learning
+from functa.training.tasks.builders import build_meta_learning
 from tests.cli.functaset_tools_test import refusal
 from tests.conftest import ROOT
 from tests.support import functaset_sets
@@ -44,11 +46,11 @@ def test_the_plain_reference_is_the_fast_path(config, kind):
     """Values and outer gradients, second order; the project's own bound is 1e-5 relative."""
     config = config.copy_and_resolve_references()
     config.field.map = kind
-    field, loop = make_field(config), config.inner_loop
-    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    field, loop = build_field(config), config.inner_loop
+    task = build_meta_learning(config, sources={})
     params = jax.jit(task.init)(jax.random.key(1))
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    images = builders.to_float(images)
+    images = to_float(images)
 
     def fast(params):
         fitted = inner_loop.fit(

@@ -145,4 +145,4 @@ def test_a_field_without_a_classifier_has_a_row(project):
 def test_every_preset_it_runs_has_no_fault(preset, shape):
     experiment = cifar10_functa if shape.startswith("1x1") else cifar10_spatial
     config = experiment.get_config(f"{shape},{preset}")
-    assert validation.check(config, None, stages=config.stages) == []
+    assert validation.validate(config, None, stages=config.stages) == []

@@ -13,7 +13,7 @@ import pytest
 from configs import cifar10_spatial, digits, imagenet
 from functa.plan import xla_stats
 from functa.runtime import mesh
-from functa.training.tasks import meta_learning
+from functa.training.tasks.builders import build_meta_learning
 from functa.training.train_step import initial_state
 from tests.conftest import ROOT
 
@@ -38,7 +38,7 @@ def test_a_step_sends_the_gradient_once_and_scalars(config):
     )
     (found,) = xla_stats.collectives(xla_stats.training_step(config, whole))
     assert found.kind == "all-reduce"
-    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    task = build_meta_learning(config, sources={})
     state = jax.eval_shape(functools.partial(initial_state, task), jax.random.key(0))
     (numbers,) = found.numbers
     params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -49,7 +49,7 @@ def test_a_step_sends_the_gradient_once_and_scalars(config):
 def test_fitting_sends_nothing(options):
     config, whole = cifar10_spatial.get_config(options), mesh.make_mesh()
     assert xla_stats.collectives(xla_stats.encoder(config, whole)) == []
-    task = meta_learning.make(config, {}, process_index=0, process_count=1)
+    task = build_meta_learning(config, sources={})
     params = jax.eval_shape(task.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((16, *config.data.image_shape), np.uint8)
     evaluate = jax.jit(

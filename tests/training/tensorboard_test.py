@@ -106,7 +106,7 @@ def test_text_and_settings(tmp_path):
     board.text(0, {"note": "**bold**"})
     board.hparams(
         {
-            "field": {"latent_shape": (8, 8, 16), "w0": 10.0, "coords": "local"},
+            "field": {"latent_shape": (8, 8, 16), "w0": 10.0, "coordinates": "local"},
             "flip": True,
             "stages": ["encode", "classify"],
             "seed": np.int64(3),
@@ -120,7 +120,7 @@ def test_text_and_settings(tmp_path):
     hparams = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert hparams["field.latent_shape"].string_value == "8x8x16"
     assert hparams["field.w0"].number_value == 10
-    assert hparams["field.coords"].string_value == "local"
+    assert hparams["field.coordinates"].string_value == "local"
     assert hparams["flip"].bool_value is True
     assert hparams["stages"].string_value == "encode, classify"
     assert hparams["seed"].string_value == "3"

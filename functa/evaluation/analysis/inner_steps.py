@@ -9,8 +9,9 @@ import optax
 
 from functa.evaluation.analysis.table import Column, Table
 from functa.evaluation.analysis.trained_field import Subject, cell_loss, mean_psnr, scores
-from functa.fields import builders, inner_loop
+from functa.fields import inner_loop
 from functa.fields.field import Field
+from functa.fields.pixels import to_float
 
 FREE_STEPS = 300
 _FREE_RATE = 0.05  # first step of Adam, in standard deviations of the channel
@@ -40,7 +41,7 @@ def continue_steps(
 
     def step(carry, _):
         latents, gradient = carry
-        latents = inner_loop.descend(field, latents, rates, gradient)
+        latents = inner_loop.inner_step(field, latents, rates, gradient)
         (_, errors), gradient = loss(latents)
         return (latents, gradient), errors
 
@@ -82,7 +83,7 @@ def steps(subject: Subject) -> dict[str, Table]:
 
     @jax.jit
     def go_on(images, latents):
-        images = builders.to_float(images)
+        images = to_float(images)
         field, params = subject.field, subject.params
         log_lrs = params["log_inner_lrs"]
         return continue_steps(
@@ -114,7 +115,7 @@ def free(subject: Subject) -> dict[str, Table]:
 
     @jax.jit
     def refine_batch(images, latents):
-        images = builders.to_float(images)
+        images = to_float(images)
         field, params = subject.field, subject.params["field"]
         return refine(field, params, unit, images, latents, steps=FREE_STEPS)
 

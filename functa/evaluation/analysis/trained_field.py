@@ -11,8 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from functa.data.images import ImageSource
-from functa.fields import builders, psnr
-from functa.fields.field import make_field
+from functa.fields import psnr
+from functa.fields.fitter import build_fitter
 from functa.training.tasks import meta_learning
 
 # Of the train split, for ranges and tables of what is stored in few bits: so many images, but no more than of so
@@ -50,13 +50,14 @@ class Subject:
         count: int,
         crops: dict[int, np.ndarray],
     ):
-        self.config, self.field, self.crops = config, make_field(config), crops
+        fitter = build_fitter(config)
+        self.config, self.field, self.crops = config, fitter.field, crops
         self.params = jax.device_get(params)  # one device computes
         self.train = sources["train"]
         rows = np.linspace(0, sources[split].num_examples - 1, count).astype(np.int64)
         batch = sources[split].read(rows)
         self.images, self.labels = batch["image"], batch["label"]
-        self._fit = jax.jit(builders.make_fit(config))
+        self._fit = jax.jit(fitter.fit)
         self._decode = jax.jit(self.field, static_argnums=2)
 
     def in_batches(self, function: Callable[..., Any], *arrays: np.ndarray, part: int = 1) -> Any:
@@ -81,7 +82,7 @@ class Subject:
         """The inner loop as it was trained, of images [n, h, w, c] uint8."""
 
         def fit_batch(images):
-            result = self._fit(self.params, builders.to_float(images))
+            result = self._fit(self.params, to_float(images))
             return Fitted(result.latents, result.losses.T)
 
         return self.in_batches(fit_batch, images)

@@ -1,4 +1,4 @@
-"""The classify stage: a classifier trained on the latents of a functaset."""
+"""The classify task: trains a classifier on the latents of a functaset."""
 
 import functools
 from collections.abc import Callable
@@ -23,33 +23,32 @@ from functa.runtime.config import range_errors
 from functa.training import optimizers
 from functa.training.tasks import Illustrations, PyTree, Task
 
-ILLUSTRATED_EXAMPLES = 256
-TOP = 5  # classes that an example may be told to be of, in top5_accuracy
-_MEANS = {"correct": "accuracy", "in_top5": "top5_accuracy", "loss": "loss"}  # of rows
+_SHOWN_EXAMPLES = 256
+TOP_K = 5  # of top5_accuracy
+_METRIC_NAMES = {"correct": "accuracy", "in_top5": "top5_accuracy", "loss": "loss"}
 
 
 def make(
-    config: ConfigDict,
-    functaset: reader.Functaset,
+    settings: ConfigDict,
     *,
+    functaset: reader.Functaset,
+    latent_shape: tuple[int, int, int],
+    num_classes: int,
+    seed: int,
     process_index: int,
     process_count: int,
 ) -> Task:
-    """The task of training `config.classify.model` on `functaset`.
+    """The task of the stage `classify`.
 
+    Args:
+      settings: config.classify.
     Raises:
-      ValueError: impossible values in `config.classify` (all of them, see `check`), or a functaset
-        whose statistics cannot normalise.
-      TypeError: a misspelt optimiser key.
+      ValueError: a setting is impossible, or the statistics of the functaset cannot normalize.
+      TypeError: an optimizer key is unknown.
     """
-    problems = check(config)
-    if problems:
-        raise ValueError("; ".join(problems))
-    settings = config.classify
-    num_classes = config.data.num_classes
     module = classifier.make_model(num_classes=num_classes, **settings.model)
     normalize = make_normalization(functaset, kind=settings.normalization).normalize
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(settings)
     batches = LatentBatches(
         functaset,
         cache=settings.cache,
@@ -59,10 +58,10 @@ def make(
     )
     return Task(
         name="classify",
-        init=make_init(module, latent_shape=tuple(config.field.latent_shape)),
+        init=make_init(module, latent_shape=latent_shape),
         draw=make_draw(
             normalize,
-            make_augment(config),
+            make_augment(settings, latent_shape),
             num_classes=num_classes,
             mixup=settings.mixup,
         ),
@@ -76,10 +75,7 @@ def make(
         watch=lambda params: ({}, ""),
         images_per_step=settings.batch_size,
         train_batches=lambda first_step, last_step: batches.train(
-            batch_size=settings.batch_size,
-            first_step=first_step,
-            last_step=last_step,
-            seed=config.seed,
+            batch_size=settings.batch_size, first_step=first_step, last_step=last_step, seed=seed
         ),
         eval_batches=lambda split: batches.whole(split, batch_size=settings.eval_batch_size),
         illustrate=make_illustrate(
@@ -90,34 +86,33 @@ def make(
     )
 
 
-def check(config: ConfigDict) -> list[str]:
-    """Every impossible value in `config.classify`, each with its number; [] if there is none."""
-    settings = config.classify
+def validate(
+    settings: ConfigDict, *, latent_shape: tuple[int, int, int], num_classes: int
+) -> list[str]:
+    """Problems of config.classify, one line each."""
     problems = []
     params = None
     try:
-        model = classifier.make_model(num_classes=config.data.num_classes, **settings.model)
-        init = make_init(model, latent_shape=tuple(config.field.latent_shape))
-        params = jax.eval_shape(init, jax.random.key(0))
+        model = classifier.make_model(num_classes=num_classes, **settings.model)
+        params = jax.eval_shape(make_init(model, latent_shape=latent_shape), jax.random.key(0))
     except (TypeError, ValueError, flax.errors.FlaxError) as error:
         problems.append(f"classify.model: {error}")
     try:
-        make_optimizer(config)
+        make_optimizer(settings)
         if params is not None and settings.optimizer.layer_decay < 1:
             classifier.layer_rates(params, decay=settings.optimizer.layer_decay)
     except (TypeError, ValueError) as error:
-        told = str(error).replace("optimizer.", "classify.optimizer.")
-        problems += told.splitlines()
+        problems += str(error).replace("optimizer.", "classify.optimizer.").splitlines()
     try:
-        make_augment(config)
+        make_augment(settings, latent_shape)
     except (TypeError, ValueError) as error:
         problems.append(f"classify.augment: {error}")
-    if settings.normalization not in KINDS:
-        problems.append(f"classify.normalization={settings.normalization!r}: {', '.join(KINDS)}")
-    if settings.cache not in CACHES:
-        problems.append(f"classify.cache={settings.cache!r}: {', '.join(CACHES)}")
-    if settings.copies not in COPIES:
-        problems.append(f"classify.copies={settings.copies!r}: {', '.join(COPIES)}")
+    choices = {"normalization": KINDS, "cache": CACHES, "copies": COPIES}
+    problems += [
+        f"classify.{key}={settings[key]!r} is unknown; choose from {', '.join(known)}"
+        for key, known in choices.items()
+        if settings[key] not in known
+    ]
     return problems + range_errors(
         {
             "classify.mixup": (settings.mixup, 0.0, 1e3),
@@ -126,33 +121,35 @@ def check(config: ConfigDict) -> list[str]:
     )
 
 
-def make_optimizer(config: ConfigDict) -> optimizers.Optimizer:
-    """The optimiser of config.classify, with a learning rate for each block where layer_decay is below 1.
+def make_optimizer(settings: ConfigDict) -> optimizers.Optimizer:
+    """The optimizer of config.classify, with a learning rate per block if layer_decay is below 1.
 
     Raises:
       ValueError, TypeError: impossible values.
     """
-    settings = config.classify
     shared = dict(settings.optimizer)
     decay = shared.pop("layer_decay")
     problems = range_errors({"optimizer.layer_decay": (decay, 1e-3, 1.0)})
     if problems:
         raise ValueError("\n".join(problems))
-    made = optimizers.make(**shared, steps=settings.steps, decay_mask=classifier.decay_mask)
+    optimizer = optimizers.make(**shared, steps=settings.steps, decay_mask=classifier.decay_mask)
     if decay == 1:
-        return made
+        return optimizer
     rates = optimizers.scaled(functools.partial(classifier.layer_rates, decay=decay))
-    return optimizers.Optimizer(optax.chain(made.transformation, rates), made.learning_rate)
+    return optimizers.Optimizer(
+        optax.chain(optimizer.transformation, rates), optimizer.learning_rate
+    )
 
 
-def make_augment(config: ConfigDict) -> latent_augmentation.Augment:
-    """As config.classify.augment says; raises ValueError for what it cannot be."""
-    shape = tuple(config.field.latent_shape)
-    return latent_augmentation.make(latent_shape=shape, **config.classify.augment)
+def make_augment(
+    settings: ConfigDict, latent_shape: tuple[int, int, int]
+) -> latent_augmentation.Augment:
+    """The augmentation of config.classify.augment. Raises ValueError for impossible values."""
+    return latent_augmentation.make(latent_shape=latent_shape, **settings.augment)
 
 
 def make_init(module: nn.Module, *, latent_shape: tuple[int, ...]) -> Callable[[jax.Array], PyTree]:
-    """init(key) -> params of `module` for latents [b, *latent_shape]."""
+    """Returns init(key) -> params of `module` for latents [b, *latent_shape]."""
 
     def init(key: jax.Array) -> PyTree:
         latents = jnp.zeros((1, *latent_shape), jnp.float32)
@@ -172,12 +169,12 @@ def make_draw(
     num_classes: int,
     mixup: float,
 ) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
-    """draw of Task: what the model is given and is to say.
+    """Returns `Task.draw`: the inputs and targets of a training batch.
 
     Returns:
-      (batch, key) -> latents [b, i, j, d] float32, normalised, augmented and mixed; targets [b, num_classes]
-      float32, probabilities; keys [b] of dropout. Every random number is a function of the key and of the
-      position in the global batch.
+      (batch, key) -> {latents [b, i, j, d] float32, normalized, augmented and mixed; targets
+      [b, num_classes] float32 probabilities; keys [b] of dropout}. Every random number is a function of
+      the key and of the position in the global batch.
     """
 
     def draw(batch: Any, key: jax.Array) -> dict[str, jax.Array]:
@@ -195,9 +192,9 @@ def make_draw(
 def make_loss(
     module: nn.Module, *, label_smoothing: float
 ) -> Callable[[PyTree, Any], tuple[jax.Array, dict[str, jax.Array]]]:
-    """loss of Task: mean softmax cross-entropy in nats.
+    """Returns `Task.loss`: mean softmax cross-entropy in nats.
 
-    "accuracy" is the fraction whose most likely class is the most heavily weighted one.
+    The logged "accuracy" is the fraction of examples whose most likely class has the largest target.
     """
 
     def logits_of_one(params: PyTree, latents: jax.Array, key: jax.Array) -> jax.Array:
@@ -217,9 +214,13 @@ def make_loss(
 def make_evaluate(
     module: nn.Module, normalize: Callable[[jax.Array], jax.Array]
 ) -> Callable[[PyTree, Any], dict[str, jax.Array]]:
-    """evaluate(params, batch) -> rows [b]: correct (0 or 1) and loss float32, prediction and label
-    int32; of more than five classes also in_top5 (0 or 1) float32. The loss is the plain
-    cross-entropy in nats, without label smoothing."""
+    """Returns `Task.evaluate`.
+
+    Returns:
+      (params, batch) -> rows [b]: correct (0 or 1) and loss float32, prediction and label int32; with
+      more than five classes also in_top5 (0 or 1) float32. The loss is the cross-entropy in nats,
+      without label smoothing.
+    """
 
     def evaluate(params: PyTree, batch: Any) -> dict[str, jax.Array]:
         logits = _logits(module, params, normalize(float32_latents(batch)), train=False)
@@ -231,8 +232,8 @@ def make_evaluate(
             "prediction": prediction,
             "label": label,
         }
-        if logits.shape[-1] > TOP:
-            likely = jax.lax.top_k(logits, TOP)[1].astype(label.dtype)
+        if logits.shape[-1] > TOP_K:
+            likely = jax.lax.top_k(logits, TOP_K)[1].astype(label.dtype)
             rows["in_top5"] = jnp.any(likely == label[:, None], axis=-1).astype(jnp.float32)
         return rows
 
@@ -243,18 +244,19 @@ def summarize(rows: dict[str, np.ndarray]) -> dict[str, float]:
     """Metrics of a split from the rows of `evaluate`.
 
     Returns:
-      accuracy, a fraction in [0, 1]; accuracy_standard_error, the binomial sqrt(a (1 - a) / N);
-      top5_accuracy, of more than five classes: the fraction whose label is one of the five most likely;
-      loss, the mean cross-entropy in nats.
+      accuracy, in [0, 1]; accuracy_standard_error, the binomial sqrt(a (1 - a) / N); with more than
+      five classes top5_accuracy; loss, the mean cross-entropy in nats.
     Raises:
       ValueError: there are no rows.
     """
     count = len(rows["correct"]) if rows else 0
     if count == 0:
-        raise ValueError("a split of 0 examples has no accuracy; data.validation_examples sets one")
-    means = {key: float(np.mean(rows[key], dtype=np.float64)) for key in rows if key in _MEANS}
+        raise ValueError("an empty split has no accuracy: set data.validation_examples above 0")
+    means = {
+        key: float(np.mean(rows[key], dtype=np.float64)) for key in rows if key in _METRIC_NAMES
+    }
     accuracy = means["correct"]
-    return {_MEANS[key]: mean for key, mean in means.items()} | {
+    return {_METRIC_NAMES[key]: mean for key, mean in means.items()} | {
         "accuracy_standard_error": (accuracy * (1 - accuracy) / count) ** 0.5
     }
 
@@ -265,8 +267,10 @@ def make_illustrate(
     *,
     source: Callable[[], Any],
 ) -> Callable[[PyTree], Illustrations]:
-    """Histograms over the first examples of `source()`: the norm of the normalised latents, and the
-    confidence (probability of the most likely class). No images."""
+    """Returns `Task.illustrate`: histograms over the first examples of `source()`.
+
+    They show the norm of the normalized latents and the probability of the most likely class.
+    """
 
     @jax.jit
     def statistics(params: PyTree, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -277,9 +281,9 @@ def make_illustrate(
 
     def illustrate(params: PyTree) -> Illustrations:
         examples = source()
-        count = min(ILLUSTRATED_EXAMPLES, examples.num_examples)
+        count = min(_SHOWN_EXAMPLES, examples.num_examples)
         latents = float32_latents(examples.read(np.arange(count)))
-        # on this process alone: the others need not take part in a picture
+        # On this process only, so on host arrays.
         norms, confidence = jax.device_get(statistics(jax.device_get(params), latents))
         return Illustrations(images={}, histograms={"input_norm": norms, "confidence": confidence})
 
@@ -287,12 +291,12 @@ def make_illustrate(
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts [num_classes, num_classes] int64: row = true class, column = predicted class.
+    """Counts of (true class, predicted class): [num_classes, num_classes] int64.
 
     Args:
       labels, predictions: [n] integers in [0, num_classes).
     Raises:
-      ValueError: an integer outside that range.
+      ValueError: a class is out of range.
     """
     pairs = np.stack([np.asarray(labels), np.asarray(predictions)]).astype(np.int64)
     if pairs.size and not 0 <= pairs.min() <= pairs.max() < num_classes:

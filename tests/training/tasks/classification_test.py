@@ -12,6 +12,7 @@ import pytest
 from configs import common
 from functa.models import classifier
 from functa.training.tasks import classification
+from functa.training.tasks.builders import build_classification
 from tests.support import losses
 
 CLASSES = 3
@@ -75,9 +76,14 @@ def make_config(**changes):
     return config
 
 
+def check(config):
+    shapes = {"latent_shape": tuple(config.field.latent_shape), "num_classes": CLASSES}
+    return classification.validate(config.classify, **shapes)
+
+
 def make_task(functaset=None, **changes):
     functaset = functaset or FakeFunctaset(train=64, validation=10, test=10)
-    return classification.make(make_config(**changes), functaset, process_index=0, process_count=1)
+    return build_classification(make_config(**changes), functaset)
 
 
 def batch_of(size=16, seed=0):
@@ -377,7 +383,7 @@ def test_layers_learn_at_rates_of_their_own():
 )
 def test_everything_impossible_is_listed_at_once(changes, messages):
     config = make_config(**changes)
-    problems = classification.check(config)
+    problems = check(config)
     assert len(problems) == len(messages)
     assert all(any(message in problem for problem in problems) for message in messages)
     with pytest.raises(ValueError, match=messages[0]):
@@ -385,4 +391,4 @@ def test_everything_impossible_is_listed_at_once(changes, messages):
 
 
 def test_a_possible_config_has_no_problems():
-    assert classification.check(make_config()) == []
+    assert check(make_config()) == []

@@ -7,10 +7,14 @@ import pytest
 
 from configs import digits
 from functa.evaluation import pca_baseline
-from functa.fields import builders, inner_loop
-from functa.fields.field import make_field
+from functa.fields import inner_loop, linearization
+from functa.fields.fitter import build_field, build_fitter
+from functa.fields.image_parts import random_windows, window_field
+from functa.fields.pixels import to_float
+from functa.pipeline.validation import first_step_problems
 from functa.runtime import mesh as mesh_lib
 from functa.training.tasks import meta_learning
+from functa.training.tasks.builders import build_meta_learning
 from functa.training.train_step import NONE_BAD, TrainState, make_step
 from tests.support import losses
 
@@ -41,7 +45,7 @@ def make_config(**changes):
 
 def make(config, count=32):
     sources = {split: Images(count) for split in ("train", "validation", "test")}
-    return meta_learning.make(config, sources, process_index=0, process_count=1)
+    return build_meta_learning(config, sources=sources)
 
 
 def one_device_mesh():
@@ -56,13 +60,11 @@ def begin(task, params):
 
 @pytest.mark.parametrize(("side", "cells", "corners"), [(1, 16, 12), (2, 64, 6), (3, 144, 2)])
 def test_random_windows_are_windows_of_their_image(side, cells, corners):
-    field = make_field(
+    field = build_field(
         make_config(**{"data.image_shape": (8, 6, 1), "field.latent_shape": (4, 3, 8)})
     )
     images = np.arange(7 * 48, dtype=np.uint8).reshape(7, 8, 6, 1)
-    windows = meta_learning.random_windows(
-        jax.random.key(0), jnp.asarray(images), field, cells=cells, side=side
-    )
+    windows = random_windows(jax.random.key(0), jnp.asarray(images), field, cells=cells, side=side)
     assert windows.shape == (7 * 16, 2 * side, 2 * side, 1)
     drawn = set()
     for index, window in enumerate(np.asarray(windows)):
@@ -103,10 +105,10 @@ def test_all_cells_of_an_image_give_the_loss_of_the_image():
     images = Images(4).images
     expected, _ = losses.whole(whole)(params, {"image": images}, jax.random.key(1))
     config = make_config()
-    field = make_field(config)
-    cells = builders.to_float(images).reshape(4, 2, 4, 2, 4, 1).swapaxes(2, 3).reshape(16, 4, 4, 1)
+    field = build_field(config)
+    cells = to_float(images).reshape(4, 2, 4, 2, 4, 1).swapaxes(2, 3).reshape(16, 4, 4, 1)
     fit = inner_loop.fit(
-        field.of_window(1),
+        window_field(field, 1),
         params["field"],
         params["log_inner_lrs"],
         cells,
@@ -131,12 +133,10 @@ def test_the_logarithmic_loss_is_of_images_not_of_cells(cells, side):
     task = make(config)
     params = task.init(jax.random.key(0))
     loss, logs = losses.whole(task)(params, {"image": images}, key)
-    seen, field = builders.to_float(images), make_field(config)
+    seen, field = to_float(images), build_field(config)
     if cells:
-        seen = meta_learning.random_windows(
-            jax.random.split(key)[0], seen, field, cells=cells, side=side
-        )
-        field = field.of_window(side)
+        seen = random_windows(jax.random.split(key)[0], seen, field, cells=cells, side=side)
+        field = field.window(side)
     loop = config.inner_loop
     fitted = inner_loop.fit(
         field, params["field"], params["log_inner_lrs"], seen, steps=loop.steps, second_order=True
@@ -147,23 +147,23 @@ def test_the_logarithmic_loss_is_of_images_not_of_cells(cells, side):
 
 
 def test_an_unknown_loss_is_told():
-    (told,) = meta_learning.check(make_config(**{"meta_learn.loss": "l1"}))
+    (told,) = meta_learning.validate(make_config(**{"meta_learn.loss": "l1"}))
     assert told == "meta_learn.loss='l1': known are mse, log_mse"
 
 
 def test_rates_start_at_the_stated_multiple_of_the_inverse_curvature():
     config = make_config(**{"inner_loop.initial_lr": 0.5})
     params = make(config).init(jax.random.key(0))
-    cell = make_field(config).of_window(1)
-    curvature = inner_loop.spectral_radius(cell, params["field"], jnp.zeros((1, 1, 1, 1)))[0]
+    cell = window_field(build_field(config), 1)
+    curvature = linearization.spectral_radius(cell, params["field"], jnp.zeros((1, 1, 1, 1)))[0]
     np.testing.assert_allclose(jnp.exp(params["log_inner_lrs"]), 0.5 / curvature, rtol=0.02)
 
 
 def test_the_approach_of_instability_is_noticed():
     task = make(make_config())
     params = task.init(jax.random.key(0))
-    field = make_field(make_config()).of_window(1)
-    radii = inner_loop.spectral_radius(field, params["field"], params["log_inner_lrs"])
+    field = window_field(build_field(make_config()), 1)
+    radii = linearization.spectral_radius(field, params["field"], params["log_inner_lrs"])
     scalars, warning = task.watch(params)
     np.testing.assert_allclose([scalars[f"inner_radius_{k}"] for k in range(3)], radii, rtol=1e-5)
     assert not warning
@@ -187,13 +187,15 @@ def test_a_field_that_hears_no_latents_has_no_radius():
 
 
 def test_an_unstable_first_step_is_told_with_its_numbers():
-    assert builders.check_first_step(make_config()) == []
-    (told,) = builders.check_first_step(make_config(**{"inner_loop.initial_lr": 3.0}))
-    numbers = re.search(r"curvature is (\S+), so rates below (\S+) are .* rate is (\S+) \(", told)
-    curvature, stable, rate = (float(number) for number in numbers.groups())
+    assert first_step_problems(make_config()) == []
+    (told,) = first_step_problems(make_config(**{"inner_loop.initial_lr": 3.0}))
+    numbers = re.search(
+        r"rate is (\S+) \(.* curvature (\S+), clipped .* below (\S+) are stable", told
+    )
+    rate, curvature, stable = (float(number) for number in numbers.groups())
     assert stable == pytest.approx(2 / curvature, rel=1e-3)
     assert rate == pytest.approx(3 / curvature, rel=1e-3)
-    assert builders.check_first_step(make_config(**{"inner_loop.min_lr": 900.0})) != []
+    assert first_step_problems(make_config(**{"inner_loop.min_lr": 900.0})) != []
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e-3, 2e-3), (1e4, 2e4)])
@@ -231,7 +233,7 @@ def test_evaluation_scores_whole_images():
     params = task.init(jax.random.key(0))
     images = Images(6).images
     rows = task.evaluate(params, {"image": images})
-    fit = builders.make_fit(make_config())(params, builders.to_float(images))
+    fit = build_fitter(make_config()).fit(params, to_float(images))
     mse = np.mean(np.square(np.asarray(fit.values) - images / np.float32(255)), axis=(1, 2, 3))
     np.testing.assert_allclose(rows["mse"], mse, rtol=1e-5)
     summary = task.summarize({name: np.asarray(value) for name, value in rows.items()})
@@ -244,7 +246,7 @@ def test_pca_of_the_embedded_digits_is_the_published_baseline():
 
     config = digits.get_config()
     sources = images.open_splits(**config.data)
-    psnr = pca_baseline.pca_psnr(sources["train"], sources["test"], make_field(config))
+    psnr = pca_baseline.pca_psnr(sources["train"], sources["test"], build_field(config))
     assert len(psnr) == 360
     assert psnr.mean() == pytest.approx(18.95, abs=0.25)  # another split of the same digits
 
@@ -260,7 +262,7 @@ def test_pca_of_the_embedded_digits_is_the_published_baseline():
         ({"meta_learn.cells_per_image": 9}, "grid of 2x2 has 4 cells"),
         ({"meta_learn.cells_per_image": 2, "meta_learn.window": 2}, "multiple of the 4 cells"),
         ({"meta_learn.window": 0}, "multiple of the 0 cells"),
-        ({"field.lookup": "bilinear"}, "cells_per_image=0"),
+        ({"field.interpolation": "bilinear"}, "cells_per_image=0"),
         ({"field.latent_shape": (3, 3, 8)}, "3x3 does not divide"),
     ],
 )
