@@ -4,8 +4,7 @@ import pytest
 from functa.fields import coordinates
 
 
-def test_pixel_centres_of_a_cell_of_four_pixels():
-    # DESIGN: .125 .375 .625 .875
+def test_local_coordinates_of_a_cell_with_four_pixels():
     rows = coordinates.pixel_centers(8)
     local = coordinates.axis_features("local", rows, cells=2, pixels=8)[:, 0]
     np.testing.assert_allclose(local, [0.125, 0.375, 0.625, 0.875] * 2, atol=1e-6)
@@ -19,7 +18,7 @@ def test_nearest_index_counts_cells():
 
 
 @pytest.mark.parametrize(("pixels", "cells"), [(8, 2), (12, 3), (6, 1), (5, 3)])
-def test_interpolation_matrix_against_a_loop(pixels, cells):
+def test_interpolation_matrix_matches_a_loop(pixels, cells):
     rng = np.random.default_rng(0)
     values = rng.normal(size=cells)
     points = coordinates.pixel_centers(pixels)
@@ -39,7 +38,7 @@ def test_interpolation_matrix_against_a_loop(pixels, cells):
     ("pixels", "cells", "parts"),
     [(32, 8, 1), (32, 8, 4), (32, 4, 2), (6, 3, 1), (5, 5, 1), (28, 1, 1)],
 )
-def test_orthonormalizer_undoes_the_overlap_of_cells(pixels, cells, parts):
+def test_orthonormalizer_inverts_the_gram_matrix(pixels, cells, parts):
     points = coordinates.pixel_centers(pixels)
     root = coordinates.orthonormalizer(points, cells, parts=parts)
     values = np.repeat(np.eye(cells), parts, axis=0)
@@ -51,20 +50,20 @@ def test_orthonormalizer_undoes_the_overlap_of_cells(pixels, cells, parts):
     assert eigenvalues.max() <= 2 + 1e-5
 
 
-def test_binary_code_of_32_pixels_has_five_bits_highest_first():
+def test_binary_code_of_32_pixels_has_five_bits_most_significant_first():
     code = coordinates.axis_features("binary", coordinates.pixel_centers(32), cells=8, pixels=32)
     assert code.shape == (32, 5)
     np.testing.assert_array_equal(code @ [16, 8, 4, 2, 1], np.arange(32))
 
 
-def test_binary_code_repeats_at_a_finer_resolution():
+def test_binary_code_repeats_at_a_higher_resolution():
     fine = coordinates.axis_features("binary", coordinates.pixel_centers(64), cells=8, pixels=32)
     coarse = coordinates.axis_features("binary", coordinates.pixel_centers(32), cells=8, pixels=32)
     np.testing.assert_array_equal(fine[::2], coarse)
     np.testing.assert_array_equal(fine[1::2], coarse)
 
 
-def test_periodic_features_are_continuous_across_cells_and_tell_pixels_apart():
+def test_periodic_features_are_continuous_across_cells_and_distinguish_pixels():
     border = np.float32([0.25 - 1e-6, 0.25 + 1e-6])
     left, right = coordinates.axis_features("periodic", border, cells=4, pixels=16)
     np.testing.assert_allclose(left, right, atol=2e-4)
@@ -83,6 +82,6 @@ def test_grid_features_put_the_row_first():
     np.testing.assert_allclose(features[1, 2], [0.9, 0.6])
 
 
-def test_unknown_coords_are_named():
+def test_unknown_coordinates_are_rejected():
     with pytest.raises(ValueError, match="polar"):
         coordinates.axis_features("polar", np.float32([0]), cells=1, pixels=1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from functa.fields import coordinates, inner_loop, linearization
-from tests.fields.field_test import make, with_neighbours
+from tests.fields.field_test import make_field, with_random_map
 
 FIELDS = {
     "nearest": {},
@@ -27,8 +27,22 @@ FIELDS = {
 }
 
 
+def inner_loop_of(**changes):
+    settings = dict(
+        steps=3,
+        lr_shape="channel",
+        lr_per_step=True,
+        initial_lr=0.1,
+        min_lr=1e-3,
+        max_lr=1e3,
+        second_order=True,
+        chunks=1,
+    )
+    return inner_loop.InnerLoop(**(settings | changes))
+
+
 def slow_root(field):
-    """[i, j, i, j]: the inverse square root of the Gram matrix of lookup, over all cells at once."""
+    """Reference: inverse square root of the Gram matrix of interpolation, over all cells: [i, j, i, j]."""
     (h, w, _), (i, j, _), u = field.image_shape, field.latent_shape, field.upsampling
     if field.interpolation == "nearest":
         return np.eye(i * j, dtype=np.float32).reshape(i, j, i, j)
@@ -45,9 +59,7 @@ def slow_root(field):
 
 
 def slow_fit(field, params, log_lrs, image, steps):
-    """One image, whole, every gradient by automatic differentiation, the loss as DESIGN writes it.
-
-    Latents are root @ u, and it is u that descends."""
+    """Reference: one image, all gradients by automatic differentiation, descent on u, latents = root @ u."""
     i, j, _ = field.latent_shape
     h, w, c = image.shape
     root = slow_root(field)
@@ -72,11 +84,11 @@ def images():
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_fit_and_its_outer_gradients_against_the_slow_reference(name):
-    field = make(**FIELDS[name])
+def test_fit_and_outer_gradients_match_the_reference(name):
+    field = make_field(**FIELDS[name])
     images = jax.random.uniform(jax.random.key(5), (2, *field.image_shape))
-    params = with_neighbours(field.init(jax.random.key(0)))
-    shape = inner_loop.lrs_shape(field.latent_shape, lr_shape="channel", steps=3, lr_per_step=True)
+    params = with_random_map(field.init(jax.random.key(0)))
+    shape = inner_loop_of(steps=3).lrs_shape(field.latent_shape)
     log_lrs = jax.random.uniform(jax.random.key(2), shape, minval=-1.0, maxval=2.0)
 
     def fast(params, log_lrs):
@@ -103,11 +115,11 @@ def test_fit_and_its_outer_gradients_against_the_slow_reference(name):
 
 @pytest.mark.parametrize("name", [name for name in FIELDS if name.startswith("nearest")])
 @pytest.mark.parametrize("second_order", [True, False])
-def test_chunks_change_memory_and_not_results(name, second_order):
-    """Values, latents and outer gradients of an image worked on in parts, to rounding."""
-    field = make(**FIELDS[name])
+def test_chunks_do_not_change_results(name, second_order):
+    """Values, latents and outer gradients agree to rounding."""
+    field = make_field(**FIELDS[name])
     images = jax.random.uniform(jax.random.key(5), (2, *field.image_shape))
-    params = with_neighbours(field.init(jax.random.key(0)))
+    params = with_random_map(field.init(jax.random.key(0)))
     log_lrs = jnp.zeros((3, 1, 1, 1))
 
     def loss(params, log_lrs, chunks):
@@ -128,8 +140,8 @@ def test_chunks_change_memory_and_not_results(name, second_order):
 
 
 def test_chunks_need_less_memory():
-    """Of the compiled program: no run, no clock. The derivative keeps one part, not all."""
-    field = make(image_shape=(64, 64, 3), latent_shape=(16, 16, 4), width=64)
+    """By the memory analysis of the compiled outer gradient."""
+    field = make_field(image_shape=(64, 64, 3), latent_shape=(16, 16, 4), width=64)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     params = jax.eval_shape(field.init, jax.random.key(0))
 
@@ -152,22 +164,21 @@ def test_chunks_need_less_memory():
     [
         ({}, 3, "chunks=3 must divide the"),
         ({}, 0, "chunks=0 must divide the"),
-        (FIELDS["bilinear"], 2, "chunks=2: parts of a field want interpolation=nearest"),
+        (FIELDS["bilinear"], 2, "chunks=2 needs field.interpolation"),
     ],
 )
-def test_chunks_that_cannot_be_are_refused(field, chunks, message):
+def test_impossible_chunks_are_rejected(field, chunks, message):
     with pytest.raises(ValueError, match=message):
-        inner_loop.validate_chunks(make(**field), chunks)
+        inner_loop.validate_chunks(make_field(**field), chunks)
 
 
 @pytest.mark.parametrize("lr_shape", inner_loop.LR_SHAPES)
 @pytest.mark.parametrize("lr_per_step", [False, True])
-def test_every_shape_of_rates(lr_shape, lr_per_step, images):
-    field = make()
-    params = with_neighbours(field.init(jax.random.key(0)))
-    shape = inner_loop.lrs_shape(
-        field.latent_shape, lr_shape=lr_shape, steps=2, lr_per_step=lr_per_step
-    )
+def test_every_shape_of_inner_learning_rates(lr_shape, lr_per_step, images):
+    field = make_field()
+    params = with_random_map(field.init(jax.random.key(0)))
+    settings = inner_loop_of(steps=2, lr_shape=lr_shape, lr_per_step=lr_per_step)
+    shape = settings.lrs_shape(field.latent_shape)
     log_lrs = jax.random.normal(jax.random.key(1), shape)
     fit = inner_loop.fit(field, params, log_lrs, images, steps=2, second_order=True)
     latents, loss = slow_fit(field, params, log_lrs, images[1], 2)
@@ -175,9 +186,9 @@ def test_every_shape_of_rates(lr_shape, lr_per_step, images):
     np.testing.assert_allclose(fit.losses[-1, 1], loss, rtol=1e-5)
 
 
-def test_losses_are_the_errors_before_every_step(images):
-    field = make()
-    params = with_neighbours(field.init(jax.random.key(0)))
+def test_losses_are_those_before_each_step(images):
+    field = make_field()
+    params = with_random_map(field.init(jax.random.key(0)))
     log_lrs = jnp.zeros((1, 1, 1, 1))
     three = inner_loop.fit(field, params, log_lrs, images, steps=3, second_order=True).losses
     assert three.shape == (4, 2)
@@ -186,9 +197,9 @@ def test_losses_are_the_errors_before_every_step(images):
         np.testing.assert_allclose(fewer.losses, three[: steps + 1], rtol=1e-6)
 
 
-def test_first_order_keeps_values_and_changes_gradients(images):
-    field = make()
-    params = with_neighbours(field.init(jax.random.key(0)))
+def test_first_order_changes_only_outer_gradients(images):
+    field = make_field()
+    params = with_random_map(field.init(jax.random.key(0)))
     log_lrs = jnp.ones((1, 1, 1, 1))
 
     def loss(params, second_order):
@@ -208,8 +219,8 @@ def test_first_order_keeps_values_and_changes_gradients(images):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_spectral_radius_is_the_largest_eigenvalue(name):
-    field = make(**FIELDS[name])
-    params = with_neighbours(field.init(jax.random.key(0)))
+    field = make_field(**FIELDS[name])
+    params = with_random_map(field.init(jax.random.key(0)))
     zeros = jnp.zeros(field.latent_shape)
     jacobian = jax.jacobian(lambda z: field(params, z[None])[0])(zeros).reshape(-1, zeros.size)
     cells = field.latent_shape[0] * field.latent_shape[1]
@@ -226,8 +237,8 @@ def test_spectral_radius_is_the_largest_eigenvalue(name):
         np.testing.assert_allclose(radius, expected, rtol=0.03)
 
 
-def test_wrong_images_are_refused():
-    field = make()
+def test_images_of_another_dtype_are_rejected():
+    field = make_field()
     with pytest.raises(ValueError, match=r"uint8\[8, 8, 3\]"):
         inner_loop.fit(
             field,

@@ -9,13 +9,13 @@ from functa.fields import siren
 @pytest.mark.parametrize(
     ("fast", "slow"), [(siren.sine, np.sin), (siren.cosine, np.cos)], ids=["sine", "cosine"]
 )
-def test_fast_pair_within_2e_7_up_to_60(fast, slow):
+def test_sine_and_cosine_have_errors_below_2e_7_up_to_60(fast, slow):
     x = np.linspace(-60, 60, 400_001).astype(np.float32)
     error = np.abs(np.asarray(jax.jit(fast)(x)) - slow(x.astype(np.float64)))
     assert error.max() < 2e-7
 
 
-def test_derivatives_are_those_of_the_sine():
+def test_derivatives_of_the_sine():
     x = jnp.linspace(-9.0, 9.0, 101)
     first = jax.vmap(jax.grad(siren.sine))(x)
     second = jax.vmap(jax.grad(jax.grad(siren.sine)))(x)
@@ -26,7 +26,7 @@ def test_derivatives_are_those_of_the_sine():
 
 
 def slow_siren(params, inputs, shifts, scales, w0):
-    """The textbook's form: sin(w0 (W' h + b' + s')), one point and one layer at a time."""
+    """Reference: sin(w0 (W' h + b' + s')) as in the papers, one point and one layer at a time."""
     out = []
     for point in inputs:
         h = np.asarray(point, np.float64)
@@ -43,7 +43,7 @@ def slow_siren(params, inputs, shifts, scales, w0):
 
 
 @pytest.mark.parametrize("w0", [1.0, 30.0])
-def test_apply_against_the_textbook(w0):
+def test_apply_matches_the_papers(w0):
     key = jax.random.key(0)
     params = siren.init(key, inputs=2, outputs=3, width=5, depth=4, w0=w0)
     params["biases"][-1] = jnp.float32([0.1, -0.2, 0.3])
@@ -55,7 +55,7 @@ def test_apply_against_the_textbook(w0):
     np.testing.assert_allclose(fast, slow, atol=2e-6)
 
 
-def test_shared_inputs_meet_modulations_of_a_batch():
+def test_inputs_without_batch_axis_are_shared():
     params = siren.init(jax.random.key(0), inputs=2, outputs=1, width=4, depth=3, w0=10.0)
     inputs = jax.random.uniform(jax.random.key(1), (6, 2))
     shifts = [jax.random.normal(jax.random.key(layer), (3, 1, 4)) for layer in range(2)]
@@ -66,7 +66,7 @@ def test_shared_inputs_meet_modulations_of_a_batch():
         np.testing.assert_allclose(together[example], alone, atol=1e-6)
 
 
-def test_stored_weights_are_of_the_stated_size():
+def test_initial_weights_have_the_documented_ranges():
     params = siren.init(jax.random.key(0), inputs=2, outputs=3, width=400, depth=4, w0=30.0)
     for weight, bound in zip(params["weights"], [30 / 2] + [(6 / 400) ** 0.5] * 3, strict=True):
         assert 0.95 * bound < float(jnp.abs(weight).max()) <= bound

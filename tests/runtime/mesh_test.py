@@ -108,7 +108,7 @@ def test_devices_that_share_images_give_what_one_gives(cell, changes):
     batch = {"image": np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)}
     alone, shared = (build_meta_learning(config, sources={}) for config.mesh.cell in (1, cell))
     if config.field.map == "conv3x3":
-        alone, shared = map(with_neighbours, (alone, shared))
+        alone, shared = map(with_random_map, (alone, shared))
     expected, _ = gradients(alone, batch)
     found, _ = gradients(shared, batch, cell=cell)
     assert_close(found, expected)
@@ -121,7 +121,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(cell):
     if cell == 1:
         config.meta_learn.update(cells_per_image=8, window=2)
     batch = {"image": np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)}
-    task = with_neighbours(build_meta_learning(config, sources={}))
+    task = with_random_map(build_meta_learning(config, sources={}))
     expected, _ = gradients(task, batch, **({"cell": cell} if cell > 1 else {}))  # on one device
     found, _ = gradients(task, batch, micro_batches=2, cell=cell)
     assert_close(found, expected)
@@ -130,7 +130,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(cell):
     assert abs(others[0] - others[1]) > 1e-4  # a part alone would not do
 
 
-def with_neighbours(task):
+def with_random_map(task):
     """The map begins as that of the cell alone; here neighbours are heard."""
 
     def init(key):

@@ -1,5 +1,3 @@
-"""The classify task: its loss and metrics against slow NumPy, its randomness, and a run that learns."""
-
 import math
 from types import SimpleNamespace
 
@@ -126,7 +124,7 @@ def slow_cross_entropy(logits, probabilities):
 
 @pytest.mark.parametrize("kind", ["channel", "scalar"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_loss_is_the_slow_one(kind, smoothing):
+def test_loss_matches_the_reference(kind, smoothing):
     functaset = FakeFunctaset(train=64, validation=10, test=10)
     task = make_task(
         functaset,
@@ -155,7 +153,7 @@ RANDOM = [
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_randomness_is_of_the_key_alone(name):
+def test_randomness_depends_on_the_key_only(name):
     calm = dict.fromkeys(RANDOM, 0.0)
     task = make_task(**calm | {name: 0.5})
     params, batch = params_of(task), batch_of()
@@ -171,16 +169,16 @@ def test_randomness_is_of_the_key_alone(name):
     )
 
 
-def test_what_is_drawn_is_augmented_before_it_is_mixed():
-    """A cell is zero where it was dropped in both of a pair; one dropped from a mixture would be so more often."""
+def test_mixup_comes_after_augmentation():
+    """A mixed cell is zero if it was dropped from both examples, with probability 0.9^2."""
     task = make_task(**{"classify.augment.drop": 0.9, "classify.mixup": 0.5})
-    drawn = jax.jit(task.draw)(batch_of(size=400), jax.random.key(0))
-    assert (np.asarray(drawn["targets"]).max(axis=-1) < 1).mean() > 0.3
-    gone = (np.asarray(drawn["latents"]) == 0).all(axis=-1).mean()
-    assert gone == pytest.approx(0.81, abs=0.04)
+    batch = jax.jit(task.draw)(batch_of(size=400), jax.random.key(0))
+    assert (np.asarray(batch["targets"]).max(axis=-1) < 1).mean() > 0.3
+    zero = (np.asarray(batch["latents"]) == 0).all(axis=-1).mean()
+    assert zero == pytest.approx(0.81, abs=0.04)
 
 
-def test_evaluate_gives_rows():
+def test_evaluate_matches_the_reference():
     functaset = FakeFunctaset(train=64, validation=10, test=10)
     task = make_task(functaset, **{"classify.mixup": 0.5, "classify.label_smoothing": 0.3})
     params, batch = params_of(task), batch_of()
@@ -202,8 +200,7 @@ def test_evaluate_gives_rows():
     }
 
 
-def test_of_more_than_five_classes_the_five_most_likely_count_too():
-    """Against sorting; with five classes, and with three above, they would always be right."""
+def test_top5_accuracy_matches_sorting():
     random = np.random.default_rng(0)
     for classes in (5, 9):
         logits = random.normal(size=(40, 1, 1, classes)).astype(np.float32)
@@ -212,8 +209,8 @@ def test_of_more_than_five_classes_the_five_most_likely_count_too():
         label = random.integers(0, classes, 40).astype(np.int32)
         rows = evaluate({}, {"latents": logits, "label": label})
         assert ("in_top5" in rows) == (classes == 9)
-    best = np.argsort(-logits[:, 0, 0], axis=-1)[:, :5]
-    expected = [label[row] in best[row] for row in range(40)]
+    top5 = np.argsort(-logits[:, 0, 0], axis=-1)[:, :5]
+    expected = [label[row] in top5[row] for row in range(40)]
     assert 10 < sum(expected) < 35
     np.testing.assert_array_equal(rows["in_top5"], np.float32(expected))
     metrics = classification.summarize(jax.device_get(rows))
@@ -234,15 +231,15 @@ def test_summarize():
 
 
 @pytest.mark.parametrize("rows", [{}, {"correct": np.zeros(0), "loss": np.zeros(0)}])
-def test_no_examples_have_no_accuracy(rows):
-    with pytest.raises(ValueError, match="0 examples"):
+def test_empty_split_is_rejected(rows):
+    with pytest.raises(ValueError, match="empty split"):
         classification.summarize(rows)
 
 
-def test_confusion_matrix_counts():
+def test_confusion_matrix_matches_a_loop():
     random = np.random.default_rng(0)
     labels, predictions = random.integers(0, 4, size=(2, 500))
-    labels[labels == 3] = 0  # a class that does not occur still has its row
+    labels[labels == 3] = 0  # a class without examples
     expected = np.zeros((4, 4), np.int64)
     for label, prediction in zip(labels, predictions, strict=True):
         expected[label, prediction] += 1
@@ -253,12 +250,12 @@ def test_confusion_matrix_counts():
 
 
 @pytest.mark.parametrize(("label", "prediction"), [(3, 0), (0, -1)])
-def test_confusion_matrix_refuses_other_classes(label, prediction):
+def test_confusion_matrix_rejects_unknown_classes(label, prediction):
     with pytest.raises(ValueError, match=r"must be in \[0, 3\)"):
         classification.confusion_matrix(np.array([0, label]), np.array([0, prediction]), 3)
 
 
-def test_batches_hold_what_the_task_reads_and_a_split_is_opened_once():
+def test_batches_and_opened_splits():
     functaset = FakeFunctaset(train=64, validation=25, test=10)
     task = make_task(functaset, **{"classify.cache": "none"})
     batches = list(task.train_batches(0, 3)) + list(task.train_batches(3, 5))
@@ -275,7 +272,7 @@ def test_batches_hold_what_the_task_reads_and_a_split_is_opened_once():
     assert (again["latents"] != batches[0]["latents"]).any()
 
 
-def test_illustrations_are_histograms_of_validation_latents():
+def test_illustrations_match_the_reference():
     functaset = FakeFunctaset(train=64, validation=25, test=10)
     task = make_task(functaset)
     params = params_of(task)
@@ -291,7 +288,7 @@ def test_illustrations_are_histograms_of_validation_latents():
     np.testing.assert_allclose(histograms["confidence"], confidence, rtol=1e-3)
 
 
-def test_it_learns():
+def test_training_learns_the_classes():
     functaset = FakeFunctaset(train=300, validation=50, test=300)
     task = make_task(functaset, **{"classify.mixup": 0.2})
 
@@ -317,7 +314,7 @@ def test_it_learns():
     assert float(task.learning_rate(5)) == pytest.approx(1e-2, rel=0.01)
 
 
-def test_weight_decay_leaves_the_biases_alone():
+def test_weight_decay_skips_biases():
     task = make_task(**{"classify.optimizer.weight_decay": 1.0})
     params = jax.tree.map(jnp.ones_like, task.init(jax.random.key(0)))
     gradients = jax.tree.map(jnp.zeros_like, params)
@@ -326,14 +323,13 @@ def test_weight_decay_leaves_the_biases_alone():
         assert (np.abs(np.asarray(update)).max() > 0) == (path[-1].key == "kernel"), path
 
 
-def test_layers_learn_at_rates_of_their_own():
-    """What the first step moves, beside what it moves with one rate for all: Adam's are of one size."""
+def test_layer_decay_scales_the_updates_of_blocks():
     model = common.transformer(width=8, depth=2, heads=2, mlp_width=8, dropout=0.0)
-    alike, apart = (
+    without, with_decay = (
         make_task(**{"classify.model": model, "classify.optimizer.layer_decay": decay})
         for decay in (1.0, 0.5)
     )
-    params = jax.tree.map(lambda leaf: leaf + 0.1, jax.jit(alike.init)(jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, jax.jit(without.init)(jax.random.key(0)))
     gradient = jax.tree.map(jnp.ones_like, params)
 
     def updates(task):
@@ -342,13 +338,13 @@ def test_layers_learn_at_rates_of_their_own():
         )
         return first()[0]
 
-    ratios = jax.tree.map(lambda a, b: np.asarray(b / a), updates(alike), updates(apart))
+    ratios = jax.tree.map(lambda a, b: np.asarray(b / a), updates(without), updates(with_decay))
     for path, ratio in jax.tree_util.tree_leaves_with_path(ratios):
         names = {key.key for key in path}
         expected = {"block_0": 0.25, "block_1": 0.5, "norm": 1.0, "head": 1.0}
         (rate,) = [expected[name] for name in names & expected.keys()] or [0.125]
         np.testing.assert_allclose(ratio, rate, rtol=1e-5, err_msg=str(path))
-    assert float(apart.learning_rate(5)) == float(alike.learning_rate(5))
+    assert float(with_decay.learning_rate(5)) == float(without.learning_rate(5))
 
 
 @pytest.mark.parametrize(
@@ -365,23 +361,23 @@ def test_layers_learn_at_rates_of_their_own():
             },
             [
                 "mixup=-1.0",
-                "classify.augment: crop=2 must be from 0 to 1; noise=-0.1",
+                "classify.augment: crop=2",
                 "label_smoothing=1.0",
                 "'none'",
                 "depth=0",
             ],
         ),
         ({"classify.augment.noise": float("nan")}, ["noise=nan"]),
-        ({"classify.copies": "last"}, ["classify.copies='last': first, all"]),
-        ({"classify.optimizer.layer_decay": 0.0}, ["classify.optimizer.layer_decay=0.0 must be"]),
+        ({"classify.copies": "last"}, ["classify.copies='last'"]),
+        ({"classify.optimizer.layer_decay": 0.0}, ["classify.optimizer.layer_decay=0.0"]),
         (
             {"classify.optimizer.layer_decay": 0.5},
-            ["classify.optimizer.layer_decay=0.5 wants a model of blocks"],
+            ["classify.optimizer.layer_decay=0.5"],
         ),
         ({"classify.model": common.mlp(widht=3)}, ["widht"]),
     ],
 )
-def test_everything_impossible_is_listed_at_once(changes, messages):
+def test_all_problems_are_reported_at_once(changes, messages):
     config = make_config(**changes)
     problems = check(config)
     assert len(problems) == len(messages)
@@ -390,5 +386,5 @@ def test_everything_impossible_is_listed_at_once(changes, messages):
         make_task(**changes)
 
 
-def test_a_possible_config_has_no_problems():
+def test_default_config_has_no_problems():
     assert check(make_config()) == []
