@@ -1,0 +1,1 @@
+"""Configs: one module per experiment. `common` has all keys and their defaults."""

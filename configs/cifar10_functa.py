@@ -14,7 +14,7 @@ Options: a latent shape (1x1x256, 1x1x512, 1x1x1024), a preset (two_core; one_gp
 
 from ml_collections import ConfigDict
 
-from configs import common
+from functa.configs import common
 
 
 def get_config(options: str | None = None) -> ConfigDict:

@@ -19,7 +19,7 @@ Options: a latent shape (8x8x16, 4x4x64), a lookup (nearest, bilinear), a preset
 
 from ml_collections import ConfigDict
 
-from configs import common
+from functa.configs import common
 
 
 def get_config(options: str | None = None) -> ConfigDict:

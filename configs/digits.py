@@ -11,7 +11,7 @@ Options: a latent shape (2x2x8), a lookup (nearest, bilinear), a preset (tiny: s
 
 from ml_collections import ConfigDict
 
-from configs import common
+from functa.configs import common
 
 
 def get_config(options: str | None = None) -> ConfigDict:

@@ -26,7 +26,7 @@ JPEG keeps at half the resolution; at 32x32x16 it has 31.9, the field 34.7, and 
 
 from ml_collections import ConfigDict
 
-from configs import common
+from functa.configs import common
 
 
 def get_config(options: str | None = None) -> ConfigDict:

@@ -13,7 +13,7 @@ Options: a latent shape (7x7x8, 4x4x8), a lookup (nearest, bilinear), a preset (
 
 from ml_collections import ConfigDict
 
-from configs import common
+from functa.configs import common
 
 
 def get_config(options: str | None = None) -> ConfigDict:

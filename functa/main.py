@@ -1,9 +1,10 @@
-"""python -m functa.main --config=configs/NAME.py[:options] [--workdir=DIR] [--config.a.b=value ...]
+"""Runs the stages of a config: python -m functa.main --config=configs/NAME.py[:options] [--workdir=DIR]
 
-Flags only; the stages are in pipeline.py. Exit status: 0 done, or stopped by SIGTERM with
-everything saved (then FUNCTA_STOPPED_STATUS where it is set, by which launchers know that there is
-more to do); 1 a training run went wrong; 2 something in the command, the config, the data or the
-disk must be mended first.
+Any value of the config can be set by --config.a.b=VALUE. The same command resumes a stopped run.
+
+Exit status: 0 done, or stopped by SIGTERM with everything saved (then FUNCTA_STOPPED_STATUS if it is set,
+which tells launchers that there is more to do); 1 failed; 2 the user must fix the command, the config,
+the data or the disk first.
 """
 
 import errno
@@ -18,106 +19,98 @@ from ml_collections import ConfigDict, config_flags
 from functa.runtime import cli_errors
 from functa.runtime.memory import keep_freed_memory
 
-_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+# Errors of the operating system that the user can fix.
+_USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment: configs/NAME.py[:options].", lock_config=True
+    "config", None, "Config of the run: configs/NAME.py[:options].", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/NAME by default.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: runs/NAME.")
 
 
 def main(argv: list[str]) -> int:
-    del argv  # flags only
+    del argv  # all arguments are flags
     if _CONFIG.value is None:
-        return cli_errors.refuse(
-            "functa", "--config=configs/NAME.py is needed; see configs/ for the names"
-        )
+        return cli_errors.refuse("functa", "--config=configs/NAME.py[:options] is required")
     stopped = os.environ.get("FUNCTA_STOPPED_STATUS") or "0"
     if not (stopped.isdecimal() and int(stopped) < 256):
         return cli_errors.refuse(
-            "functa", f"FUNCTA_STOPPED_STATUS={stopped}: want an exit status, 0 to 255"
+            "functa", f"FUNCTA_STOPPED_STATUS={stopped} must be an exit status from 0 to 255"
         )
     devices = os.environ.get("JAX_NUM_CPU_DEVICES") or "1"
     if not (devices.lstrip("-").isdecimal() and (int(devices) >= 1 or int(devices) == -1)):
-        return cli_errors.refuse("functa", f"JAX_NUM_CPU_DEVICES={devices}: want a number from 1")
+        return cli_errors.refuse("functa", f"JAX_NUM_CPU_DEVICES={devices} must be at least 1")
     config = _CONFIG.value
     workdir = _WORKDIR.value or str(Path("runs") / config.name)
 
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save
+    logging.set_verbosity(logging.WARNING)  # at INFO Orbax logs every step of every save
     keep_freed_memory()
     import jax
 
     _use_compilation_cache(jax)
-    from functa.runtime import processes as distributed
+    from functa.runtime import processes
 
     try:
-        status = _run(config, workdir, stopped=int(stopped))
+        status = _run(config, workdir, stopped_status=int(stopped))
     except Exception as error:
-        if not distributed.several():
+        if not processes.several():
             raise
         traceback.print_exc()
-        line = f"{distributed.this_process()}: {distributed.cause(error)}"
+        line = f"{processes.this_process()}: {processes.cause(error)}"
         print(f"functa: {line}", file=sys.stderr)
-        distributed.announce(1, line)
+        processes.announce(1, line)
         status = 1
-    if status in (1, 2) and distributed.several():
-        distributed.end(status)
+    if status in (1, 2) and processes.several():
+        processes.end(status)
     return status
 
 
-def _run(config: ConfigDict, workdir: str, *, stopped: int) -> int:
+def _run(config: ConfigDict, workdir: str, *, stopped_status: int) -> int:
     import jax
 
     from functa.pipeline import runner
     from functa.report import report
-    from functa.runtime import processes as distributed
-    from functa.runtime.errors import (
-        DataError,
-        InputTimeoutError,
-        StopRequested,
-        StorageUnavailableError,
-        UserError,
-    )
+    from functa.runtime import errors, processes
 
     try:
-        distributed.start()
+        processes.start()
         summary = runner.run_stages(config, workdir, say=lambda line: print(line, flush=True))
         if jax.process_index() == 0:
             report.write_summary(workdir)
             print(report.results_table(summary))
             print(f"report: {report.write_report(workdir)}")
-        distributed.finish()
-    except (UserError, DataError) as error:
-        return _failed(2, f"cannot run {config.name}:\n{error}")
-    except StorageUnavailableError as error:
-        return _failed(1, str(error))
+        processes.finish()
+    except errors.UserError as error:
+        return _fail(2, f"cannot run {config.name}:\n{error}")
+    except errors.StorageUnavailableError as error:
+        return _fail(1, str(error))
     except OSError as error:
-        if error.errno not in _MENDABLE:
+        if error.errno not in _USER_ERRNOS:
             raise
-        return _failed(2, f"{error} (at work in {workdir})")
+        return _fail(2, f"{error} (--workdir={workdir})")
     except FloatingPointError as error:
-        return _failed(1, str(error))
-    except InputTimeoutError as error:
-        # The usual way out would wait for the thread that reads.
-        distributed.end(_failed(1, str(error)))
-    except StopRequested as stop:
-        print(f"functa: {stop}; the same command goes on from there", flush=True)
-        distributed.finish()
-        return stopped
+        return _fail(1, str(error))
+    except errors.InputTimeoutError as error:
+        # A normal exit would wait for the thread that is still reading.
+        processes.end(_fail(1, str(error)))
+    except errors.StopRequested as stop:
+        print(f"functa: {stop}; the same command resumes the run", flush=True)
+        processes.finish()
+        return stopped_status
     return 0
 
 
-def _failed(status: int, line: str) -> int:
-    from functa.runtime import processes as distributed
+def _fail(status: int, line: str) -> int:
+    from functa.runtime import processes
 
-    process = f"{distributed.this_process()}: " if distributed.several() else ""
+    process = f"{processes.this_process()}: " if processes.several() else ""
     print(f"functa: {process}{line}", file=sys.stderr)
-    distributed.announce(status, line)
+    processes.announce(status, line)
     return status
 
 
 def _use_compilation_cache(jax) -> None:
-    """A second run of the same program starts in seconds; JAX_COMPILATION_CACHE_DIR moves the cache."""
+    """Caches compiled programs below XDG_CACHE_HOME, unless JAX_COMPILATION_CACHE_DIR is set."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "functa" / "xla"))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cifar10_functa, cifar10_spatial, common, digits, imagenet, mnist
+from functa.configs import cifar10_functa, cifar10_spatial, common, digits, imagenet, mnist
 from functa.data import images
 from functa.pipeline import validation
 from functa.runtime import config as config_lib

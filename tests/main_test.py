@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from configs import digits
+from functa.configs import digits
 from functa.data import images
 from functa.pipeline import runner, validation
 from functa.runtime import errors, memory

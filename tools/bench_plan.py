@@ -38,7 +38,7 @@ from benchmark import positive
 from ml_collections import ConfigDict
 from sklearn.datasets import load_sample_images
 
-from configs import cifar10_spatial
+from functa.configs import cifar10_spatial
 from functa.fields.fitter import build_fitter
 from functa.pipeline import encode
 from functa.plan import (

@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.images:
         distributed.start()
         name, _, options = arguments.config.partition(":")
-        module = importlib.import_module(f"configs.{pathlib.Path(name).stem}")
+        module = importlib.import_module(f"functa.configs.{pathlib.Path(name).stem}")
         config = module.get_config(options)
         print(
             json.dumps(work(config, images=arguments.images, repeats=arguments.repeats)), flush=True

@@ -33,7 +33,8 @@ check() { # NAME COMMAND...
 
 check format "$bin/ruff" format --check
 check lint "$bin/ruff" check
-check types "$bin/mypy" functa configs tools
+check types "$bin/mypy" functa tools
+check imports "$bin/lint-imports"
 check scripts "$bin/shellcheck" -x "${scripts[@]}"
 
 # The tests come last and nothing is printed after them but, on stderr, what else failed.

@@ -394,7 +394,7 @@ def test_imagenet_as_tfds_prepares_it(tmp_path):
 
 def test_no_tensorflow(small):
     program = (
-        "import sys; from functa.data import images, pipeline; import numpy as np\n"
+        "import sys; from functa.data import images, loader; import numpy as np\n"
         f"config = dict({small[2] | {'data_dir': str(small[2]['data_dir'])}!r})\n"
         "assert images.check(**config) == []\n"
         "images.open_splits(**config)['train'].read(np.arange(3))\n"

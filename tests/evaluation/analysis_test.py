@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import digits
+from functa.configs import digits
 from functa.data import crops, images
 from functa.data.functaset import format
 from functa.evaluation import pca_baseline

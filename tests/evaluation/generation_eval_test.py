@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits
+from functa.configs import digits
 from functa.diffusion import sharded_sampling
 from functa.evaluation import generation_eval
 from functa.report import generation_sections

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits
+from functa.configs import digits
 from functa.fields import coordinates
 from functa.fields.field import Field
 from functa.fields.fitter import build_field

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from configs import common
+from functa.configs import common
 from functa.models import classifier
 from tests.support import fingerprints
 

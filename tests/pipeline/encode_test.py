@@ -263,9 +263,9 @@ def test_sums_do_not_depend_on_the_blocks_a_batch_is_written_in(tmp_path, monkey
 LARGE = """
 import sys, time
 import jax, numpy as np
-from functa import memory
-from functa.data import functaset_writer
-from tests import functaset_sets
+from functa.runtime import memory
+from functa.data.functaset import writer as functaset_writer
+from tests.support import functaset_sets
 
 write = functaset_writer.ShardWriter.write
 

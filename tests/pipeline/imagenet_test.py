@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from configs import imagenet
+from functa.configs import imagenet
 from functa.pipeline import validation
 from functa.plan import memory_traffic
 from tests.conftest import ROOT

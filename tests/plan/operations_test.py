@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from configs import cifar10_spatial
+from functa.configs import cifar10_spatial
 from functa.diffusion import solvers
 from functa.fields.fitter import build_field, build_fitter
 from functa.models import classifier, denoiser

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import cifar10_spatial, digits
+from functa.configs import cifar10_spatial, digits
 from functa.data.functaset import size
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.writer import Recipe, Shard, ShardWriter, plan_shards

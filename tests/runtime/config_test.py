@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from configs import cifar10_functa, cifar10_spatial, common, digits, imagenet, mnist
+from functa.configs import cifar10_functa, cifar10_spatial, common, digits, imagenet, mnist
 from functa.runtime import config as config_lib
 
 EXPERIMENTS = (digits, mnist, cifar10_functa, cifar10_spatial, imagenet)

@@ -8,7 +8,7 @@ import numpy as np
 from functa.runtime import memory
 
 MEGABYTE = 1_000_000
-PEAK = "from functa import memory; print(memory.peak_bytes())"
+PEAK = "from functa.runtime import memory; print(memory.peak_bytes())"
 
 
 def test_the_peak_remembers_what_was_freed():

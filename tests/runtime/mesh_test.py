@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs import common, digits
+from functa.configs import common, digits
 from functa.plan import xla_stats
 from functa.runtime import mesh as mesh_lib
 from functa.training import train_step

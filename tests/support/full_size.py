@@ -14,7 +14,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.flatten_util import ravel_pytree  # noqa: E402
 
-from configs import imagenet  # noqa: E402
+from functa.configs import imagenet  # noqa: E402
 from functa.data import crops  # noqa: E402
 from functa.runtime import memory  # noqa: E402
 from functa.runtime import mesh as mesh_lib  # noqa: E402

@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 
-from configs import common
+from functa.configs import common
 from functa.data.functaset import (
     format,
     manifest,

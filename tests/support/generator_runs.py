@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from configs import digits
+from functa.configs import digits
 from functa.data import images
 from functa.data.functaset import reader
 from functa.fields.fitter import build_fitter

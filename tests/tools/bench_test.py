@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import cifar10_spatial
+from functa.configs import cifar10_spatial
 from functa.data import loader
 from functa.fields import inner_loop
 from functa.fields.fitter import build_field

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from configs import cifar10_functa, cifar10_spatial
+from functa.configs import cifar10_functa, cifar10_spatial
 from functa.pipeline import validation
 from tests.conftest import ROOT
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import cifar10_spatial, digits, imagenet
+from functa.configs import cifar10_spatial, digits, imagenet
 from functa.plan import xla_stats
 from functa.runtime import mesh
 from functa.training.tasks.builders import build_meta_learning

@@ -28,7 +28,7 @@ def test_clu_takes_our_writer_for_its_own(tmp_path):
 def test_a_fresh_program_needs_no_tensorflow():
     program = (
         "import sys; sys.modules['tensorflow'] = None\n"  # any import of it now fails
-        "from functa import summary_writer\n"
+        "from functa.training import summary_writer\n"
         "from clu import metric_writers, periodic_actions\n"
         "assert metric_writers.SummaryWriter is summary_writer.SummaryWriter\n"
     )
@@ -42,7 +42,7 @@ def test_a_program_that_has_imported_clu_keeps_its_own(tmp_path):
         "theirs.SummaryWriter = type('SummaryWriter', (), {})\n"
         "sys.modules[theirs.__name__] = theirs\n"
         "from clu import metric_writers\n"
-        "from functa import summary_writer\n"
+        "from functa.training import summary_writer\n"
         "assert metric_writers.SummaryWriter is theirs.SummaryWriter\n"
         "summary_writer.SummaryWriter(sys.argv[1]).close()\n"
     )

@@ -344,8 +344,8 @@ def test_output_is_deterministic_and_sharded(tmp_path, monkeypatch, program_env)
         assert run(tmp_path / name, tmp_path / "a.npz") == 0
     first, second = (digests(tmp_path / name) for name in ("small", "again"))
     assert first == second
-    program = "import sys; from functa.data import image_shards; from tools import prepare_data\n"
-    program += "image_shards._SHARD_BYTES = 30000; sys.exit(prepare_data.main(sys.argv[1:]))"
+    program = "import sys; from functa.data.prepare import shards; from tools import prepare_data\n"
+    program += "shards._SHARD_BYTES = 30000; sys.exit(prepare_data.main(sys.argv[1:]))"
     words = ["small", f"--source={tmp_path / 'a.npz'}", f"--data_dir={tmp_path / 'other' / 'out'}"]
     subprocess.run([sys.executable, "-c", program, *words], env=program_env, check=True)
     assert digests(tmp_path / "other") == first  # protobuf's order differs between processes

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
+from functa.configs import common
 from functa.models import classifier
 from functa.training.tasks import classification
 from functa.training.tasks.builders import build_classification

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
+from functa.configs import common
 from functa.diffusion import parameterization
 from functa.training.tasks import generation
 from tests.support import losses

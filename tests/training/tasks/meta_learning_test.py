@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits
+from functa.configs import digits
 from functa.evaluation import pca_baseline
 from functa.fields import inner_loop, linearization
 from functa.fields.fitter import build_field, build_fitter
