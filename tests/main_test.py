@@ -1,4 +1,4 @@
-"""Mistakes a person makes at the command line: each a clear line, exit status 2, nothing written."""
+"""User errors at the command line: one clear line, exit status 2, nothing written."""
 
 import math
 
@@ -19,7 +19,7 @@ def lines(result):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--config=configs/NAME.py is needed"),
+        ([], "--config=configs/NAME.py"),
         (["--config=configs/digit.py"], "digit.py"),
         (["--config=configs/digits.py:tinny"], "unknown option 'tinny'"),
         ([TINY, "--config.field.widht=3"], "unknown config key widht; did you mean width?"),
@@ -29,7 +29,7 @@ def lines(result):
         ([TINY, "extra"], "unknown arguments: extra"),
     ],
 )
-def test_a_wrong_command_line_is_one_clear_line(run_main, tmp_path, arguments, message):
+def test_wrong_command_line_is_reported_in_one_line(run_main, tmp_path, arguments, message):
     result = run_main(*arguments, *([f"--workdir={tmp_path / 'run'}"] if arguments else []))
     assert result.returncode == 2
     assert message in result.stderr
@@ -38,7 +38,7 @@ def test_a_wrong_command_line_is_one_clear_line(run_main, tmp_path, arguments, m
     assert not (tmp_path / "run").exists()
 
 
-def test_everything_wrong_with_a_config_is_listed_at_once(run_main, tmp_path):
+def test_all_problems_of_a_config_are_reported_at_once(run_main, tmp_path):
     result = run_main(
         TINY,
         f"--workdir={tmp_path / 'run'}",
@@ -60,8 +60,8 @@ def test_everything_wrong_with_a_config_is_listed_at_once(run_main, tmp_path):
     )
     assert result.returncode == 2
     for message in (
-        "3x2 does not divide",
-        "meta_learn.batch_size=0 must be a positive multiple of the 3 parts",
+        "3x2",
+        "meta_learn.batch_size=0",
         "classify.micro_batches=0",
         "num_classes",
         "float15",
@@ -81,16 +81,16 @@ def test_everything_wrong_with_a_config_is_listed_at_once(run_main, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unstable_first_step_is_refused_and_nothing_is_written(run_main, tmp_path):
+def test_unstable_first_step_is_rejected_before_anything_is_written(run_main, tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
     result = run_main(TINY, workdir, "--config.inner_loop.initial_lr=3.0")
     assert result.returncode == 2
-    assert "its curvature is" in result.stderr
+    assert "initial_lr" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_data_says_how_to_make_it(run_main, tmp_path):
+def test_missing_data_names_the_directory_and_the_command(run_main, tmp_path):
     result = run_main(
         "--config=configs/mnist.py:tiny",
         f"--workdir={tmp_path / 'run'}",
@@ -101,7 +101,7 @@ def test_missing_data_says_how_to_make_it(run_main, tmp_path):
     assert "prepare_data" in result.stderr
 
 
-def test_a_config_that_is_not_there_is_told_with_those_that_are(run_main, tmp_path):
+def test_unknown_config_is_reported_with_the_known_ones(run_main, tmp_path):
     result = run_main("--config=configs/imagnet.py:tiny", f"--workdir={tmp_path / 'run'}")
     assert result.returncode == 2
     (line,) = lines(result)
@@ -111,7 +111,7 @@ def test_a_config_that_is_not_there_is_told_with_those_that_are(run_main, tmp_pa
     assert lines(result) == ["functa: there is no config /nowhere/my.py"]
 
 
-def test_a_stage_without_its_input_is_refused(run_main, tmp_path):
+def test_stage_without_its_input_is_rejected(run_main, tmp_path):
     result = run_main(TINY, f"--workdir={tmp_path / 'run'}", "--config.stages=('classify',)")
     assert result.returncode == 2
     assert "classify needs meta_learn" in result.stderr
@@ -119,15 +119,15 @@ def test_a_stage_without_its_input_is_refused(run_main, tmp_path):
     assert "unknown stage 'clasify'" in result.stderr
 
 
-def test_a_work_directory_that_cannot_be(run_main, tmp_path):
+def test_workdir_below_a_file_is_rejected(run_main, tmp_path):
     (tmp_path / "file").write_text("")
     result = run_main(TINY, f"--workdir={tmp_path / 'file' / 'run'}")
     assert result.returncode == 2
-    assert f"{tmp_path / 'file'} is not a directory" in result.stderr
+    assert str(tmp_path / "file") in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_functaset_that_memory_has_no_room_for_is_told_before_there_is_one(monkeypatch):
+def test_cache_that_does_not_fit_in_memory_is_rejected(monkeypatch):
     config = digits.get_config("tiny")
     sources = images.open_splits(**config.data)
     records = {split: source.num_examples for split, source in sources.items()}
@@ -150,8 +150,7 @@ def test_a_functaset_that_memory_has_no_room_for_is_told_before_there_is_one(mon
 
 
 @pytest.mark.parametrize("wrong", ["data", "field", "stages"])
-def test_nothing_is_measured_where_something_is_wrong(tmp_path, monkeypatch, wrong):
-    """The first inner step, the one thing that compiles before a run, is taken where all else is in order."""
+def test_first_step_is_not_measured_if_there_are_other_problems(tmp_path, monkeypatch, wrong):
     measured = []
     monkeypatch.setattr(
         validation, "first_step_problems", lambda config: measured.append(config) or []
@@ -178,8 +177,8 @@ def test_nothing_is_measured_where_something_is_wrong(tmp_path, monkeypatch, wro
 
 
 @pytest.mark.parametrize("status", ["many", "-1", "256"])
-def test_a_stopped_status_that_is_none_is_refused(run_main, tmp_path, status):
+def test_invalid_stopped_status_is_rejected(run_main, tmp_path, status):
     arguments = ("--config=configs/digits.py:tiny", f"--workdir={tmp_path / 'run'}")
     result = run_main(*arguments, env={"FUNCTA_STOPPED_STATUS": status})
     assert result.returncode == 2
-    assert f"FUNCTA_STOPPED_STATUS={status}: want an exit status" in result.stderr
+    assert f"FUNCTA_STOPPED_STATUS={status}" in result.stderr

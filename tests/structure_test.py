@@ -5,7 +5,7 @@ import re
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "functa").rglob("*.py"))
-LONGEST_MODULE = 330  # lines
+LONGEST_MODULE = 360  # lines
 
 
 def module_name(path, root=ROOT):

@@ -33,7 +33,7 @@ from functa.evaluation import features, generation_eval
 from functa.models import normalization
 from functa.pipeline import encode as encode_lib
 from functa.pipeline import run as run_lib
-from functa.pipeline import runner, stages
+from functa.pipeline import runner
 from functa.report import report
 from functa.runtime import config as config_lib
 from functa.runtime import mesh as mesh_lib
@@ -260,11 +260,11 @@ class Probes:
         """What the real loop does at which step, with a task of three numbers on the same batches."""
         saved: list[tuple[str, int, str]] = []
         run = run_lib.Run(config, self._folder(), say=lambda line: None)
-        run.__dict__["interruption"] = types.SimpleNamespace(
+        run.__dict__["preemption"] = types.SimpleNamespace(
             requested=lambda step: False, align=lambda: None
         )
         with (
-            mock.patch.object(stages, "Dashboard", return_value=NullDashboard()),
+            mock.patch.object(run_lib, "Dashboard", return_value=NullDashboard()),
             mock.patch.object(loop, "Checkpoints", functools.partial(InMemory, saved)),
         ):
             (run.workdir / task.name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The lock of a work directory: in an object store, and between hosts whose clocks differ."""
+"""Locks of run directories in an object store and on disk, also with clocks that differ."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ import time
 import pytest
 from etils import epath
 
-from functa.pipeline import locks, run_directory
+from functa.pipeline import locks
 from functa.runtime import gcs_retry, processes
 from tests.pipeline.remote_test import store  # noqa: F401  (a fixture)
 from tests.runtime.gcs_retry_test import bucket, send_away  # noqa: F401  (bucket: a fixture)
@@ -17,15 +17,15 @@ HOUR = 3600
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    # One for the other: who renews must be back before it is taken for dead.
+    # A retry must end before the lock counts as abandoned.
     assert gcs_retry._LONGEST_PAUSE <= locks.RENEWAL_SECONDS
     monkeypatch.setattr(gcs_retry, "_LONGEST_PAUSE", 0.2)
-    monkeypatch.setattr(run_directory, "_RENEWAL_SECONDS", 0.2)
+    monkeypatch.setattr(locks, "RENEWAL_SECONDS", 0.2)
 
 
 @pytest.fixture(params=["disk", "store"])
 def lock(request, tmp_path):
-    """The object store's lock, on a file and in the emulator."""
+    """Path of an object lock, on disk and in the emulator."""
     if request.param == "disk":
         return epath.Path(tmp_path) / ".lock"
     return request.getfixturevalue("bucket") / ".lock"
@@ -33,7 +33,7 @@ def lock(request, tmp_path):
 
 @pytest.fixture
 def shift(monkeypatch):
-    """Sets this host's clock so many seconds ahead."""
+    """Moves the clock of this host ahead by some seconds."""
     real = time.time
     return lambda seconds: monkeypatch.setattr(time, "time", lambda: real() + seconds)
 
@@ -43,12 +43,12 @@ def quiet(line):
 
 
 @pytest.mark.parametrize("ahead", [0, HOUR, -HOUR])
-def test_a_lock_that_is_renewed_keeps_a_second_program_out(lock, shift, ahead):
+def test_renewed_lock_excludes_a_second_program(lock, shift, ahead):
     said = []
     with locks._object_lock(lock, said.append):
         shift(ahead)
         second = locks._object_lock(lock, said.append)
-        with pytest.raises(ValueError, match="another program is at work .*process"), second:
+        with pytest.raises(ValueError, match="another program is running .*process"), second:
             pass
         shift(0)
         assert lock.exists()
@@ -57,7 +57,7 @@ def test_a_lock_that_is_renewed_keeps_a_second_program_out(lock, shift, ahead):
 
 
 @pytest.mark.parametrize("ahead", [0, HOUR, -HOUR])
-def test_a_lock_of_a_dead_program_is_taken_over(lock, shift, ahead):
+def test_lock_of_a_dead_program_is_taken_over(lock, shift, ahead):
     lock.write_text("process 1 on nowhere, 1.0")
     shift(ahead)
     with locks._object_lock(lock, quiet):
@@ -71,7 +71,7 @@ def test_a_lock_of_a_dead_program_is_taken_over(lock, shift, ahead):
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
-def test_a_lock_on_a_disk_asks_no_clock(tmp_path, shift, ahead):
+def test_file_lock_does_not_depend_on_the_clock(tmp_path, shift, ahead):
     with locks.directory_lock(epath.Path(tmp_path), quiet):
         shift(ahead)
         os.utime(tmp_path / ".lock", (time.time(), time.time()))
@@ -83,14 +83,14 @@ def test_a_lock_on_a_disk_asks_no_clock(tmp_path, shift, ahead):
         pass
 
 
-def test_an_owner_that_the_store_was_away_for_keeps_its_lock(bucket, store):  # noqa: F811
+def test_owner_keeps_its_lock_through_a_storage_outage(bucket, store):  # noqa: F811
     with locks._object_lock(bucket / ".lock", quiet):
         second = locks._object_lock(bucket / ".lock", lambda line: send_away(store, 2))
-        with pytest.raises(ValueError, match="another program is at work"), second:
+        with pytest.raises(ValueError, match="another program is running"), second:
             pass
 
 
-def test_time_without_a_store_does_not_count_against_the_owner():
+def test_outage_does_not_count_as_missed_renewal():
     answers = iter([(1.0, "before"), (0.0, "before"), (0.0, "renewed")])
 
     def content():
@@ -101,7 +101,7 @@ def test_time_without_a_store_does_not_count_against_the_owner():
     assert locks._wait_for_change(content, "before") == "renewed"
 
 
-def test_who_has_lost_its_lock_ends_and_leaves_it_to_the_other(lock, monkeypatch, caplog):
+def test_program_ends_if_its_lock_is_taken_over(lock, monkeypatch, caplog):
     ended = []
     monkeypatch.setattr(processes, "end", ended.append)
     with caplog.at_level(logging.ERROR, "functa"), locks._object_lock(lock, quiet):
