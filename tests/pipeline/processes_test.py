@@ -301,15 +301,15 @@ def test_a_work_directory_of_its_own_is_told(program_env, tmp_path):
     each = [processes.main(TINY, f"--workdir={tmp_path / name}") for name in ("here", "there")]
     with processes.Processes(each, count=2, folder=tmp_path, env=program_env) as group:
         assert group.wait() == [2, 2], group.told()
-        assert "a folder that all processes share" in group.logs[0].read_text()
+        assert "share --workdir" in group.logs[0].read_text()
 
 
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
         ({"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID is not"),
-        ({"JAX_NUM_CPU_DEVICES": "two"}, "JAX_NUM_CPU_DEVICES=two: want a number from 1"),
-        ({"JAX_NUM_CPU_DEVICES": "0"}, "JAX_NUM_CPU_DEVICES=0: want a number from 1"),
+        ({"JAX_NUM_CPU_DEVICES": "two"}, "JAX_NUM_CPU_DEVICES=two"),
+        ({"JAX_NUM_CPU_DEVICES": "0"}, "JAX_NUM_CPU_DEVICES=0"),
     ],
 )
 def test_a_contradiction_in_the_environment_is_told(run_main, tmp_path, variables, told):

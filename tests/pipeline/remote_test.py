@@ -120,9 +120,9 @@ def test_a_functaset_in_a_store_is_verified_and_opened_by_tfds(remote, store, tm
 @pytest.mark.parametrize(
     ("workdir", "told"),
     [
-        ("gs://nowhere/run", "with a bucket that exists"),
-        ("gs://bucket", "want gs://BUCKET/FOLDER"),
-        ("s3://bucket/run", "only gs:// is known"),
+        ("gs://nowhere/run", "bucket must exist"),
+        ("gs://bucket", "must be gs://BUCKET/FOLDER"),
+        ("s3://bucket/run", "gs:// is the only supported"),
     ],
 )
 def test_a_store_that_will_not_do_is_told(store, workdir, told):

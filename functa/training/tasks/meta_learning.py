@@ -20,7 +20,7 @@ from functa.data import loader
 from functa.data.images import ImageSource
 from functa.fields import image_parts, inner_loop, linearization
 from functa.fields.field import Field
-from functa.fields.fitter import Fitter, build_fitter
+from functa.fields.fitter import Fitter, build_field
 from functa.fields.pixels import to_float
 from functa.fields.psnr import psnr
 from functa.runtime import mesh
@@ -190,11 +190,14 @@ def validate(config: ConfigDict) -> list[str]:
             problems.extend(message.splitlines())
 
     settings = config.meta_learn
-    fitter = attempt(lambda: build_fitter(config))
+    field = attempt(lambda: build_field(config))
+    loop = attempt(lambda: inner_loop.InnerLoop(**config.inner_loop))
     attempt(lambda: make_optimizer(settings))
     problems += _settings_problems(settings, tuple(config.field.latent_shape))
-    if fitter is not None and not problems:
-        attempt(lambda: local_field(settings, fitter, config.mesh.cell))
+    if not problems:
+        attempt(
+            lambda: local_field(settings, Fitter(field=field, inner_loop=loop), config.mesh.cell)
+        )
     return problems
 
 
