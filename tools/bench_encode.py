@@ -37,7 +37,7 @@ from functa.pipeline import encode
 from functa.plan import operations
 from functa.runtime import cli_errors, mesh, rng
 from functa.runtime.memory import keep_freed_memory
-from functa.training.progress import device_name
+from functa.runtime.mesh import device_name
 from functa.training.tasks import meta_learning
 from functa.training.tasks.builders import build_meta_learning
 

@@ -38,7 +38,7 @@ from functa.data.functaset import (
 )
 from functa.data.functaset.batches import CACHES, LatentBatches
 from functa.runtime import mesh as mesh_lib
-from functa.training.progress import device_name
+from functa.runtime.mesh import device_name
 
 
 def write_noise(

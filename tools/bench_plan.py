@@ -52,7 +52,7 @@ from functa.plan.hardware import parse
 from functa.runtime import memory, rng
 from functa.runtime import mesh as mesh_lib
 from functa.training.tasks.builders import build_meta_learning
-from functa.training.train_step import NONE_BAD, initial_state, make_step
+from functa.training.train_step import ALL_FINITE, initial_state, make_step
 
 BOUNDS = {"products": 0.05, "memory": 0.15, "storage": 0.02}
 STAGES = ("meta_learn", "encode", "classify", "generate")
@@ -138,10 +138,10 @@ def trained_field(config: ConfigDict, steps: int) -> Any:
     step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0, micro_batches=micro)
     state = jax.jit(functools.partial(initial_state, task))(rng.stream_key(0, "init"))
     size, side = config.meta_learn.batch_size, config.data.image_shape[0]
-    images, bad = Crops(0, steps * size, side), jax.device_put(NONE_BAD)
+    images, bad = Crops(0, steps * size, side), jax.device_put(ALL_FINITE)
     for number in range(steps):
         batch = {"image": images.read(np.arange(number * size, (number + 1) * size))["image"]}
-        state, _, bad = step(state, mesh_lib.to_devices(mesh, batch, task.spec), bad)
+        state, _, bad = step(state, mesh_lib.to_devices(mesh, batch, task.batch_spec), bad)
     return jax.device_get(state.params)
 
 

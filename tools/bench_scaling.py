@@ -38,7 +38,7 @@ from functa.runtime import mesh as mesh_lib
 from functa.runtime import processes as distributed
 from functa.runtime import rng
 from functa.training.tasks.builders import build_meta_learning
-from functa.training.train_step import NONE_BAD, initial_state, make_step
+from functa.training.train_step import ALL_FINITE, initial_state, make_step
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -65,7 +65,7 @@ def work(config: ConfigDict, *, images: int, repeats: int) -> dict[str, float]:
     def allreduce(numbers):
         return jax.lax.pmean(numbers, "data")
 
-    carry = [state, jax.device_put(NONE_BAD, place)]
+    carry = [state, jax.device_put(ALL_FINITE, place)]
 
     def one_step():
         carry[0], logs, carry[1] = step(carry[0], batch, carry[1])

@@ -37,10 +37,10 @@ from functa.plan import operations
 from functa.runtime import cli_errors, rng
 from functa.runtime import mesh as mesh_lib
 from functa.runtime.memory import keep_freed_memory
-from functa.training.progress import device_name
+from functa.runtime.mesh import device_name
 from functa.training.tasks import meta_learning
 from functa.training.tasks.builders import build_meta_learning
-from functa.training.train_step import NONE_BAD, initial_state, make_step
+from functa.training.train_step import ALL_FINITE, initial_state, make_step
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/cifar10_spatial.py:8x8x16,nearest", "Experiment.", lock_config=True
@@ -58,12 +58,12 @@ def training_step(config: ConfigDict, images: np.ndarray) -> Run:
     step_fn = make_step(
         task, mesh=mesh, seed=0, ema_decay=0.0, micro_batches=config.meta_learn.micro_batches
     )
-    batch = mesh_lib.to_devices(mesh, {"image": images}, task.spec)
+    batch = mesh_lib.to_devices(mesh, {"image": images}, task.batch_spec)
 
     place = mesh_lib.replicated(mesh)
     init = functools.partial(initial_state, task)
     state = jax.jit(init, out_shardings=place)(rng.stream_key(0, "init"))
-    carry = [state, jax.device_put(NONE_BAD, place)]
+    carry = [state, jax.device_put(ALL_FINITE, place)]
 
     def run():
         carry[0], logs, carry[1] = step_fn(carry[0], batch, carry[1])
@@ -81,11 +81,11 @@ def reference_step(config: ConfigDict, images: np.ndarray) -> Run:
     def step(params, optimizer, batch):
         loss = functools.partial(plain.loss, field, steps=config.inner_loop.steps)
         value, gradient = jax.value_and_grad(loss)(params, to_float(batch))
-        updates, optimizer = task.optimizer.update(gradient, optimizer, params)
+        updates, optimizer = task.optimizer.transformation.update(gradient, optimizer, params)
         return jax.tree.map(jnp.add, params, updates), optimizer, value
 
     params = jax.jit(task.init)(rng.stream_key(0, "init"))
-    carry = [params, task.optimizer.init(params)]
+    carry = [params, task.optimizer.transformation.init(params)]
 
     def run():
         carry[0], carry[1], value = step(*carry, images)

@@ -17,7 +17,7 @@ from functa.evaluation import distances, features, generative_metrics, inception
 from functa.evaluation.features import Extractor
 from functa.models.normalization import Normalization
 from functa.runtime.config import range_errors, read_json, write_json
-from functa.training.progress import Bar
+from functa.training.progress import ProgressBar
 from functa.training.tasks import generation
 
 # That samples are compared with, and that the Gaussian is fitted to: so many, or, of large images, so many numbers.
@@ -113,7 +113,7 @@ class Drawing:
                 params=params,
                 labels=labels,
                 block=self.config.generate.sample_batch_size,
-                progress=Bar(say, f"generate  blocks of samples, {name}"),
+                progress=ProgressBar(say, f"generate  blocks of samples, {name}"),
                 stop=stop,
                 process_index=process_index,
                 process_count=process_count,

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from functa.runtime import memory
-from functa.training.progress import device_name
+from functa.runtime.mesh import device_name
 
 _PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "numpy"),

@@ -103,7 +103,7 @@ def load_classifier(
     task = builders.build_classification(config, functaset)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     params = _restore(epath.Path(workdir) / "classify" / "best", shapes, keep=_BEST_KEPT)
-    params, evaluate = mesh.to_host(params), jax.jit(task.evaluate)
+    params, evaluate = mesh.to_host(params), jax.jit(task.metrics.evaluate)
 
     def classify_batch(latents: np.ndarray) -> np.ndarray:
         batch = {"latents": latents, "label": np.zeros(len(latents), np.int32)}

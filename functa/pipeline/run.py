@@ -132,7 +132,7 @@ class Run:
                 directory=directory,
                 mesh=self.mesh,
                 dashboard=dashboard,
-                interruption=self.preemption,
+                preemption=self.preemption,
                 say=self.say,
                 seed=self.config.seed,
                 steps=settings.steps,

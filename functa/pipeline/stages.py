@@ -22,7 +22,7 @@ from functa.pipeline.run import Run
 from functa.runtime import mesh, processes
 from functa.runtime.errors import StopRequested, as_user_errors
 from functa.training.checkpoint import Checkpoints, digest
-from functa.training.progress import Bar
+from functa.training.progress import ProgressBar
 from functa.training.tasks import builders, classification, generation
 
 
@@ -76,7 +76,7 @@ def encode(run: Run) -> dict[str, Any]:
         class_names=images_lib.class_names(
             source=data.source, name=data.name, data_dir=data.data_dir, num_classes=data.num_classes
         ),
-        progress=Bar(run.say, "encode"),
+        progress=ProgressBar(run.say, "encode"),
         stop=stop,
         **run.processes,
     )

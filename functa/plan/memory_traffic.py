@@ -69,7 +69,7 @@ def of_stage(config: ConfigDict, stage: str, mesh: AbstractMesh) -> Share:
     """
     task = xla_stats.described_task(config, stage)
     state: TrainState = jax.eval_shape(functools.partial(initial_state, task), jax.random.key(0))
-    fsdp = mesh.shape["fsdp"] if task.shards_params else 1
+    fsdp = mesh.shape["fsdp"] if task.shard_params else 1
 
     def shared(tree: Any) -> list[tuple[int, bool]]:
         """(bytes, whether they lie over fsdp) of every array."""

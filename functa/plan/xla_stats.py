@@ -20,7 +20,7 @@ from functa.plan import stub_functaset
 from functa.runtime import mesh as mesh_lib
 from functa.training.tasks import Task, generation
 from functa.training.tasks.builders import build_classification, build_meta_learning
-from functa.training.train_step import NONE_BAD, TrainState, described_state, make_step
+from functa.training.train_step import ALL_FINITE, TrainState, make_step, state_shapes
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
 
@@ -58,9 +58,9 @@ def described_step(config: ConfigDict, stage: str, mesh: Mesh) -> Step:
         for name, (shape, dtype) in _example(config, stage).items()
     }
     arguments = (
-        described_state(task, mesh),
-        _placed(batch, NamedSharding(mesh, P(task.spec[0]))),
-        _placed(NONE_BAD, mesh_lib.replicated(mesh)),
+        state_shapes(task, mesh),
+        _placed(batch, NamedSharding(mesh, P(task.batch_spec[0]))),
+        _placed(ALL_FINITE, mesh_lib.replicated(mesh)),
     )
     return Step(step, arguments)
 

@@ -114,3 +114,8 @@ def to_host(tree: Any) -> Any:
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.tree.map(complete, tree)
+
+
+def device_name() -> str:
+    """Kind and number of the devices of all processes, for example "NVIDIA H100 x8"."""
+    return f"{jax.devices()[0].device_kind} x{jax.device_count()}"

@@ -1,4 +1,4 @@
-"""The only training loop. It knows no task: everything it needs is in `Task`."""
+"""The training loop of all stages. Everything specific to a stage is in its Task."""
 
 import functools
 from collections.abc import Callable
@@ -9,152 +9,35 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from functa.runtime import config, errors, rng
+from functa.runtime import config, rng
 from functa.runtime import mesh as mesh_lib
-from functa.runtime.errors import StopRequested
+from functa.runtime.errors import DamagedFileError, StopRequested
 from functa.runtime.preemption import PreemptionWatcher
 from functa.training.checkpoint import Checkpoints
 from functa.training.progress import Stopwatch, duration
 from functa.training.tasks import Task
 from functa.training.train_step import (
-    NONE_BAD,
-    WATCHED,
+    ALL_FINITE,
+    CHECKED_VALUES,
     TrainState,
-    described_state,
     initial_state,
     make_step,
+    state_shapes,
 )
 
 
 class Result(NamedTuple):
-    """params: the best by validation score (of the moving average); metrics: of the whole run;
-    test: the rows of `Task.evaluate` for every example of the test split, in order."""
+    """Result of training.
+
+    Attributes:
+      params: moving average of the parameters with the best validation score.
+      metrics: test metrics, the best validation score and the speed of the run.
+      test: rows of `TaskMetrics.evaluate` for the test split, in order.
+    """
 
     params: Any
     metrics: dict[str, Any]
     test: dict[str, np.ndarray]
-
-
-class Trainer:
-    """State, curves and checkpoints of one stage; `train` is the story."""
-
-    def __init__(self, task: Task, *, directory, mesh: Mesh, dashboard, say, seed: int):
-        self.task, self.mesh, self.dashboard, self.say, self.seed = task, mesh, dashboard, say, seed
-        self.directory = epath.Path(directory)
-        self.latest = Checkpoints(self.directory / "checkpoints", keep=2)
-        # One for each of the kept states, and one that is saved just before its state.
-        self.best = Checkpoints(self.directory / "best", keep=3)
-        self.curves: dict[str, list[list[float]]] = {}
-        self._evaluate = jax.jit(task.evaluate, out_shardings=mesh_lib.batched(mesh))
-
-    def restore_or_init(self) -> tuple[TrainState, dict[str, float]]:
-        """(state, what its stopwatch showed): the newest good checkpoint, or a state born on its devices."""
-        key = rng.stream_key(self.seed, "init")
-
-        template = described_state(self.task, self.mesh)
-        restored = self.latest.restore(template)
-        self.dashboard.resume(0 if restored is None else restored[0])
-        if restored is None:
-            self.best.remove_after(-1)
-            places = jax.tree.map(lambda leaf: leaf.sharding, template)
-            init = functools.partial(initial_state, self.task)
-            return jax.jit(init, out_shardings=places)(key), {}
-        step, state, info = restored
-        path = self.directory / "curves.json"
-        curves = config.read_json(path) if path.exists() else {}
-        self.curves = {
-            name: [point for point in points if point[0] <= step]
-            for name, points in curves.items()
-            if not name.startswith("test_")  # of a run that ended, but was not told so
-        }
-        self.best.remove_after(step)  # what comes after this state comes again
-        if info["best_step"] not in (None, *self.best.steps()):
-            raise errors.DamagedFileError(
-                f"{self.best.directory} has lost its checkpoint of step {info['best_step']}; delete "
-                f"{self.directory} to train again"
-            )
-        self.say(f"{self.task.name}  resumes at step {step}")
-        return state, info["watch"]
-
-    def best_so_far(self) -> tuple[int | None, float]:
-        """(step, score) of the best checkpoint; (None, -inf) before there is one."""
-        steps = self.best.steps()
-        return (steps[-1], self.best.info(steps[-1])["score"]) if steps else (None, -np.inf)
-
-    def save_best(self, step: int, params: Any, score: float) -> None:
-        """On disk before anything that builds on it: a later state must never outlive its best.
-
-        One save at a time: two of several processes would wait for each other at one barrier of Orbax.
-        """
-        self.latest.wait()
-        self.best.save(step, params, {"score": score})
-        self.best.wait()
-
-    def evaluate(self, params: Any, split: str) -> dict[str, np.ndarray]:
-        """Rows of `Task.evaluate` for every example of a split, padding left out."""
-        rows: dict[str, list[np.ndarray]] = {}
-        for batch in self.task.eval_batches(split):
-            results = self._evaluate(params, mesh_lib.to_devices(self.mesh, batch))
-            results |= mesh_lib.to_devices(self.mesh, {"mask": batch["mask"]})
-            results = mesh_lib.to_host(results)
-            real = results.pop("mask") > 0
-            for name, values in results.items():
-                rows.setdefault(name, []).append(values[real])
-        return {name: np.concatenate(parts) for name, parts in rows.items()}
-
-    def record(self, step: int, scalars: dict[str, float]) -> None:
-        for name, value in scalars.items():
-            self.curves.setdefault(name, []).append([step, float(value)])
-        self.dashboard.scalars(step, scalars)
-
-    def save(self, step: int, state: TrainState, watch: Stopwatch) -> None:
-        if jax.process_index() == 0:
-            config.write_json(self.directory / "curves.json", self.curves)
-        best_step, _ = self.best_so_far()
-        self.latest.save(step, state, {"watch": watch.reading(), "best_step": best_step})
-
-    def show(self, step: int, params: Any) -> None:
-        """Pictures and histograms for the dashboard, made by process 0 alone; what it was given is written."""
-        params = mesh_lib.to_host(params)
-        if jax.process_index():
-            return
-        illustrations = self.task.illustrate(params)
-        self.dashboard.images(step, illustrations.images)
-        self.dashboard.histograms(step, illustrations.histograms)
-        self.dashboard.flush()
-
-    def refuse_non_finite(self, first_bad: jax.Array) -> None:
-        """Stops before anything built on a broken number is saved."""
-        step, which = (int(number) for number in first_bad)
-        if step >= 0:
-            # Steps count from one everywhere else: after this one, `step + 1` would have been saved.
-            raise self.not_finite(f"the {WATCHED[which]} of step {step + 1} is not finite")
-
-    def not_finite(self, what: str) -> FloatingPointError:
-        """The error that tells it, and what a restart goes on from."""
-        self.latest.wait()
-        saved = self.latest.steps()
-        good = (
-            f"step {saved[-1]} in {self.latest.directory}"
-            if saved
-            else "none: the run had just begun"
-        )
-        return FloatingPointError(
-            f"{self.task.name}: {what}; the last good checkpoint is {good}. The same command would "
-            f"meet it again; a lower {self.task.name}.optimizer.learning_rate, in another "
-            "--workdir, is the usual way out."
-        )
-
-    def load_best(self) -> tuple[Any, int]:
-        """(params, step) of the best checkpoint."""
-        best_step, _ = self.best_so_far()
-        restored = self.best.restore(described_state(self.task, self.mesh).params)
-        if restored is None or restored[0] != best_step:
-            raise errors.DamagedFileError(
-                f"{self.best.directory} has lost its checkpoint of step {best_step}; delete "
-                f"{self.directory} to train again"
-            )
-        return restored[1], restored[0]
 
 
 def train(
@@ -163,7 +46,7 @@ def train(
     directory: epath.PathLike,
     mesh: Mesh,
     dashboard: Any,
-    interruption: PreemptionWatcher,
+    preemption: PreemptionWatcher,
     say: Callable[[str], None],
     seed: int,
     steps: int,
@@ -173,102 +56,250 @@ def train(
     eval_every: int,
     checkpoint_every: int,
 ) -> Result:
-    """Trains to `steps`, from the newest good checkpoint in `directory` or from the start.
+    """Trains to `steps`, from the newest checkpoint in `directory` or from the start.
 
-    What a restart needs, in this order: the newest checkpoint of the state; the curves up to its
-    step; the data from the position that the step tells; keys, which depend on the step. So a run
-    that was stopped and started is, bit for bit, the run that was not.
+    A run resumes in this order, and then equals, bit for bit, a run that was not stopped:
+
+      1. The state comes from the newest undamaged checkpoint.
+      2. Best checkpoints and TensorBoard events of later steps are discarded.
+      3. The curves are read up to the step of the state.
+      4. The training data continues at that step.
+      5. Random keys are functions of the seed and the step.
 
     Raises:
-      StopRequested: asked to stop; the state is saved.
-      FloatingPointError: a loss, gradient, update or score is not finite; the last good checkpoint is
-        kept.
+      StopRequested: the process was asked to stop; the state is saved.
+      FloatingPointError: a loss, gradient, update or score is not finite. Checkpoints are finite.
     """
-    trainer = Trainer(task, directory=directory, mesh=mesh, dashboard=dashboard, say=say, seed=seed)
-    state, reading = trainer.restore_or_init()
+    trainer = Trainer(
+        task, directory=directory, mesh=mesh, dashboard=dashboard, say=say, steps=steps
+    )
+    state = trainer.restore_or_init(seed)
     step_fn = make_step(
         task, mesh=mesh, seed=seed, ema_decay=ema_decay, micro_batches=micro_batches
     )
-    _, best_score = trainer.best_so_far()
-    first_bad = jax.device_put(NONE_BAD, mesh_lib.replicated(mesh))
-    watch = Stopwatch(**reading)
-    step = logged = int(state.step)
-    for batch in task.train_batches(step, steps):
-        state, logs, first_bad = step_fn(
-            state, mesh_lib.to_devices(mesh, batch, task.spec), first_bad
-        )
+    first_nonfinite = jax.device_put(ALL_FINITE, mesh_lib.replicated(mesh))
+    step = int(state.step)
+    for batch in task.data.train_batches(step, steps):
+        batch = mesh_lib.to_devices(mesh, batch, task.batch_spec)
+        state, logs, first_nonfinite = step_fn(state, batch, first_nonfinite)
         step += 1
-        if not watch.first_step_seconds:
+        if not trainer.stopwatch.first_step_seconds:
             jax.block_until_ready(logs)
-            watch.started()
-            logged = step
-            seconds = watch.first_step_seconds
-            say(f"{task.name}  first step after {seconds:.1f} s, compilation included")
+            trainer.start(step)
         last = step == steps
-        if step % log_every == 0 or last:
-            scalars = {name: float(value) for name, value in logs.items()}
-            trainer.refuse_non_finite(first_bad)
-            watch.lap(step - logged)
-            logged = step
-            with watch.paused():
-                watched, warning = task.watch(state.params)
-            rate = watch.steps_per_second()
-            trainer.record(
-                step,
-                scalars
-                | watched
-                | {"steps_per_second": rate, "images_per_second": rate * task.images_per_step},
-            )
-            left = f"  {rate:.2f} steps/s, {duration((steps - step) / rate)} left" if rate else ""
-            say(f"{task.name}  step {step}/{steps}  loss {scalars['loss']:.4g}{left}")
-            if warning:
-                say(f"{task.name}  step {step}/{steps}  WARNING: {warning}")
-        evaluated = step % eval_every == 0 or last
-        stop = interruption.requested(step)
-        if evaluated or stop or step % checkpoint_every == 0:
-            trainer.refuse_non_finite(first_bad)
-            watch.lap(step - logged)
-            logged = step
-            with watch.paused():
-                if evaluated:
-                    metrics = task.summarize(trainer.evaluate(state.ema, "validation"))
-                    trainer.record(
-                        step, {f"validation_{name}": value for name, value in metrics.items()}
-                    )
-                    score = metrics[task.score]
-                    if not np.isfinite(score):
-                        raise trainer.not_finite(
-                            f"the validation {task.score} of step {step} is {score}"
-                        )
-                    say(f"{task.name}  step {step}/{steps}  validation {task.score} {score:.4f}")
-                    if score > best_score:
-                        best_score = score
-                        trainer.save_best(step, state.ema, score)
-                    trainer.show(step, state.ema)
-                trainer.save(step, state, watch)
+        log = step % log_every == 0 or last
+        evaluate = step % eval_every == 0 or last
+        stop = preemption.requested(step)
+        save = evaluate or stop or step % checkpoint_every == 0
+        if log or save:
+            trainer.check_finite(first_nonfinite)
+            trainer.stopwatch.lap(step)
+            with trainer.stopwatch.paused():
+                if log:
+                    trainer.log(step, state.params, logs)
+                if evaluate:
+                    trainer.evaluate(step, state.ema)
+                if save:
+                    trainer.save(step, state)
         if stop and not last:
-            trainer.latest.close()
-            trainer.best.close()
-            raise StopRequested(f"{task.name} stopped at step {step} of {steps}; all is saved")
-    params, best_step = trainer.load_best()
-    trainer.best.close()
-    rows = trainer.evaluate(params, "test")
-    test = task.summarize(rows)
-    if not np.isfinite(test[task.score]):
-        raise trainer.not_finite(
-            f"the test {task.score} is {test[task.score]} (parameters of step {best_step})"
+            trainer.close()
+            raise StopRequested(
+                f"{task.name} stopped at step {step} of {steps}; its state is saved"
+            )
+    return trainer.test()
+
+
+class Trainer:
+    """Logs, evaluations and checkpoints of one training run."""
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        directory: epath.PathLike,
+        mesh: Mesh,
+        dashboard: Any,
+        say: Callable[[str], None],
+        steps: int,
+    ):
+        self.task, self.mesh, self.dashboard = task, mesh, dashboard
+        self.say, self.steps = say, steps
+        self.directory = epath.Path(directory)
+        self.latest = Checkpoints(self.directory / "checkpoints", keep=2)
+        # Best checkpoints are written before the state that refers to them, so keep one more.
+        self.best = Checkpoints(self.directory / "best", keep=3)
+        self.best_score = -np.inf
+        self.curves: dict[str, list[list[float]]] = {}
+        self.stopwatch = Stopwatch()
+        self._evaluate = jax.jit(task.metrics.evaluate, out_shardings=mesh_lib.batched(mesh))
+
+    def restore_or_init(self, seed: int) -> TrainState:
+        """The state of the newest undamaged checkpoint, or an initial state."""
+        shapes = state_shapes(self.task, self.mesh)
+        restored = self.latest.restore(shapes)
+        step, state, info = restored or (0, None, {"best_step": None, "stopwatch": {}})
+        self.dashboard.resume(step)
+        self.best.remove_after(step)
+        if state is None:
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+            init = jax.jit(functools.partial(initial_state, self.task), out_shardings=shardings)
+            state = init(rng.stream_key(seed, "init"))
+        else:
+            self.curves = self._read_curves(step)
+            if info["best_step"] not in (None, *self.best.steps()):
+                raise self._best_checkpoint_lost(info["best_step"])
+            self.say(f"{self.task.name}  resumes at step {step}")
+        if best_steps := self.best.steps():
+            self.best_score = self.best.info(best_steps[-1])["score"]
+        self.stopwatch = Stopwatch(**info["stopwatch"])
+        return state
+
+    def _read_curves(self, last_step: int) -> dict[str, list[list[float]]]:
+        path = self.directory / "curves.json"
+        curves = config.read_json(path) if path.exists() else {}
+        # Test points exist if a run trained to the end and stopped before its metrics were written.
+        return {
+            name: [point for point in points if point[0] <= last_step]
+            for name, points in curves.items()
+            if not name.startswith("test_")
+        }
+
+    def start(self, step: int) -> None:
+        """Starts to measure the speed after the first step of this process."""
+        self.stopwatch.start(step)
+        seconds = self.stopwatch.first_step_seconds
+        self.say(f"{self.task.name}  first step after {seconds:.1f} s, compilation included")
+
+    def log(self, step: int, params: Any, logs: dict[str, jax.Array]) -> None:
+        """Logs scalars of the last step, the values of `Task.monitor` and the speed."""
+        scalars = {name: float(value) for name, value in logs.items()}
+        monitored, warning = self.task.monitor(params)
+        rate = self.stopwatch.steps_per_second()
+        speed = {
+            "steps_per_second": rate,
+            "images_per_second": rate * self.task.data.images_per_step,
+        }
+        self._record(step, scalars | monitored | speed)
+        remaining = duration((self.steps - step) / rate) if rate else ""
+        speed_text = f"  {rate:.2f} steps/s, {remaining} left" if rate else ""
+        self._say(step, f"loss {scalars['loss']:.4g}{speed_text}")
+        if warning:
+            self._say(step, f"WARNING: {warning}")
+
+    def evaluate(self, step: int, params: Any) -> None:
+        """Scores `params` on the validation split and keeps them if they are the best."""
+        score_name = self.task.metrics.score
+        metrics = self.task.metrics.summarize(self._rows(params, "validation"))
+        self._record(step, {f"validation_{name}": value for name, value in metrics.items()})
+        score = metrics[score_name]
+        if not np.isfinite(score):
+            raise self._not_finite(f"the validation {score_name} of step {step} is {score}")
+        self._say(step, f"validation {score_name} {score:.4f}")
+        if score > self.best_score:
+            self.best_score = score
+            # A state must not exist without the best checkpoint that it refers to. Saves do not
+            # overlap: with several processes, concurrent Orbax barriers would deadlock.
+            self.latest.wait()
+            self.best.save(step, params, {"score": score})
+            self.best.wait()
+        self._illustrate(step, params)
+
+    def _rows(self, params: Any, split: str) -> dict[str, np.ndarray]:
+        """Rows of `TaskMetrics.evaluate` for every example of a split, without padding."""
+        rows: dict[str, list[np.ndarray]] = {}
+        for batch in self.task.data.eval_batches(split):
+            outputs = self._evaluate(params, mesh_lib.to_devices(self.mesh, batch))
+            outputs |= mesh_lib.to_devices(self.mesh, {"mask": batch["mask"]})
+            outputs = mesh_lib.to_host(outputs)
+            is_example = outputs.pop("mask") > 0
+            for name, values in outputs.items():
+                rows.setdefault(name, []).append(values[is_example])
+        return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+    def _illustrate(self, step: int, params: Any) -> None:
+        """Writes pictures and histograms to TensorBoard. All processes must call it."""
+        params = mesh_lib.to_host(params)
+        if jax.process_index() == 0:
+            illustrations = self.task.illustrate(params)
+            self.dashboard.images(step, illustrations.images)
+            self.dashboard.histograms(step, illustrations.histograms)
+            self.dashboard.flush()
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Saves the curves and, in the background, a checkpoint."""
+        self._write_curves()
+        best_steps = self.best.steps()
+        best_step = best_steps[-1] if best_steps else None
+        info = {"stopwatch": self.stopwatch.reading(), "best_step": best_step}
+        self.latest.save(step, state, info)
+
+    def test(self) -> Result:
+        """Scores the best parameters on the test split."""
+        best_step = self.best.steps()[-1] if self.best.steps() else None
+        restored = self.best.restore(state_shapes(self.task, self.mesh).params)
+        if restored is None or restored[0] != best_step:
+            raise self._best_checkpoint_lost(best_step)
+        params = restored[1]
+        self.best.close()
+        score_name = self.task.metrics.score
+        rows = self._rows(params, "test")
+        metrics = self.task.metrics.summarize(rows)
+        score = metrics[score_name]
+        if not np.isfinite(score):
+            raise self._not_finite(
+                f"the test {score_name} is {score} with the parameters of step {best_step}"
+            )
+        self.latest.close()
+        self._record(self.steps, {f"test_{name}": value for name, value in metrics.items()})
+        self._write_curves()
+        rate = self.stopwatch.steps_per_second()
+        metrics = metrics | {
+            f"validation_{score_name}": self.best_score,
+            "best_step": best_step,
+            "steps": self.steps,
+            "images_per_second": rate * self.task.data.images_per_step,
+            "steps_per_second": rate,
+            "first_step_seconds": self.stopwatch.first_step_seconds,
+            "earlier_seconds": self.stopwatch.earlier_seconds,
+        }
+        return Result(params, metrics, rows)
+
+    def close(self) -> None:
+        """Waits for checkpoints in the background."""
+        self.latest.close()
+        self.best.close()
+
+    def check_finite(self, first_nonfinite: jax.Array) -> None:
+        """Raises FloatingPointError if a step had a non-finite loss, gradient or update."""
+        index, value = (int(number) for number in first_nonfinite)
+        if index >= 0:
+            name = CHECKED_VALUES[value]
+            raise self._not_finite(f"the {name} of step {index + 1} is not finite")
+
+    def _record(self, step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self.curves.setdefault(name, []).append([step, float(value)])
+        self.dashboard.scalars(step, scalars)
+
+    def _write_curves(self) -> None:
+        if jax.process_index() == 0:
+            config.write_json(self.directory / "curves.json", self.curves)
+
+    def _say(self, step: int, text: str) -> None:
+        self.say(f"{self.task.name}  step {step}/{self.steps}  {text}")
+
+    def _not_finite(self, problem: str) -> FloatingPointError:
+        self.latest.wait()
+        steps = self.latest.steps()
+        checkpoint = f"step {steps[-1]} in {self.latest.directory}" if steps else "none"
+        return FloatingPointError(
+            f"{self.task.name}: {problem}; the last finite checkpoint is: {checkpoint}. The same "
+            f"command would fail again. Lower {self.task.name}.optimizer.learning_rate and use "
+            "another --workdir."
         )
-    trainer.latest.close()
-    trainer.record(steps, {f"test_{name}": value for name, value in test.items()})
-    if jax.process_index() == 0:
-        config.write_json(trainer.directory / "curves.json", trainer.curves)
-    metrics = test | {
-        f"validation_{task.score}": best_score,
-        "best_step": best_step,
-        "steps": steps,
-        "images_per_second": watch.steps_per_second() * task.images_per_step,
-        "steps_per_second": watch.steps_per_second(),
-        "first_step_seconds": watch.first_step_seconds,
-        "earlier_seconds": reading.get("seconds", 0.0),
-    }
-    return Result(params, metrics, rows)
+
+    def _best_checkpoint_lost(self, step: int | None) -> DamagedFileError:
+        return DamagedFileError(
+            f"{self.best.directory} has no checkpoint of step {step}; delete {self.directory} to "
+            "train again"
+        )

@@ -1,88 +1,128 @@
-"""Speed and time left: what a person watching a run wants to know."""
+"""Speed and remaining time of training and of other counted work."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 
-import jax
+from tqdm import tqdm
+
+_LINE_INTERVAL = 5.0  # seconds between lines where there is no terminal
 
 
 class Stopwatch:
-    """Seconds of a stage over all its restarts, and rates that leave out compilation and
-    evaluation.
+    """Time and speed of a stage over all its restarts.
+
+    Speed excludes compilation, evaluation and checkpoints.
 
     Args:
-      seconds, active, steps: what `reading` gave when the stage was stopped.
+      seconds, active_seconds, steps: `reading` of the previous process; zeros for a new run.
     Attributes:
-      first_step_seconds: from construction to the end of the first step, compilation included.
+      earlier_seconds: time of the processes before this one.
+      first_step_seconds: time from construction to the end of the first step, 0 before that.
     """
 
-    def __init__(self, *, seconds: float = 0.0, active: float = 0.0, steps: float = 0):
-        self._before = seconds
-        self._begin = time.monotonic()
-        self._active = active  # seconds of steps after the first of a start, up to the last mark
+    def __init__(self, *, seconds: float = 0.0, active_seconds: float = 0.0, steps: int = 0):
+        self.earlier_seconds = seconds
+        self._start = time.monotonic()
+        self._active_seconds = active_seconds
         self._steps = steps
-        self._mark: float | None = None
+        self._lap_start: tuple[int, float] | None = None  # step and time
         self.first_step_seconds = 0.0
 
     def reading(self) -> dict[str, float]:
-        """What a later Stopwatch goes on from."""
-        return {"seconds": self.seconds(), "active": self._active, "steps": self._steps}
+        """Arguments of the Stopwatch that continues this one."""
+        seconds = self.earlier_seconds + time.monotonic() - self._start
+        return {"seconds": seconds, "active_seconds": self._active_seconds, "steps": self._steps}
 
-    def started(self) -> None:
-        """The first step is done: rates count from here."""
-        self._mark = time.monotonic()
-        self.first_step_seconds = self._mark - self._begin
+    def start(self, step: int) -> None:
+        """Starts to measure speed, after the first step of this process."""
+        now = time.monotonic()
+        self._lap_start = step, now
+        self.first_step_seconds = now - self._start
 
-    def lap(self, steps: int) -> None:
-        """`steps` more are done."""
-        if self._mark is not None:
+    def lap(self, step: int) -> None:
+        """Counts the steps up to `step`."""
+        if self._lap_start is not None:
+            last_step, last_time = self._lap_start
             now = time.monotonic()
-            self._active += now - self._mark
-            self._steps += steps
-            self._mark = now
+            self._active_seconds += now - last_time
+            self._steps += step - last_step
+            self._lap_start = step, now
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside does not count as training."""
+        """Excludes the body from the measured time."""
         yield
-        if self._mark is not None:
-            self._mark = time.monotonic()
-
-    def seconds(self) -> float:
-        return self._before + time.monotonic() - self._begin
+        if self._lap_start is not None:
+            self._lap_start = self._lap_start[0], time.monotonic()
 
     def steps_per_second(self) -> float:
-        return self._steps / self._active if self._active else 0.0
+        """Mean speed of all laps; 0 before the first one."""
+        return self._steps / self._active_seconds if self._active_seconds else 0.0
+
+
+class ProgressBar:
+    """Progress of counted work: a bar on a terminal, otherwise a log line every few seconds.
+
+    Args:
+      say: writes a line to the log.
+      title: name of the work.
+    """
+
+    def __init__(self, say: Callable[[str], None], title: str):
+        self._say, self._title = say, title
+        self._bar: tqdm | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Reports that `done` of `total` items are complete."""
+        if self._bar is None:
+            self._bar = self._open(done, total)
+        if done < total:
+            self._bar.update(done - self._bar.n)
+        else:
+            self._bar.n = done
+            self._bar.close()
+
+    def _open(self, done: int, total: int) -> tqdm:
+        settings = {
+            "desc": self._title,
+            "total": total,
+            "initial": done,
+            "smoothing": 0,
+            "unit": "",
+        }
+        if sys.stderr.isatty():
+            return _Bar(**settings)
+        return _Bar(
+            **settings,
+            file=_LogStream(self._say),
+            mininterval=_LINE_INTERVAL,
+            miniters=1,
+            bar_format="{desc}  {n_fmt}/{total_fmt}  {rate_fmt}, {remaining} left",
+        )
+
+
+class _Bar(tqdm):
+    monitor_interval = 0  # no monitoring thread
+
+
+class _LogStream:
+    """File-like object that passes what tqdm writes to a log, line by line."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self._say = say
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            self._say(line)
+
+    def flush(self) -> None:
+        pass
 
 
 def duration(seconds: float) -> str:
-    """45 s, 3.2 min, 1.5 h."""
+    """Formats a duration: "45 s", "3.2 min" or "1.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-class Bar:
-    """Progress of counted work that is not a training loop: at most a line every `interval` seconds."""
-
-    def __init__(self, say: Callable[[str], None], title: str, interval: float = 5.0):
-        self._say, self._title, self._interval = say, title, interval
-        self._begin = self._said = time.monotonic()
-        self._first: int | None = None
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        self._first = done if self._first is None else self._first
-        if now - self._said < self._interval and done < total:
-            return
-        self._said = now
-        rate = (done - self._first) / max(now - self._begin, 1e-9)
-        left = f", {duration((total - done) / rate)} left" if rate and done < total else ""
-        told = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
-        self._say(f"{self._title}  {done}/{total}  {told}/s{left}")
-
-
-def device_name() -> str:
-    """ "cpu x1" or "NVIDIA H100 x8": kind and number of devices of all processes."""
-    return f"{jax.devices()[0].device_kind} x{jax.device_count()}"

@@ -145,8 +145,8 @@ def test_images_are_spread_over_the_split(run, subject):
 def test_the_trained_number_of_steps_scores_as_the_stage_meta_learn(run, subject):
     _, settings, params, sources = run
     task = build_meta_learning(settings, sources=sources)
-    rows = jax.jit(task.evaluate)(params, {"image": subject.images})
-    expected = task.summarize({name: np.asarray(value) for name, value in rows.items()})
+    rows = jax.jit(task.metrics.evaluate)(params, {"image": subject.images})
+    expected = task.metrics.summarize({name: np.asarray(value) for name, value in rows.items()})
     table = inner_steps.steps(subject)["steps"]
     (row,) = [row for row in table.rows if row["steps"] == settings.inner_loop.steps]
     assert row["psnr"] == pytest.approx(expected["psnr"], abs=1e-4)

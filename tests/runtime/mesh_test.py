@@ -73,12 +73,12 @@ def whole_images(**changes):
 def gradients(task, batch, *, micro_batches=1, **sizes):
     devices = jax.devices()[: 1 if not sizes else None]
     mesh = mesh_lib.make_mesh(devices, **sizes)
-    state = train_step.described_state(task, mesh)
+    state = train_step.state_shapes(task, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, state.params)
     params = jax.jit(task.init, out_shardings=places)(jax.random.key(0))
     of = jax.jit(train_step.make_gradients(task, mesh=mesh, micro_batches=micro_batches))
     (loss, logs), gradient = of(
-        params, mesh_lib.to_devices(mesh, batch, task.spec), jax.random.key(1)
+        params, mesh_lib.to_devices(mesh, batch, task.batch_spec), jax.random.key(1)
     )
     return mesh_lib.to_host((loss, logs, gradient)), gradient
 
@@ -212,12 +212,12 @@ def test_a_state_over_fsdp_trains_like_a_state_on_one_device():
     task = make_task(**{"classify.model": CONVNEXT})
     states = []
     for mesh in (mesh_lib.make_mesh(jax.devices()[:1]), mesh_lib.make_mesh(fsdp=4)):
-        places = jax.tree.map(lambda leaf: leaf.sharding, train_step.described_state(task, mesh))
+        places = jax.tree.map(lambda leaf: leaf.sharding, train_step.state_shapes(task, mesh))
         init = functools.partial(train_step.initial_state, task)
         state = jax.jit(init, out_shardings=places)(jax.random.key(0))
         step, bad = (
             train_step.make_step(task, mesh=mesh, seed=0, ema_decay=0.5, micro_batches=1),
-            train_step.NONE_BAD,
+            train_step.ALL_FINITE,
         )
         for number in range(3):
             batch = mesh_lib.to_devices(mesh, batch_of(seed=number))

@@ -29,9 +29,10 @@ from functa import main
 from functa.data import loader
 from functa.pipeline import stages
 from functa.report import report
-from functa.runtime import cli_errors, mesh
+from functa.runtime import cli_errors
 from functa.runtime.errors import StopRequested
-from functa.training.tasks import Illustrations, Task
+from functa.training.optimizers import Optimizer
+from functa.training.tasks import Task, TaskData, TaskMetrics
 
 # Those that can be set up only once the processes know each other.
 LATER: list = []
@@ -75,23 +76,23 @@ def toy(steps):
         task = Task(
             name="meta_learn",
             init=lambda key: {"w": jax.random.normal(key, (3,))},
-            draw=lambda batch, key: batch,
-            loss=lambda params, drawn: (jnp.mean(errors(params, drawn)), {}),
-            finish=lambda logs: logs,
-            evaluate=lambda params, batch: {"error": errors(params, batch)},
-            summarize=lambda rows: {"score": -float(rows["error"].mean())},
-            score="score",
-            optimizer=optax.adam(0.1),
-            learning_rate=lambda step: 0.1,
-            watch=lambda params: ({}, ""),
-            images_per_step=16,
-            train_batches=lambda first, last: loader.train_batches(
-                Rows(), first_step=first, last_step=last, **order
+            sample_inputs=lambda batch, key: batch,
+            loss=lambda params, inputs: (jnp.mean(errors(params, inputs)), {}),
+            optimizer=Optimizer(optax.adam(0.1), lambda step: 0.1),
+            data=TaskData(
+                train_batches=lambda first, last: loader.train_batches(
+                    Rows(), first_step=first, last_step=last, **order
+                ),
+                eval_batches=lambda split: loader.eval_batches(
+                    Rows(), batch_size=16, **run.processes
+                ),
+                images_per_step=16,
             ),
-            eval_batches=lambda split: loader.eval_batches(Rows(), batch_size=16, **run.processes),
-            illustrate=lambda params: Illustrations({}, {}),
-            spec=mesh.BY_EXAMPLE,
-            shards_params=False,
+            metrics=TaskMetrics(
+                evaluate=lambda params, batch: {"error": errors(params, batch)},
+                summarize=lambda rows: {"score": -float(rows["error"].mean())},
+                score="score",
+            ),
         )
         run.config.meta_learn.steps = steps
         return run.train(task).metrics

@@ -38,7 +38,7 @@ def main() -> None:
     )
     params["field"]["map"] = {"weight": heard}
     gradients = jax.jit(train_step.make_gradients(task, mesh=mesh, micro_batches=1))
-    batch = mesh_lib.to_devices(mesh, {"image": image}, task.spec)
+    batch = mesh_lib.to_devices(mesh, {"image": image}, task.batch_spec)
     (loss, _), gradient = gradients(
         jax.device_put(params, mesh_lib.replicated(mesh)), batch, jax.random.key(2)
     )

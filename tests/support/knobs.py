@@ -40,7 +40,7 @@ from functa.runtime import mesh as mesh_lib
 from functa.training import loop
 from functa.training import train_step as step
 from functa.training.checkpoint import digest
-from functa.training.tasks import Illustrations, Task, generation
+from functa.training.tasks import Illustrations, Task, TaskMetrics, generation
 from functa.training.tasks.builders import build_classification, build_meta_learning
 from functa.training.tensorboard import NullDashboard
 from tests.support import losses
@@ -214,7 +214,7 @@ class Probes:
 
     def _gradient(self, task, config):
         params = jax.eval_shape(task.init, jax.random.key(0))
-        batch = next(task.train_batches(0, 1))
+        batch = next(task.data.train_batches(0, 1))
         return program(
             jax.grad(lambda *a: losses.whole(task)(*a)[0]), params, batch, jax.random.key(0)
         )
@@ -222,11 +222,11 @@ class Probes:
     def _step(self, task, config):
         """The step on the mesh, and what lies where."""
         mesh = run_lib.Run(config, self._folder(), say=lambda line: None).mesh
-        state = step.described_state(task, mesh)
-        place = NamedSharding(mesh, PartitionSpec(task.spec[0]))
+        state = step.state_shapes(task, mesh)
+        place = NamedSharding(mesh, PartitionSpec(task.batch_spec[0]))
         batch = {
             name: jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=place)
-            for name, values in next(task.train_batches(0, 1)).items()
+            for name, values in next(task.data.train_batches(0, 1)).items()
         }
         made = step.make_step(
             task,
@@ -235,17 +235,17 @@ class Probes:
             ema_decay=0.0,
             micro_batches=config[task.name].micro_batches,
         )
-        return program(made, state, batch, step.NONE_BAD)
+        return program(made, state, batch, step.ALL_FINITE)
 
     def _optimizer(self, task, config):
         params = jax.eval_shape(task.init, jax.random.key(0))
-        state = jax.eval_shape(task.optimizer.init, params)
-        return program(task.optimizer.update, params, state, params)
+        state = jax.eval_shape(task.optimizer.transformation.init, params)
+        return program(task.optimizer.transformation.update, params, state, params)
 
     def _evaluate(self, task, config):
         params = jax.eval_shape(task.init, jax.random.key(0))
-        batches = list(task.eval_batches("test"))
-        return len(batches), program(task.evaluate, params, batches[0])
+        batches = list(task.data.eval_batches("test"))
+        return len(batches), program(task.metrics.evaluate, params, batches[0])
 
     def _batches(self, task, config):
         """The data of the first steps, and how often files were read for it."""
@@ -253,7 +253,7 @@ class Probes:
             counted(image_records.Records, "read") as images_read,
             counted(reader.FileSource, "read") as latents_read,
         ):
-            batches = list(task.train_batches(0, STEPS_READ))
+            batches = list(task.data.train_batches(0, STEPS_READ))
         return [contents(batch) for batch in batches], len(images_read), len(latents_read)
 
     def _loop(self, task, config):
@@ -311,16 +311,18 @@ def toy(task: Task) -> Task:
     """The same data and learning rate for three numbers that are pushed at random."""
     return task._replace(
         init=lambda key: {"w": jax.random.normal(key, (3,))},
-        draw=lambda batch, key: jax.random.normal(key, (4, 3)),
-        loss=lambda params, drawn: (params["w"] @ drawn.mean(0), {}),
-        finish=lambda logs: logs,
-        spec=mesh_lib.BY_EXAMPLE,
-        shards_params=False,
-        evaluate=lambda params, batch: {"score": jnp.sum(params["w"]) * batch["mask"]},
-        summarize=lambda rows: {"score": float(rows["score"].mean())},
-        score="score",
-        optimizer=optax.sgd(0.1),
-        watch=lambda params: ({}, ""),
+        sample_inputs=lambda batch, key: jax.random.normal(key, (4, 3)),
+        loss=lambda params, inputs: (params["w"] @ inputs.mean(0), {}),
+        finalize_logs=lambda logs: logs,
+        batch_spec=mesh_lib.BY_EXAMPLE,
+        shard_params=False,
+        metrics=TaskMetrics(
+            evaluate=lambda params, batch: {"score": jnp.sum(params["w"]) * batch["mask"]},
+            summarize=lambda rows: {"score": float(rows["score"].mean())},
+            score="score",
+        ),
+        optimizer=task.optimizer._replace(transformation=optax.sgd(0.1)),
+        monitor=lambda params: ({}, ""),
         illustrate=lambda params: Illustrations({}, {}),
     )
 

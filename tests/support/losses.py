@@ -9,7 +9,7 @@ def whole(task: Task) -> Callable:
     """(params, batch, key) -> (loss, logs)."""
 
     def loss(params, batch, key):
-        value, logs = task.loss(params, task.draw(batch, key))
-        return value, task.finish(logs)
+        value, logs = task.loss(params, task.sample_inputs(batch, key))
+        return value, task.finalize_logs(logs)
 
     return loss

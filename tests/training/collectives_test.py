@@ -53,7 +53,7 @@ def test_fitting_sends_nothing(options):
     params = jax.eval_shape(task.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((16, *config.data.image_shape), np.uint8)
     evaluate = jax.jit(
-        task.evaluate,
+        task.metrics.evaluate,
         in_shardings=(mesh.replicated(whole), mesh.batched(whole)),
         out_shardings=mesh.batched(whole),
     )

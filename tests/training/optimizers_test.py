@@ -164,16 +164,16 @@ def test_scaled_updates_are_learning_rates_of_their_own():
     settings = SETTINGS | {"weight_decay": 0.5}
     made = optimizers.make(name="adamw", **settings).transformation
     quarter = optimizers.make(name="adamw", **(settings | {"learning_rate": 0.025})).transformation
-    scaled = optimizers.scaled(lambda params: {"slow": 0.25, "fast": 1.0})
+    scaled = optimizers.scale_updates(lambda params: {"slow": 0.25, "fast": 1.0})
     found = updates(optax.chain(made, scaled))
     np.testing.assert_allclose(found["slow"], updates(quarter)["slow"], rtol=1e-6)
     np.testing.assert_array_equal(found["fast"], updates(made)["fast"])
 
 
 def test_clamp_keeps_params_inside():
-    clamp = optimizers.clamp(-1.0, 2.0)
+    clip = optimizers.clip_params(-1.0, 2.0)
     params = jnp.float32([-0.9, 0.0, 1.9])
-    updates, _ = clamp.update(jnp.float32([-5.0, 0.5, 5.0]), clamp.init(params), params)
+    updates, _ = clip.update(jnp.float32([-5.0, 0.5, 5.0]), clip.init(params), params)
     np.testing.assert_allclose(params + updates, [-1.0, 0.5, 2.0], rtol=1e-6)
 
 

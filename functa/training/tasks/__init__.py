@@ -1,67 +1,95 @@
-"""Tasks: what the one training loop needs to know of a stage, as pure functions and its data."""
+"""The interface between the training loop and a stage, and one module per stage that trains.
+
+A task is a set of pure functions and data; it knows nothing of steps, devices or files.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import PartitionSpec
+
+from functa.runtime import mesh
+from functa.training.optimizers import Optimizer
 
 PyTree = Any
 Batch = dict[str, np.ndarray]
+Logs = dict[str, jax.Array]
+
+
+class TaskData(NamedTuple):
+    """Batches of a task. Every process yields its share of each global batch.
+
+    Attributes:
+      train_batches: (first_step, last_step) -> batches of steps first_step ... last_step - 1.
+      eval_batches: split ("validation" or "test") -> batches of the whole split, all of one shape.
+        Each has "mask" [b] float32, which is 0 for padding.
+      images_per_step: size of the global batch in whole images; half an image counts 0.5.
+    """
+
+    train_batches: Callable[[int, int], Iterator[Batch]]
+    eval_batches: Callable[[str], Iterator[Batch]]
+    images_per_step: float
+
+
+class TaskMetrics(NamedTuple):
+    """Evaluation of a task.
+
+    Attributes:
+      evaluate: (params, batch) -> {name: [b, ...]}, one row per example. The training loop drops the
+        rows of padding and concatenates the rest over a split, in order.
+      summarize: {name: [N, ...], rows of a whole split} -> {name: float}, the metrics of the split.
+      score: key of `summarize` that selects the best checkpoint; higher is better.
+    """
+
+    evaluate: Callable[[PyTree, Any], dict[str, jax.Array]]
+    summarize: Callable[[dict[str, np.ndarray]], dict[str, float]]
+    score: str
+
+
+class Illustrations(NamedTuple):
+    """Pictures of a model for TensorBoard.
+
+    Attributes:
+      images: {name: [n, h, w, c] float32 in [0, 1]}.
+      histograms: {name: array of any shape}.
+    """
+
+    images: dict[str, np.ndarray]
+    histograms: dict[str, np.ndarray]
 
 
 class Task(NamedTuple):
-    """One stage that trains.
+    """A stage that trains a model.
 
     Attributes:
-      name: the stage: "meta_learn", "classify".
-      init: key -> params (a pytree of float32 arrays).
-      draw: (batch, key) -> drawn batch. All that is random, drawn for the global batch, so that the number of
-        devices changes nothing. Pure; traced under jit; `key` depends on (seed, stream, step) only.
-      loss: (params, share of the drawn batch) -> (scalar mean over the share, {name: scalar mean to log}).
-        Every example depends on itself alone, so that the loss is the mean over all shares.
-      finish: {name: mean over the global batch} -> what is logged.
-      evaluate: (params, batch) -> {name: [b, ...] array, one row an example}. The loop drops the
-        rows whose batch["mask"] is 0 and concatenates the rest over the split, in order.
-      summarize: {name: [N, ...] rows of a whole split} -> {name: float}, the metrics of that split.
-      score: the key of `summarize` that tells the best checkpoint; higher is better.
+      name: the stage, for example "meta_learn"; also the key of its settings in the config.
+      init: key -> params, a pytree of float32 arrays.
+      sample_inputs: (global batch, key) -> inputs of `loss`. All randomness (crops, augmentation,
+        noise) is sampled here for the global batch, so that results do not depend on the number of
+        devices. Traced under jit; `key` depends on (seed, stream, step) only.
+      loss: (params, a shard of the inputs) -> (scalar mean over the shard, {name: scalar mean}).
+        Examples are independent, so the mean over shards is the loss of the batch.
       optimizer: of params.
-      learning_rate: step -> outer learning rate, to be logged.
-      watch: params -> ({name: number}, to be logged; a warning, "" where all is well), asked at
-        every log step.
-      images_per_step: what a step trains on, counted in whole images: half of one is 0.5.
-      train_batches: (first_step, last_step) -> this process's share of the batches of steps
-        first_step ... last_step - 1.
-      eval_batches: split ("validation", "test") -> this process's share of the whole split, every
-        batch of the same shape, with "mask" [b] float32 that is 0 for padding.
-      illustrate: params -> Illustrations for the dashboard, shown at evaluations.
-      spec: how the drawn batch lies on the mesh: mesh.BY_EXAMPLE or mesh.BY_ROWS.
-      shards_params: whether params lie sharded over the mesh's axis fsdp; they are replicated if not.
+      data, metrics: see TaskData and TaskMetrics.
+      finalize_logs: {name: mean over the global batch} -> scalars to log.
+      monitor: params -> ({name: number}, warning), called whenever the loop logs. The warning is
+        empty if training is healthy.
+      illustrate: params -> Illustrations, called after each evaluation.
+      batch_spec: sharding of the inputs: mesh.BY_EXAMPLE or mesh.BY_ROWS.
+      shard_params: whether params are sharded over the mesh axis fsdp instead of replicated.
     """
 
     name: str
     init: Callable[[jax.Array], PyTree]
-    draw: Callable[[Any, jax.Array], Any]
-    loss: Callable[[PyTree, Any], tuple[jax.Array, dict[str, jax.Array]]]
-    finish: Callable[[dict[str, jax.Array]], dict[str, jax.Array]]
-    evaluate: Callable[[PyTree, Any], dict[str, jax.Array]]
-    summarize: Callable[[dict[str, np.ndarray]], dict[str, float]]
-    score: str
-    optimizer: optax.GradientTransformation
-    learning_rate: Callable[[Any], Any]
-    watch: Callable[[PyTree], tuple[dict[str, float], str]]
-    images_per_step: float
-    train_batches: Callable[[int, int], Iterator[Batch]]
-    eval_batches: Callable[[str], Iterator[Batch]]
-    illustrate: Callable[[PyTree], "Illustrations"]
-    spec: PartitionSpec
-    shards_params: bool
-
-
-class Illustrations(NamedTuple):
-    """images: {name: [n, h, w, c] float32 in [0, 1]}; histograms: {name: array of any shape}."""
-
-    images: dict[str, np.ndarray]
-    histograms: dict[str, np.ndarray]
+    sample_inputs: Callable[[Any, jax.Array], Any]
+    loss: Callable[[PyTree, Any], tuple[jax.Array, Logs]]
+    optimizer: Optimizer
+    data: TaskData
+    metrics: TaskMetrics
+    finalize_logs: Callable[[Logs], Logs] = lambda logs: logs
+    monitor: Callable[[PyTree], tuple[dict[str, float], str]] = lambda params: ({}, "")
+    illustrate: Callable[[PyTree], Illustrations] = lambda params: Illustrations({}, {})
+    batch_spec: PartitionSpec = mesh.BY_EXAMPLE
+    shard_params: bool = False

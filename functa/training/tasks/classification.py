@@ -18,10 +18,9 @@ from functa.data.functaset.batches import CACHES, COPIES, LatentBatches
 from functa.data.functaset.format import float32_latents
 from functa.models import classifier
 from functa.models.normalization import KINDS, make_normalization
-from functa.runtime import mesh
 from functa.runtime.config import range_errors
 from functa.training import optimizers
-from functa.training.tasks import Illustrations, PyTree, Task
+from functa.training.tasks import Illustrations, PyTree, Task, TaskData, TaskMetrics
 
 _SHOWN_EXAMPLES = 256
 TOP_K = 5  # of top5_accuracy
@@ -48,7 +47,6 @@ def make(
     """
     module = classifier.make_model(num_classes=num_classes, **settings.model)
     normalize = make_normalization(functaset, kind=settings.normalization).normalize
-    optimizer = make_optimizer(settings)
     batches = LatentBatches(
         functaset,
         cache=settings.cache,
@@ -59,30 +57,26 @@ def make(
     return Task(
         name="classify",
         init=make_init(module, latent_shape=latent_shape),
-        draw=make_draw(
+        sample_inputs=make_draw(
             normalize,
             make_augment(settings, latent_shape),
             num_classes=num_classes,
             mixup=settings.mixup,
         ),
         loss=make_loss(module, label_smoothing=settings.label_smoothing),
-        finish=lambda logs: logs,
-        evaluate=make_evaluate(module, normalize),
-        summarize=summarize,
-        score="accuracy",
-        optimizer=optimizer.transformation,
-        learning_rate=optimizer.learning_rate,
-        watch=lambda params: ({}, ""),
-        images_per_step=settings.batch_size,
-        train_batches=lambda first_step, last_step: batches.train(
-            batch_size=settings.batch_size, first_step=first_step, last_step=last_step, seed=seed
+        optimizer=make_optimizer(settings),
+        data=TaskData(
+            train_batches=lambda first, last: batches.train(
+                batch_size=settings.batch_size, first_step=first, last_step=last, seed=seed
+            ),
+            eval_batches=lambda split: batches.whole(split, batch_size=settings.eval_batch_size),
+            images_per_step=settings.batch_size,
         ),
-        eval_batches=lambda split: batches.whole(split, batch_size=settings.eval_batch_size),
+        metrics=TaskMetrics(make_evaluate(module, normalize), summarize, score="accuracy"),
         illustrate=make_illustrate(
             module, normalize, source=lambda: functaset.source("validation", cache="none")
         ),
-        spec=mesh.BY_EXAMPLE,
-        shards_params=True,
+        shard_params=True,
     )
 
 
@@ -135,10 +129,8 @@ def make_optimizer(settings: ConfigDict) -> optimizers.Optimizer:
     optimizer = optimizers.make(**shared, steps=settings.steps, decay_mask=classifier.decay_mask)
     if decay == 1:
         return optimizer
-    rates = optimizers.scaled(functools.partial(classifier.layer_rates, decay=decay))
-    return optimizers.Optimizer(
-        optax.chain(optimizer.transformation, rates), optimizer.learning_rate
-    )
+    multipliers = functools.partial(classifier.layer_rates, decay=decay)
+    return optimizer.followed_by(optimizers.scale_updates(multipliers))
 
 
 def make_augment(
@@ -169,7 +161,7 @@ def make_draw(
     num_classes: int,
     mixup: float,
 ) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
-    """Returns `Task.draw`: the inputs and targets of a training batch.
+    """Returns `Task.sample_inputs`: the inputs and targets of a training batch.
 
     Returns:
       (batch, key) -> {latents [b, i, j, d] float32, normalized, augmented and mixed; targets
@@ -214,7 +206,7 @@ def make_loss(
 def make_evaluate(
     module: nn.Module, normalize: Callable[[jax.Array], jax.Array]
 ) -> Callable[[PyTree, Any], dict[str, jax.Array]]:
-    """Returns `Task.evaluate`.
+    """Returns `TaskMetrics.evaluate`.
 
     Returns:
       (params, batch) -> rows [b]: correct (0 or 1) and loss float32, prediction and label int32; with

@@ -22,10 +22,10 @@ from functa.diffusion.parameterization import Denoise, Frame
 from functa.evaluation import generative_metrics
 from functa.models import classifier, denoiser
 from functa.models.normalization import KINDS, Normalization, make_normalization
-from functa.runtime import mesh, rng
+from functa.runtime import rng
 from functa.runtime.config import range_errors
 from functa.training import optimizers
-from functa.training.tasks import Illustrations, PyTree, Task
+from functa.training.tasks import Illustrations, PyTree, Task, TaskData, TaskMetrics
 
 _SHOWN = 16  # samples for the dashboard
 _LEVELS = 8  # noise levels that an evaluation goes over
@@ -51,7 +51,6 @@ def make(
     if problems:
         raise ValueError("; ".join(problems))
     settings = config.generate
-    optimizer = make_optimizer(config)
     frame, module = make_frame(config), make_model(config)
     normalization = make_normalization(functaset, kind=settings.normalization)
     batches = LatentBatches(
@@ -64,31 +63,26 @@ def make(
     return Task(
         name="generate",
         init=make_init(module, latent_shape=tuple(config.field.latent_shape)),
-        draw=make_draw(
+        sample_inputs=make_draw(
             frame,
             normalization,
             null_class=config.data.num_classes,
             label_dropout=settings.label_dropout,
         ),
         loss=make_loss(frame, module),
-        finish=lambda logs: logs,
-        evaluate=make_evaluate(frame, module, normalization),
-        summarize=summarize,
-        score="explained",
-        optimizer=optimizer.transformation,
-        learning_rate=optimizer.learning_rate,
-        watch=lambda params: ({}, ""),
-        images_per_step=settings.batch_size,
-        train_batches=lambda first_step, last_step: batches.train(
-            batch_size=settings.batch_size,
-            first_step=first_step,
-            last_step=last_step,
-            seed=config.seed,
+        optimizer=make_optimizer(config),
+        data=TaskData(
+            train_batches=lambda first, last: batches.train(
+                batch_size=settings.batch_size, first_step=first, last_step=last, seed=config.seed
+            ),
+            eval_batches=lambda split: batches.whole(split, batch_size=settings.eval_batch_size),
+            images_per_step=settings.batch_size,
         ),
-        eval_batches=lambda split: batches.whole(split, batch_size=settings.eval_batch_size),
+        metrics=TaskMetrics(
+            make_evaluate(frame, module, normalization), summarize, score="explained"
+        ),
         illustrate=make_illustrate(config, make_sampler(config, normalization), decode),
-        spec=mesh.BY_EXAMPLE,
-        shards_params=True,
+        shard_params=True,
     )
 
 
@@ -175,7 +169,7 @@ def _network(module: nn.Module, params: PyTree) -> parameterization.Network:
 def make_draw(
     frame: Frame, normalization: Normalization, *, null_class: int, label_dropout: float
 ) -> Callable[[Any, jax.Array], Any]:
-    """draw of Task: normalised latents, and what diffusion.draw adds to them."""
+    """sample_inputs of Task: normalised latents, and what diffusion.draw adds to them."""
 
     def draw(batch: Any, key: jax.Array) -> Any:
         latents = normalization.normalize(float32_latents(batch))

@@ -25,7 +25,7 @@ from functa.fields.pixels import to_float
 from functa.fields.psnr import psnr
 from functa.runtime import mesh
 from functa.training import optimizers
-from functa.training.tasks import Illustrations, Task
+from functa.training.tasks import Illustrations, Task, TaskData, TaskMetrics
 
 LOSSES = ("mse", "log_mse")
 _MIN_MSE = 1e-6  # 60 dB: images fitted better than that get no gradient
@@ -89,7 +89,6 @@ def make(
     """
     field = train_field(settings, fitter)
     local = local_field(settings, fitter, row_shards)
-    optimizer = make_optimizer(settings)
     i, j, _ = fitter.field.latent_shape
     image_part = settings.cells_per_image / (i * j) if settings.cells_per_image else 1.0
     processes = {"process_index": process_index, "process_count": process_count}
@@ -97,33 +96,32 @@ def make(
     return Task(
         name="meta_learn",
         init=functools.partial(fitter.init, train_field=field),
-        draw=functools.partial(draw, settings, fitter.field),
+        sample_inputs=functools.partial(draw, settings, fitter.field),
         loss=functools.partial(loss, settings, loop, local),
-        finish=lambda logs: logs | {"psnr_of_mean_mse": psnr(logs[f"inner_loss_{loop.steps}"])},
-        evaluate=functools.partial(evaluate, fitter),
-        summarize=summarize,
-        score="psnr",
-        optimizer=optax.chain(
-            optimizer.transformation,
-            _only("log_inner_lrs", optimizers.clamp(np.log(loop.min_lr), np.log(loop.max_lr))),
+        optimizer=make_optimizer(settings).followed_by(
+            _only("log_inner_lrs", optimizers.clip_params(np.log(loop.min_lr), np.log(loop.max_lr)))
         ),
-        learning_rate=optimizer.learning_rate,
-        watch=_make_watch(field),
-        images_per_step=settings.batch_size * image_part,
-        train_batches=lambda first, last: loader.train_batches(
-            sources["train"],
-            batch_size=settings.batch_size,
-            first_step=first,
-            last_step=last,
-            seed=seed,
-            **processes,
+        data=TaskData(
+            train_batches=lambda first, last: loader.train_batches(
+                sources["train"],
+                batch_size=settings.batch_size,
+                first_step=first,
+                last_step=last,
+                seed=seed,
+                **processes,
+            ),
+            eval_batches=lambda split: loader.eval_batches(
+                sources[split], batch_size=settings.eval_batch_size, **processes
+            ),
+            images_per_step=settings.batch_size * image_part,
         ),
-        eval_batches=lambda split: loader.eval_batches(
-            sources[split], batch_size=settings.eval_batch_size, **processes
+        metrics=TaskMetrics(functools.partial(evaluate, fitter), summarize, score="psnr"),
+        finalize_logs=lambda logs: (
+            logs | {"psnr_of_mean_mse": psnr(logs[f"inner_loss_{loop.steps}"])}
         ),
+        monitor=_make_watch(field),
         illustrate=functools.partial(_illustrate, jax.jit(fitter.fit), sources.get("validation")),
-        spec=mesh.BY_EXAMPLE if local is field else mesh.BY_ROWS,
-        shards_params=False,
+        batch_spec=mesh.BY_EXAMPLE if local is field else mesh.BY_ROWS,
     )
 
 

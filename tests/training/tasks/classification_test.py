@@ -172,7 +172,7 @@ def test_randomness_depends_on_the_key_only(name):
 def test_mixup_comes_after_augmentation():
     """A mixed cell is zero if it was dropped from both examples, with probability 0.9^2."""
     task = make_task(**{"classify.augment.drop": 0.9, "classify.mixup": 0.5})
-    batch = jax.jit(task.draw)(batch_of(size=400), jax.random.key(0))
+    batch = jax.jit(task.sample_inputs)(batch_of(size=400), jax.random.key(0))
     assert (np.asarray(batch["targets"]).max(axis=-1) < 1).mean() > 0.3
     zero = (np.asarray(batch["latents"]) == 0).all(axis=-1).mean()
     assert zero == pytest.approx(0.81, abs=0.04)
@@ -182,7 +182,7 @@ def test_evaluate_matches_the_reference():
     functaset = FakeFunctaset(train=64, validation=10, test=10)
     task = make_task(functaset, **{"classify.mixup": 0.5, "classify.label_smoothing": 0.3})
     params, batch = params_of(task), batch_of()
-    rows = jax.device_get(jax.jit(task.evaluate)(params, batch))
+    rows = jax.device_get(jax.jit(task.metrics.evaluate)(params, batch))
     logits = slow_logits(functaset, params, batch["latents"])
     np.testing.assert_array_equal(rows["prediction"], logits.argmax(1))
     np.testing.assert_array_equal(rows["label"], batch["label"])
@@ -258,12 +258,12 @@ def test_confusion_matrix_rejects_unknown_classes(label, prediction):
 def test_batches_and_opened_splits():
     functaset = FakeFunctaset(train=64, validation=25, test=10)
     task = make_task(functaset, **{"classify.cache": "none"})
-    batches = list(task.train_batches(0, 3)) + list(task.train_batches(3, 5))
+    batches = list(task.data.train_batches(0, 3)) + list(task.data.train_batches(3, 5))
     assert [{n: v.shape for n, v in batch.items()} for batch in batches] == [
         {"latents": (16, *SHAPE), "label": (16,)}
     ] * 5
     for _ in range(2):
-        validation = list(task.eval_batches("validation"))
+        validation = list(task.data.eval_batches("validation"))
     assert [batch["mask"].sum() for batch in validation] == [20, 5]
     label = np.concatenate([batch["label"][batch["mask"] > 0] for batch in validation])
     np.testing.assert_array_equal(label, functaset.arrays["validation"]["label"])
@@ -295,30 +295,30 @@ def test_training_learns_the_classes():
     @jax.jit
     def step(params, state, batch, key):
         gradients, logs = jax.grad(losses.whole(task), has_aux=True)(params, batch, key)
-        updates, state = task.optimizer.update(gradients, state, params)
+        updates, state = task.optimizer.transformation.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, logs
 
     params = task.init(jax.random.key(0))
-    state = task.optimizer.init(params)
-    for number, batch in enumerate(task.train_batches(0, 150)):
+    state = task.optimizer.transformation.init(params)
+    for number, batch in enumerate(task.data.train_batches(0, 150)):
         params, state, _ = step(params, state, batch, jax.random.key(number))
     parts = []
-    for batch in task.eval_batches("test"):
-        rows = task.evaluate(params, batch)
+    for batch in task.data.eval_batches("test"):
+        rows = task.metrics.evaluate(params, batch)
         parts.append({name: values[batch["mask"] > 0] for name, values in rows.items()})
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     assert len(rows["correct"]) == 300
-    metrics = task.summarize(rows)
-    assert metrics[task.score] > 0.93
+    metrics = task.metrics.summarize(rows)
+    assert metrics[task.metrics.score] > 0.93
     assert metrics["loss"] < 0.4
-    assert float(task.learning_rate(5)) == pytest.approx(1e-2, rel=0.01)
+    assert float(task.optimizer.learning_rate(5)) == pytest.approx(1e-2, rel=0.01)
 
 
 def test_weight_decay_skips_biases():
     task = make_task(**{"classify.optimizer.weight_decay": 1.0})
     params = jax.tree.map(jnp.ones_like, task.init(jax.random.key(0)))
     gradients = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = task.optimizer.update(gradients, task.optimizer.init(params), params)
+    updates, _ = task.optimizer.transformation.update(gradients, task.optimizer.transformation.init(params), params)
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         assert (np.abs(np.asarray(update)).max() > 0) == (path[-1].key == "kernel"), path
 
@@ -334,7 +334,7 @@ def test_layer_decay_scales_the_updates_of_blocks():
 
     def updates(task):
         first = jax.jit(
-            lambda: task.optimizer.update(gradient, task.optimizer.init(params), params)
+            lambda: task.optimizer.transformation.update(gradient, task.optimizer.transformation.init(params), params)
         )
         return first()[0]
 

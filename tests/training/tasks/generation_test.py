@@ -49,19 +49,19 @@ def trained():
     @jax.jit
     def step(params, state, batch, key):
         gradient, _ = jax.grad(loss, has_aux=True)(params, batch, key)
-        updates, state = task.optimizer.update(gradient, state, params)
+        updates, state = task.optimizer.transformation.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
     params = jax.jit(task.init)(jax.random.key(0))
-    state = task.optimizer.init(params)
-    for number, batch in enumerate(task.train_batches(0, 600)):
+    state = task.optimizer.transformation.init(params)
+    for number, batch in enumerate(task.data.train_batches(0, 600)):
         params, state = step(params, state, batch, jax.random.key(number))
     return functaset, task, params
 
 
 def scores(task, params):
-    (batch,) = task.eval_batches("validation")
-    return task.summarize(jax.device_get(jax.jit(task.evaluate)(params, batch)))
+    (batch,) = task.data.eval_batches("validation")
+    return task.metrics.summarize(jax.device_get(jax.jit(task.metrics.evaluate)(params, batch)))
 
 
 def test_training_explains_more_of_what_is_to_be_said(trained):
@@ -114,7 +114,7 @@ def test_the_loss_is_that_of_diffusion_on_normalised_latents():
     functaset = FakeFunctaset(train=64, validation=10, test=10)
     task = make_task(functaset, **{"generate.label_dropout": 0.5})
     params = jax.jit(task.init)(jax.random.key(0))
-    batch = next(task.train_batches(0, 1))
+    batch = next(task.data.train_batches(0, 1))
     key = jax.random.key(4)
     latents = (batch["latents"] - np.float32(functaset.manifest.mean)) / np.float32(
         functaset.manifest.std

@@ -15,7 +15,7 @@ from functa.pipeline.validation import first_step_problems
 from functa.runtime import mesh as mesh_lib
 from functa.training.tasks import meta_learning
 from functa.training.tasks.builders import build_meta_learning
-from functa.training.train_step import NONE_BAD, TrainState, make_step
+from functa.training.train_step import ALL_FINITE, TrainState, make_step
 from tests.support import losses
 
 
@@ -54,7 +54,7 @@ def one_device_mesh():
 
 def begin(task, params):
     return TrainState(
-        jnp.int32(0), params, task.optimizer.init(params), jax.tree.map(jnp.copy, params)
+        jnp.int32(0), params, task.optimizer.transformation.init(params), jax.tree.map(jnp.copy, params)
     )
 
 
@@ -162,23 +162,23 @@ def test_growing_curvature_is_reported():
     params = task.init(jax.random.key(0))
     field = window_field(build_field(make_config()), 1)
     radii = linearization.spectral_radius(field, params["field"], params["log_inner_lrs"])
-    scalars, warning = task.watch(params)
+    scalars, warning = task.monitor(params)
     np.testing.assert_allclose([scalars[f"inner_radius_{k}"] for k in range(3)], radii, rtol=1e-5)
     assert not warning
     grown = params["log_inner_lrs"].at[1].add(jnp.log(12 / radii[1]))
-    scalars, warning = task.watch(params | {"log_inner_lrs": grown})
+    scalars, warning = task.monitor(params | {"log_inner_lrs": grown})
     assert scalars["inner_radius_1"] == pytest.approx(12, rel=1e-4)
     assert "is 12" in warning
     # The radius is quadratic in these weights and starts at 0.1.
     params["field"]["map"]["weight"] *= 12
-    assert "instability" in task.watch(params)[1]
+    assert "instability" in task.monitor(params)[1]
 
 
 def test_field_that_ignores_its_latents_has_radius_zero():
     task = make(make_config())
     params = task.init(jax.random.key(0))
     params["field"]["map"]["weight"] *= 0
-    scalars, warning = task.watch(params)
+    scalars, warning = task.monitor(params)
     assert max(scalars.values()) < 1e-20
     assert not warning
 
@@ -204,8 +204,8 @@ def test_inner_learning_rates_stay_in_their_range(low, high):
     params = task.init(jax.random.key(0))
     state = begin(task, params)
     step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0, micro_batches=1)
-    bad = NONE_BAD
-    for batch in task.train_batches(0, 3):
+    bad = ALL_FINITE
+    for batch in task.data.train_batches(0, 3):
         state, logs, bad = step(state, mesh_lib.to_devices(mesh, batch), bad)
         assert low * 0.9999 <= float(logs["inner_lr_min"])
         assert float(logs["inner_lr_max"]) <= high * 1.0001
@@ -218,8 +218,8 @@ def test_training_lowers_the_loss():
     state = begin(task, params)
     mesh = one_device_mesh()
     step = make_step(task, mesh=mesh, seed=0, ema_decay=0.0, micro_batches=1)
-    bad, losses = NONE_BAD, []
-    for batch in task.train_batches(0, 12):
+    bad, losses = ALL_FINITE, []
+    for batch in task.data.train_batches(0, 12):
         state, logs, bad = step(state, mesh_lib.to_devices(mesh, batch), bad)
         losses.append(float(logs["loss"]))
     assert losses[-1] < 0.8 * losses[0]
@@ -229,11 +229,11 @@ def test_evaluation_scores_whole_images():
     task = make(make_config())
     params = task.init(jax.random.key(0))
     images = Images(6).images
-    rows = task.evaluate(params, {"image": images})
+    rows = task.metrics.evaluate(params, {"image": images})
     fit = build_fitter(make_config()).fit(params, to_float(images))
     mse = np.mean(np.square(np.asarray(fit.values) - images / np.float32(255)), axis=(1, 2, 3))
     np.testing.assert_allclose(rows["mse"], mse, rtol=1e-5)
-    summary = task.summarize({name: np.asarray(value) for name, value in rows.items()})
+    summary = task.metrics.summarize({name: np.asarray(value) for name, value in rows.items()})
     assert summary["psnr"] == pytest.approx(np.mean(-10 * np.log10(mse)), rel=1e-5)
     assert summary["psnr_of_mean_mse"] == pytest.approx(-10 * np.log10(np.mean(mse)), rel=1e-5)
 
