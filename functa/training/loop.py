@@ -208,7 +208,7 @@ class Trainer:
         """Rows of `TaskMetrics.evaluate` for every example of a split, without padding."""
         rows: dict[str, list[np.ndarray]] = {}
         for batch in self.task.data.eval_batches(split):
-            outputs = self._evaluate(params, mesh_lib.to_devices(self.mesh, batch))
+            outputs: dict[str, Any] = self._evaluate(params, mesh_lib.to_devices(self.mesh, batch))
             outputs |= mesh_lib.to_devices(self.mesh, {"mask": batch["mask"]})
             outputs = mesh_lib.to_host(outputs)
             is_example = outputs.pop("mask") > 0

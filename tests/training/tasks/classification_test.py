@@ -318,7 +318,9 @@ def test_weight_decay_skips_biases():
     task = make_task(**{"classify.optimizer.weight_decay": 1.0})
     params = jax.tree.map(jnp.ones_like, task.init(jax.random.key(0)))
     gradients = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = task.optimizer.transformation.update(gradients, task.optimizer.transformation.init(params), params)
+    updates, _ = task.optimizer.transformation.update(
+        gradients, task.optimizer.transformation.init(params), params
+    )
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         assert (np.abs(np.asarray(update)).max() > 0) == (path[-1].key == "kernel"), path
 
@@ -334,7 +336,9 @@ def test_layer_decay_scales_the_updates_of_blocks():
 
     def updates(task):
         first = jax.jit(
-            lambda: task.optimizer.transformation.update(gradient, task.optimizer.transformation.init(params), params)
+            lambda: task.optimizer.transformation.update(
+                gradient, task.optimizer.transformation.init(params), params
+            )
         )
         return first()[0]
 

@@ -54,7 +54,10 @@ def one_device_mesh():
 
 def begin(task, params):
     return TrainState(
-        jnp.int32(0), params, task.optimizer.transformation.init(params), jax.tree.map(jnp.copy, params)
+        jnp.int32(0),
+        params,
+        task.optimizer.transformation.init(params),
+        jax.tree.map(jnp.copy, params),
     )
 
 
