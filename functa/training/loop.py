@@ -80,8 +80,8 @@ def train(
     first_nonfinite = jax.device_put(ALL_FINITE, mesh_lib.replicated(mesh))
     step = int(state.step)
     for batch in task.data.train_batches(step, steps):
-        batch = mesh_lib.to_devices(mesh, batch, task.batch_spec)
-        state, logs, first_nonfinite = step_fn(state, batch, first_nonfinite)
+        arrays = mesh_lib.to_devices(mesh, batch, task.batch_spec)
+        state, logs, first_nonfinite = step_fn(state, arrays, first_nonfinite)
         step += 1
         if not trainer.stopwatch.first_step_seconds:
             jax.block_until_ready(logs)
