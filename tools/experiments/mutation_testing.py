@@ -1,0 +1,208 @@
+#!/usr/bin/env python3
+"""Measures the strength of the tests: puts small random faults into the code and counts those the fast suite sees.
+
+    tools/experiments/mutation_testing.py --count=60 --seed=0 --jobs=2 --out=mutations.jsonl
+
+A fault replaces one operator, comparison or constant, or swaps two arguments. Faults are spread evenly over
+groups of modules. Each one is tested in a copy of the tree: first the tests that mirror the module, then the
+rest of the fast suite. A fault that no test sees is listed at the end. The same command resumes.
+"""
+
+import argparse
+import ast
+import json
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent import futures
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GROUPS = (
+    "functa/fields/*.py",
+    "functa/training/**/*.py",
+    "functa/data/functaset/*.py",
+    "functa/diffusion/*.py",
+    "functa/pipeline/*.py",
+)
+OPERATORS = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.And: ast.Or, ast.Or: ast.And,
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In,
+}  # fmt: skip
+
+
+class Fault(NamedTuple):
+    """One fault: `source` is the whole text of `path` with it; before, after: the changed expression."""
+
+    path: str
+    line: int
+    before: str
+    after: str
+    source: str
+
+
+class _Sites(ast.NodeVisitor):
+    """Collects expressions that can be changed. Skips annotations, messages and docstrings."""
+
+    def __init__(self):
+        self.nodes: list[ast.expr] = []
+
+    def visit(self, node: ast.AST) -> None:
+        if isinstance(
+            node, ast.JoinedStr | ast.Raise | ast.AnnAssign | ast.Import | ast.ImportFrom
+        ):
+            return
+        if isinstance(node, ast.FunctionDef):
+            for child in node.body:
+                self.visit(child)
+            return
+        number = isinstance(node, ast.Constant) and type(node.value) in (int, float, bool)
+        operator = isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in OPERATORS
+        compare = isinstance(node, ast.Compare) and type(node.ops[0]) in OPERATORS
+        call = isinstance(node, ast.Call) and len(node.args) > 1
+        if number or operator or compare or (call and not _has_star(node)):
+            assert isinstance(node, ast.expr)
+            self.nodes.append(node)
+        self.generic_visit(node)
+
+
+def _has_star(call: ast.Call) -> bool:
+    return any(isinstance(argument, ast.Starred) for argument in call.args[:2])
+
+
+def change(node: ast.expr) -> None:
+    """Puts a fault into an expression."""
+    if isinstance(node, ast.Constant):
+        node.value = not node.value if isinstance(node.value, bool) else node.value + 1
+    elif isinstance(node, ast.BinOp | ast.BoolOp):
+        node.op = OPERATORS[type(node.op)]()
+    elif isinstance(node, ast.Compare):
+        node.ops[0] = OPERATORS[type(node.ops[0])]()
+    elif isinstance(node, ast.Call):
+        node.args[:2] = reversed(node.args[:2])
+
+
+def random_faults(root: pathlib.Path, groups: list[str], count: int, seed: int) -> list[Fault]:
+    """`count` faults, as many in each group of modules (globs joined by commas)."""
+    rng = random.Random(seed)
+    faults = []
+    for number, group in enumerate(groups):
+        sites = []
+        for path in sorted({p for glob in group.split(",") for p in root.glob(glob)}):
+            finder = _Sites()
+            finder.visit(ast.parse(path.read_text()))
+            sites += [(path, index) for index in range(len(finder.nodes))]
+        share = count // len(groups) + (number < count % len(groups))
+        for path, index in rng.sample(sites, share):
+            text = path.read_text()
+            finder = _Sites()
+            finder.visit(ast.parse(text))
+            node = finder.nodes[index]
+            before = ast.unparse(node)
+            change(node)
+            source = _splice(text, node, ast.unparse(node))
+            faults.append(
+                Fault(str(path.relative_to(root)), node.lineno, before, ast.unparse(node), source)
+            )
+    return faults
+
+
+def _splice(text: str, node: ast.expr, replacement: str) -> str:
+    lines = text.encode().split(b"\n")
+    first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+    head, tail = lines[first][: node.col_offset], lines[last][node.end_col_offset :]
+    lines[first : last + 1] = [head + b"(" + replacement.encode() + b")" + tail]
+    return b"\n".join(lines).decode()
+
+
+def test_fault(root: pathlib.Path, fault: Fault, timeout: int) -> str:
+    """What saw a fault: the first failing test, "" if none did."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        tree = pathlib.Path(folder) / "tree"
+        shutil.copytree(
+            root,
+            tree,
+            symlinks=True,
+            ignore=shutil.ignore_patterns(".git", ".venv*", "runs", "data_cache"),
+        )
+        (tree / fault.path).write_text(fault.source)
+        parts = pathlib.Path(fault.path).parts[1:-1]
+        own = tree.joinpath("tests", *parts)
+        own_tests = [str(own.relative_to(tree))] if own.is_dir() and parts else []
+        rest = [f"--ignore={path}" for path in own_tests] + ["tests"]
+        for selection in filter(None, (own_tests, rest)):
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-x",
+                "-q",
+                "-m",
+                "not slow",
+                "-p",
+                "no:cacheprovider",
+            ]
+            try:
+                result = subprocess.run(
+                    [*command, *selection],
+                    cwd=tree,
+                    capture_output=True,
+                    text=True,
+                    timeout=timeout,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                return "timeout"
+            if result.returncode not in (0, 5):
+                lines = [
+                    line
+                    for line in result.stdout.splitlines()
+                    if line.startswith(("FAILED", "ERROR"))
+                ]
+                return lines[0][:160] if lines else f"exit status {result.returncode}"
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="faults tested at a time")
+    parser.add_argument("--timeout", type=int, default=2400, help="seconds for one run of pytest")
+    parser.add_argument("--root", type=pathlib.Path, default=ROOT, help="checkout to test")
+    parser.add_argument(
+        "--group", action="append", help="globs joined by commas; repeat for more groups"
+    )
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("mutations.jsonl"))
+    args = parser.parse_args()
+    faults = random_faults(args.root, args.group or list(GROUPS), args.count, args.seed)
+    lines = args.out.read_text().splitlines() if args.out.exists() else []
+    known = {tuple(json.loads(line)["fault"]) for line in lines}
+    todo = [
+        fault
+        for fault in faults
+        if (fault.path, fault.line, fault.before, fault.after) not in known
+    ]
+    with futures.ThreadPoolExecutor(args.jobs) as pool, args.out.open("a") as out:
+        results = {pool.submit(test_fault, args.root, fault, args.timeout): fault for fault in todo}
+        for future in futures.as_completed(results):
+            fault = results[future]
+            out.write(json.dumps({"fault": fault[:4], "seen_by": future.result()}) + "\n")
+            out.flush()
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()]
+    missed = [row for row in rows if not row["seen_by"]]
+    print(f"{len(rows) - len(missed)} of {len(rows)} faults seen")
+    for row in missed:
+        path, line, before, after = row["fault"]
+        print(f"not seen: {path}:{line}  {before}  ->  {after}")
+
+
+if __name__ == "__main__":
+    main()
