@@ -1,6 +1,6 @@
-"""What a picture is described by when sets of pictures are compared: a network's features, or PCA.
+"""Features in which sets of images are compared: those of a small trained network, or PCA.
 
-Everything here runs on the devices of the process that calls it; no other process takes part.
+All computation is local to the calling process.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,52 +15,34 @@ from flax import linen as nn
 from functa.fields import psnr
 from functa.models import classifier
 from functa.runtime import rng
+from functa.runtime.batching import apply_in_batches
 from functa.training import optimizers
 
-FEATURES = 64  # of the penultimate layer
-_NARROWEST = 16  # channels
-_BATCH = 64
-_LEARNING_RATE = 2e-3  # of AdamW
-_EXTRACTED_AT_ONCE = 500  # images
+NUM_FEATURES = 64
+_MIN_CHANNELS = 16
+_TRAIN_BATCH_SIZE = 64
+_LEARNING_RATE = 2e-3
+_EXTRACT_BATCH_SIZE = 500
 
 
-class Extractor(NamedTuple):
-    """How a picture is described.
+class FeatureExtractor(NamedTuple):
+    """Features of images.
 
     Attributes:
-      name: of the description, for results: distances in different ones cannot be compared.
-      extract: images [n, h, w, c] float32 in [0, 1] -> features [n, k] float32. ValueError for
-        images of another shape than it was made for.
+      name: "cnn" or "pca". Distances in different features are not comparable.
+      extract: images [n, h, w, c] float32 in [0, 1] -> features [n, k] float32. Raises ValueError for
+        images of another shape or dtype.
     """
 
     name: str
     extract: Callable[[np.ndarray], np.ndarray]
 
 
-class Cnn(NamedTuple):
-    """A network that was trained on the data's own labels.
+class Cnn(nn.Module, kw_only=True):
+    """Convolutional classifier: 3x3 convolutions of stride 2 until a side is below 8, two dense layers.
 
-    Attributes:
-      extractor: "cnn", its 64 penultimate features, divided by one number so that their mean square
-        is 1 over the held-out images.
-      logits: images [n, h, w, c] float32 in [0, 1] -> [n, num_classes] float32.
-      accuracy: fraction of the held-out images that it gives the right label, in [0, 1].
-    """
-
-    extractor: Extractor
-    logits: Callable[[np.ndarray], np.ndarray]
-    accuracy: float
-
-    def labels(self, images: np.ndarray) -> np.ndarray:
-        """The most likely classes of images [n, h, w, c] float32 in [0, 1]: [n] int64."""
-        return np.argmax(self.logits(images), axis=-1)
-
-
-class Network(nn.Module, kw_only=True):
-    """3x3 convolutions that halve the image until a side is below 8, and two linear layers.
-
-    64 channels at the last resolution and half as many at each one before it, but at least 16.
-    Normalisation is left out: it makes a step on a CPU twice as long.
+    The last resolution has 64 channels, each one before it half as many, but at least 16. There is no
+    normalization, which would double the time of a training step on a CPU.
     """
 
     num_classes: int
@@ -71,14 +53,14 @@ class Network(nn.Module, kw_only=True):
         side, halvings = min(images.shape[1:3]), 0
         while side >= 8:
             side, halvings = (side + 1) // 2, halvings + 1
-        # Centred, so that the first layer's outputs do not all follow the brightness.
+        # Centered, so that the outputs of the first layer do not all follow the brightness.
         x = images - 0.5
         for level in range(halvings + 1):
-            width = max(FEATURES >> (halvings - level), _NARROWEST)
-            stride = (1, 1) if level == 0 else (2, 2)
-            x = nn.relu(nn.Conv(width, (3, 3), strides=stride, name=f"conv_{level}")(x))
-        x = nn.relu(nn.Conv(FEATURES, (3, 3), name="conv_last")(x))
-        x = nn.relu(nn.Dense(FEATURES, name="features")(x.reshape(len(x), -1)))
+            width = max(NUM_FEATURES >> (halvings - level), _MIN_CHANNELS)
+            strides = (1, 1) if level == 0 else (2, 2)
+            x = nn.relu(nn.Conv(width, (3, 3), strides=strides, name=f"conv_{level}")(x))
+        x = nn.relu(nn.Conv(NUM_FEATURES, (3, 3), name="conv_last")(x))
+        x = nn.relu(nn.Dense(NUM_FEATURES, name="features")(x.reshape(len(x), -1)))
         return x, nn.Dense(self.num_classes, name="logits")(x)
 
 
@@ -87,94 +69,83 @@ def train_cnn(
     labels: np.ndarray,
     *,
     test_images: np.ndarray,
-    test_labels: np.ndarray,
     num_classes: int,
     steps: int,
     flip: bool,
     seed: int,
-) -> Cnn:
-    """Trains a small network to tell the classes apart, on shifted copies of the images.
+) -> FeatureExtractor:
+    """Trains a small classifier; its 64 penultimate activations are the features.
 
     Args:
       images: [n, h, w, c] uint8; labels: [n] integers in [0, num_classes).
-      test_images, test_labels: the same, held out: they are scored, and set the features' scale.
-      steps: of 64 images; 600 for 8x8 digits, 1,000 for MNIST, 4,000 for CIFAR-10.
-      flip: mirror half of the images left-right; not for digits and letters.
-      seed: the same one gives the same network, on the same kind of device.
+      test_images: [m, h, w, c] uint8; the features are scaled to mean square 1 on these.
+      steps: training steps of 64 images; 600 for 8x8 digits, 1,000 for MNIST, 4,000 for CIFAR-10.
+      flip: mirror half of the images left-right in training; not for digits and letters.
+      seed: determines the network, on one kind of device.
     Raises:
-      ValueError: arrays of other shapes or types, or labels out of range.
+      ValueError: images are not [n, h, w, c] uint8.
     """
-    for name, some, theirs in (("", images, labels), ("test_", test_images, test_labels)):
-        _check_labelled(name, some, theirs, num_classes)
-    if test_images.shape[1:] != images.shape[1:]:
-        raise ValueError(
-            f"images are {list(images.shape[1:])}, test_images {list(test_images.shape[1:])}"
-        )
-    network = Network(num_classes=num_classes)
-    params = _train(network, images, labels, steps=steps, flip=flip, seed=seed)
-    forward = jax.jit(lambda some: network.apply({"params": params}, some))
+    network = Cnn(num_classes=num_classes)
+    params = train_network(network, images, labels, steps=steps, flip=flip, seed=seed)
+    forward = jax.jit(lambda images: network.apply({"params": params}, images)[0])
 
-    def both(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        _check_shape(some, images.shape[1:])
-        return in_batches(forward, some, size=_EXTRACTED_AT_ONCE)
+    def features(images: np.ndarray) -> np.ndarray:
+        return apply_in_batches(forward, images, batch_size=_EXTRACT_BATCH_SIZE)
 
-    held_out, logits = both(test_images / np.float32(255))
-    scale = _root_mean_square(held_out)
-    return Cnn(
-        extractor=Extractor("cnn", lambda some: both(some)[0] / scale),
-        logits=lambda some: both(some)[1],
-        accuracy=float(np.mean(np.argmax(logits, axis=-1) == test_labels)),
-    )
+    return _scaled_extractor("cnn", features, test_images)
 
 
-def fit_pca(images: np.ndarray, *, components: int) -> Extractor:
-    """Principal components of the pixels: what a distance means without any network.
+def fit_pca(images: np.ndarray, *, components: int) -> FeatureExtractor:
+    """Fits a PCA of pixels; its coefficients are the features.
 
     Args:
-      images: [n, h, w, c] uint8, to be fitted; a matrix of (h w c)^2 numbers must fit into memory.
-      components: of largest variance, at most n - 1 and h w c.
-    Returns:
-      "pca": coefficients, divided by one number so that their mean square is 1 over `images`.
+      images: [n, h, w, c] uint8; the features are scaled to mean square 1 on these. A matrix of
+        (h w c)^2 values must fit into memory.
+      components: number of features, at most n - 1 and h w c.
     Raises:
-      ValueError: arrays of other shapes or types, or more components than there are.
+      ValueError: images are not [n, h, w, c] uint8, or there are fewer components.
     """
-    _check_images("images", images)
+    _require_images("images", images, np.uint8)
+    limit = min(len(images) - 1, images[0].size)
+    if not 1 <= components <= limit:
+        raise ValueError(f"components={components} must be from 1 to {limit} for {images.shape}")
+    mean, basis = psnr.fit_pca((images / np.float32(255)).reshape(len(images), -1), components)
+
+    def coefficients(images: np.ndarray) -> np.ndarray:
+        return ((images.reshape(len(images), -1) - mean) @ basis).astype(np.float32)
+
+    return _scaled_extractor("pca", coefficients, images)
+
+
+def _scaled_extractor(
+    name: str, features: Callable[[np.ndarray], np.ndarray], images: np.ndarray
+) -> FeatureExtractor:
+    """Scales all features by one factor, so that their mean square is 1 over images [n, h, w, c] uint8."""
+    _require_images("images", images, np.uint8)
     shape = images.shape[1:]
-    most = min(len(images) - 1, int(np.prod(shape)))
-    if not 1 <= components <= most:
-        raise ValueError(f"components={components} must be from 1 to {most} for {images.shape}")
-    rows = (images / np.float32(255)).reshape(len(images), -1)
-    mean, basis = psnr.fit_pca(rows, components)
-
-    def project(rows: np.ndarray) -> np.ndarray:
-        return ((rows - mean) @ basis).astype(np.float32)
-
-    scale = _root_mean_square(project(rows))
+    mean_square = np.mean(np.square(features(images / np.float32(255)), dtype=np.float64))
+    scale = np.float32(np.sqrt(mean_square) or 1)
 
     def extract(some: np.ndarray) -> np.ndarray:
-        _check_shape(some, shape)
-        return project(some.reshape(len(some), -1)) / scale
+        _require_images("images", some, np.float32)
+        if some.shape[1:] != shape:
+            raise ValueError(
+                f"images must have shape {list(shape)}, as in training, not {list(some.shape[1:])}"
+            )
+        return features(some) / scale
 
-    return Extractor("pca", extract)
-
-
-def in_batches(function: Callable[[Any], Any], images: np.ndarray, *, size: int) -> Any:
-    """`function` of all images [n, ...], `size` at a time, as NumPy arrays [n, ...].
-
-    The last batch is filled up with zeros, so that one program is compiled, whatever n.
-    """
-    results = []
-    for first in range(0, len(images), size):
-        some = images[first : first + size]
-        filled = np.zeros((size, *images.shape[1:]), np.float32)
-        filled[: len(some)] = some
-        outputs = jax.device_get(function(filled))
-        results.append(jax.tree.map(lambda output: output[: len(some)], outputs))
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+    return FeatureExtractor(name, extract)
 
 
-def _train(
-    network: Network,
+def _require_images(name: str, images: np.ndarray, dtype: type[np.generic]) -> None:
+    if images.ndim != 4 or images.dtype != dtype or not len(images):
+        raise ValueError(
+            f"{name} must be [n, h, w, c] {np.dtype(dtype)}, not {list(images.shape)} {images.dtype}"
+        )
+
+
+def train_network(
+    network: nn.Module,
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -182,9 +153,13 @@ def _train(
     flip: bool,
     seed: int,
 ) -> Any:
-    """The network's params after `steps` steps."""
-    shape = images.shape[1:]
-    transformation = optimizers.make(
+    """Trains a network (images -> features, logits) with cross-entropy on randomly shifted images.
+
+    Returns:
+      The params after `steps` steps. See `train_cnn` for the arguments.
+    """
+    _require_images("images", images, np.uint8)
+    optimizer = optimizers.make(
         name="adamw",
         learning_rate=_LEARNING_RATE,
         schedule="cosine",
@@ -199,85 +174,58 @@ def _train(
 
     @jax.jit
     def init():
-        images = jnp.zeros((1, *shape), jnp.float32)
-        params = network.init(rng.stream_key(seed, "init"), images)["params"]
-        return params, transformation.init(params)
+        example = jnp.zeros((1, *images.shape[1:]), jnp.float32)
+        params = network.init(rng.stream_key(seed, "init"), example)["params"]
+        return params, optimizer.init(params)
 
     @jax.jit
-    def step(state, number, images, labels):
-        params, moments = state
-        images = _augment(images, key=jax.random.fold_in(augment_key, number), flip=flip)
+    def train_step(state, step, images, labels):
+        params, optimizer_state = state
+        images = shift_and_flip(images, key=jax.random.fold_in(augment_key, step), flip=flip)
         images = images.astype(jnp.float32) / 255
 
         def loss(params):
             _, logits = cast(tuple[jax.Array, jax.Array], network.apply({"params": params}, images))
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-        updates, moments = transformation.update(jax.grad(loss)(params), moments, params)
-        return optax.apply_updates(params, updates), moments
+        updates, optimizer_state = optimizer.update(jax.grad(loss)(params), optimizer_state, params)
+        return optax.apply_updates(params, updates), optimizer_state
 
     state = init()
-    for number, rows in enumerate(_batches(len(images), steps=steps, seed=seed)):
-        state = step(state, np.int32(number), images[rows], labels[rows].astype(np.int32))
+    for step, rows in enumerate(_batches(len(images), steps=steps, seed=seed)):
+        state = train_step(state, np.int32(step), images[rows], labels[rows].astype(np.int32))
     return state[0]
 
 
 def _batches(count: int, *, steps: int, seed: int) -> Iterator[np.ndarray]:
-    """`steps` times 64 rows of `count`, each row once before any is used again."""
+    """Yields 64 row numbers below `count` per step; every epoch is a new permutation."""
     random = np.random.default_rng(rng.stream_seed(seed, "order"))
     rows = np.empty(0, np.int64)
     for _ in range(steps):
-        while len(rows) < _BATCH:
+        while len(rows) < _TRAIN_BATCH_SIZE:
             rows = np.concatenate([rows, random.permutation(count)])
-        yield rows[:_BATCH]
-        rows = rows[_BATCH:]
+        yield rows[:_TRAIN_BATCH_SIZE]
+        rows = rows[_TRAIN_BATCH_SIZE:]
 
 
-def _augment(images: jax.Array, *, key: jax.Array, flip: bool) -> jax.Array:
-    """Images [b, h, w, c] moved by up to a sixteenth of their size, at least by one pixel, over black."""
+def shift_and_flip(images: jax.Array, *, key: jax.Array, flip: bool) -> jax.Array:
+    """Shifts images [b, h, w, c] by up to 1/16 of their size, at least one pixel, and fills with black.
+
+    Args:
+      flip: mirror each image left-right with probability 1/2.
+    """
     b, h, w, c = images.shape
     shift_key, flip_key = jax.random.split(key)
-    most = max(1, min(h, w) // 16)
-    padded = jnp.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
-    corners = jax.random.randint(shift_key, (b, 2), 0, 2 * most + 1)
+    max_shift = max(1, min(h, w) // 16)
+    margin = (max_shift, max_shift)
+    padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)))
+    corners = jax.random.randint(shift_key, (b, 2), 0, 2 * max_shift + 1)
 
-    def cut(image, corner):
+    def crop(image, corner):
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (h, w, c))
 
-    images = jax.vmap(cut)(padded, corners)
+    images = jax.vmap(crop)(padded, corners)
     if flip:
         mirrored = jax.random.bernoulli(flip_key, 0.5, (b, 1, 1, 1))
         images = jnp.where(mirrored, images[:, :, ::-1], images)
     return images
-
-
-def _root_mean_square(features: np.ndarray) -> np.float32:
-    """Of features [n, k]; 1 where all are zero."""
-    return np.float32(np.sqrt(np.mean(np.square(features, dtype=np.float64))) or 1)
-
-
-def _check_shape(images: np.ndarray, shape: tuple[int, ...]) -> None:
-    if images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
-        raise ValueError(f"images must be [n, {str(list(shape))[1:]}, not {list(images.shape)}")
-    if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"images must be float32 in [0, 1], not {images.dtype}")
-
-
-def _check_images(name: str, images: np.ndarray) -> None:
-    if images.ndim != 4 or images.dtype != np.uint8 or len(images) == 0:
-        raise ValueError(
-            f"{name} must be [n, h, w, c] uint8, not {list(images.shape)} {images.dtype}"
-        )
-
-
-def _check_labelled(name: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    _check_images(f"{name}images", images)
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"{len(images)} {name}images, but {name}labels {list(labels.shape)}")
-    if not np.issubdtype(labels.dtype, np.integer) or not (
-        0 <= labels.min() <= labels.max() < num_classes
-    ):
-        raise ValueError(
-            f"{name}labels must be integers in [0, {num_classes}), not {labels.dtype} from "
-            f"{labels.min()} to {labels.max()}"
-        )

@@ -13,8 +13,8 @@ from functa.data.functaset.format import float32_latents
 from functa.data.functaset.reader import Functaset
 from functa.data.images import Batch, ImageSource
 from functa.diffusion import sharded_sampling
-from functa.evaluation import distances, features, generative_metrics, inception
-from functa.evaluation.features import Extractor
+from functa.evaluation import distances, features, generative_metrics
+from functa.evaluation.features import FeatureExtractor
 from functa.models.normalization import Normalization
 from functa.runtime.config import range_errors, read_json, write_json
 from functa.training.progress import ProgressBar
@@ -34,21 +34,11 @@ SHOWN_NEIGHBOURS = 10
 def check(config: ConfigDict) -> list[str]:
     """Every impossible value in config.generate.features; [] if there is none."""
     settings = config.generate.features
-    keys = {"cnn": {"steps", "flip"}, "pca": {"components"}, "inception": {"path"}}
+    keys = {"cnn": {"steps", "flip"}, "pca": {"components"}}
     if settings.get("name") not in keys:
         return [f"generate.features.name={settings.get('name')!r}: known are {', '.join(keys)}"]
     if set(settings) - {"name"} != keys[settings.name]:
         return [f"generate.features: {settings.name} has the keys {sorted(keys[settings.name])}"]
-    if settings.name == "inception":
-        if not epath.Path(settings.path).exists():
-            return [
-                f"generate.features.path={settings.path}: there is no such file; tools/convert_inception.py makes it"
-            ]
-        try:
-            inception.extractor(settings.path)
-        except ValueError as error:
-            return [f"generate.features.path: {error}"]
-        return []
     if settings.name == "pca":
         pixels = math.prod(config.data.image_shape)
         return range_errors({"generate.features.components": (settings.components, 1, pixels)})
@@ -58,9 +48,9 @@ def check(config: ConfigDict) -> list[str]:
 def check_splits(config: ConfigDict, sources: dict[str, ImageSource]) -> list[str]:
     """What keeps samples from being judged by these images; [] if nothing does."""
     problems, examples = [], {name: source.num_examples for name, source in sources.items()}
-    if examples["test"] < generative_metrics.FEWEST:
+    if examples["test"] < generative_metrics.MIN_IMAGES:
         problems.append(
-            f"generate needs {generative_metrics.FEWEST} test images or more; there are {examples['test']}"
+            f"generate needs {generative_metrics.MIN_IMAGES} test images or more; there are {examples['test']}"
         )
     settings = config.generate.features
     if settings.get("name") == "pca" and settings.components >= examples["train"]:
@@ -196,14 +186,14 @@ class Judge:
             "reconstructions": self.decode(self.test_latents),
             "gaussian": self.decode(gaussian),
         }
-        judged = generative_metrics.judge(self.extractor, **images, seed=config.seed)
+        judged = generative_metrics.image_set_metrics(self.extractor, **images, seed=config.seed)
         few = slice(MOST_NEIGHBOURS_OF)
-        pixels = generative_metrics.memorisation(
+        pixels = generative_metrics.memorization(
             train=self.train["image"] / np.float32(255),
             test=images["test"][few],
             samples=images["samples"][few],
         )
-        space = generative_metrics.memorisation(
+        space = generative_metrics.memorization(
             train=self.train_latents, test=self.test_latents[few], samples=latents[few]
         )
         nearest = pixels.samples.indices[:SHOWN_NEIGHBOURS, 0]
@@ -215,8 +205,8 @@ class Judge:
         }
         return {
             "label_agreement": self.agreement(latents, labels),
-            "memorisation_ratio": pixels.ratio,
-            "memorisation_ratio_latents": space.ratio,
+            "memorization_ratio": pixels.ratio,
+            "memorization_ratio_latents": space.ratio,
             **judged,
         }, arrays
 
@@ -242,7 +232,9 @@ class Judge:
             ).all():  # guided too far: a hole in the curve, not the end of a run
                 return distances.Estimate(math.nan, math.nan)
             made = self.extractor.extract(self.decode(latents))
-            return generative_metrics.kernel(test, made, self.config.seed)
+            return distances.kernel_distance(
+                test, made, subsets=generative_metrics.KERNEL_SUBSETS, seed=self.config.seed
+            )
 
         distances_of = [distance(latents) for latents in drawn.values()]
         return {
@@ -265,23 +257,22 @@ def images_to_judge_by(
     return train.read(np.arange(min(most, train.num_examples))), test.read(np.arange(count))
 
 
-def extractor(config: ConfigDict, *, train: dict[str, Any], test: dict[str, Any]) -> Extractor:
+def extractor(
+    config: ConfigDict, *, train: dict[str, Any], test: dict[str, Any]
+) -> FeatureExtractor:
     """Of config.generate.features, made from images [n, h, w, c] uint8 and labels [n]."""
     settings = config.generate.features
-    if settings.name == "inception":
-        return inception.extractor(settings.path)
     if settings.name == "pca":
         return features.fit_pca(train["image"], components=settings.components)
     return features.train_cnn(
         train["image"],
         train["label"],
         test_images=test["image"],
-        test_labels=test["label"],
         num_classes=config.data.num_classes,
         steps=settings.steps,
         flip=settings.flip,
         seed=config.seed,
-    ).extractor
+    )
 
 
 def gaussian_samples(latents: np.ndarray, count: int, *, seed: int) -> np.ndarray:

@@ -10,12 +10,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from functa.data.functaset.reader import Functaset, open_functaset
-from functa.evaluation.features import in_batches
 from functa.fields.field import Field
 from functa.fields.fitter import Fitter, build_fitter
 from functa.models.normalization import Normalization, make_normalization
 from functa.runtime import config as config_lib
 from functa.runtime import mesh
+from functa.runtime.batching import apply_in_batches
 from functa.training.checkpoint import Checkpoints, digest
 from functa.training.tasks import builders, generation
 
@@ -109,7 +109,7 @@ def load_classifier(
         batch = {"latents": latents, "label": np.zeros(len(latents), np.int32)}
         return evaluate(params, batch)["prediction"]
 
-    return functools.partial(in_batches, classify_batch, size=_CLASSIFIER_BATCH)
+    return functools.partial(apply_in_batches, classify_batch, batch_size=_CLASSIFIER_BATCH)
 
 
 def _require_same_functaset(model: str, metrics: epath.Path, functaset: Functaset) -> None:

@@ -34,7 +34,6 @@ MEASURES = {
     "label_agreement": Measure(
         "%", "samples that the run's classifier sees as the class asked for"
     ),
-    "fid": Measure("", "Fréchet distance of Inception features: all samples, all test images"),
     "frechet_distance": Measure(
         "", "Fréchet distance of samples from half of the test images; lower is better"
     ),
@@ -67,10 +66,10 @@ MEASURES = {
     "density_real": Measure("", "the same of other test images"),
     "coverage": Measure("%", "test images that have a sample near them; higher is better"),
     "coverage_real": Measure("%", "the same with other test images as samples"),
-    "memorisation_ratio": Measure(
+    "memorization_ratio": Measure(
         "", "distance of samples to the nearest training image over that of test images; 0: copies"
     ),
-    "memorisation_ratio_latents": Measure("", "the same between latents"),
+    "memorization_ratio_latents": Measure("", "the same between latents"),
     "examples": Measure("", "encoded examples: all splits, all augmented copies"),
     "test_images": Measure("images", "images in the test split, every one of them scored"),
     "test_examples": Measure("", "examples in the test split, every one of them scored"),

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from functa.evaluation import features
 from functa.pipeline import load
+from functa.runtime import batching
 from functa.runtime import config as config_lib
 from functa.training import checkpoint
 from functa.training.tasks.builders import build_classification
@@ -102,14 +102,14 @@ def test_classifier_works_in_fixed_size_batches(run, copy, monkeypatch):
     assert len(set(expected.tolist())) > 1
     sizes = []
 
-    def in_batches(function, latents, *, size):
+    def watched_batches(function, latents, *, batch_size):
         def watched(some):
             sizes.append(len(some))
             return function(some)
 
-        return features.in_batches(watched, latents, size=size)
+        return batching.apply_in_batches(watched, latents, batch_size=batch_size)
 
-    monkeypatch.setattr(load, "in_batches", in_batches)
+    monkeypatch.setattr(load, "apply_in_batches", watched_batches)
     monkeypatch.setattr(load, "_CLASSIFIER_BATCH", 5)
     classes = load.load_classifier(generator.config, generator.functaset, copy)
     np.testing.assert_array_equal(classes(latents), expected)

@@ -198,7 +198,7 @@ class Probes:
 
         def made(*arrays, **settings):
             seen.append({key: settings[key] for key in ("steps", "flip") if key in settings})
-            return types.SimpleNamespace(extractor=None, name="pca")
+            return features.FeatureExtractor("pca", extract=None)
 
         rows = {"image": np.zeros((4, 8, 8, 1), np.uint8), "label": np.zeros(4, np.int32)}
         with (

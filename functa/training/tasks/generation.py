@@ -131,7 +131,7 @@ def check(config: ConfigDict) -> list[str]:
     return problems + range_errors(
         {
             "generate.label_dropout": (settings.label_dropout, 0.0, 1.0),
-            "generate.samples": (settings.samples, generative_metrics.FEWEST, 10**9),
+            "generate.samples": (settings.samples, generative_metrics.MIN_IMAGES, 10**9),
             "generate.sample_batch_size": (settings.sample_batch_size, 1, 10**6),
         }
     )
