@@ -1,51 +1,60 @@
-"""What a field must beat: PCA of the same cells to the same number of floats."""
+"""PCA of cells, the linear baseline of a field: the same cells, as many floats per cell."""
 
 import math
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from functa.data.images import ImageSource
 from functa.fields import psnr
-from functa.fields.field import Field
 
-PCA_IMAGES = 20_000  # of the train split, which PCA is fitted on, but no more than of so many
-PCA_VALUES = 1 << 28  # values: 1,365 images of 256x256x3, which have a million cells of 8x8
-# In memory at once, as float32. All 20,000 images of 32x32x3 are one block.
-_BLOCK_VALUES = 1 << 26
-_TEST_VALUES = 1 << 22
+MAX_IMAGES = 20_000
+MAX_VALUES = 1 << 28  # 1,365 images of 256x256x3 already have a million cells of 8x8
+_BLOCK_VALUES = 1 << 26  # converted to float32 at a time
 
 
-def pca_images(train: ImageSource, field: Field) -> int:
-    """How many training images, the first ones, PCA is fitted on."""
-    most = max(1, PCA_VALUES // math.prod(field.image_shape))
-    return min(PCA_IMAGES, most, train.num_examples)
+def num_training_images(image_shape: tuple[int, int, int], available: int) -> int:
+    """Number of training images that the PCA needs: 20,000, or fewer of large images."""
+    return min(MAX_IMAGES, max(1, MAX_VALUES // math.prod(image_shape)), available)
 
 
-def fit_pca(train: ImageSource, field: Field, components: int) -> tuple[np.ndarray, np.ndarray]:
-    """`metrics.fit_pca` of the cells of the first `pca_images` training images."""
+class CellPca(NamedTuple):
+    """PCA of the cells of an i x j grid.
 
-    def cells() -> Iterator[np.ndarray]:
-        for index in _blocks(pca_images(train, field), field, _BLOCK_VALUES):
-            found = psnr.image_cells(train.read(index)["image"], field.latent_shape[:2])
-            yield (found / np.float32(255)).reshape(-1, found.shape[-1])
+    Attributes:
+      grid: (i, j).
+      mean: [k] float64, k = values of a cell; basis: [k, d] float64, orthonormal columns.
+    """
 
-    return psnr.fit_pca_in_blocks(cells(), components)
+    grid: tuple[int, int]
+    mean: np.ndarray
+    basis: np.ndarray
+
+    def truncate(self, components: int) -> "CellPca":
+        """The PCA with the first components only."""
+        return self._replace(basis=self.basis[:, :components])
+
+    def coefficients(self, images: np.ndarray) -> np.ndarray:
+        """Images [n, h, w, c] uint8 -> [n, i * j, d] float32."""
+        centered = psnr.image_cells(_to_float(images), self.grid) - self.mean.astype(np.float32)
+        return centered @ self.basis.astype(np.float32)
+
+    def mse(self, images: np.ndarray) -> np.ndarray:
+        """Mean squared error of the projected images [n, h, w, c] uint8: [n] float64."""
+        return psnr.pca_mse(_to_float(images), self.grid, self.mean, self.basis)
 
 
-def pca_psnr(train: ImageSource, test: ImageSource, field: Field) -> np.ndarray:
-    """PSNR of every test image under PCA of the same cells to the same number of floats: [N]."""
-    grid, components = field.latent_shape[:2], field.latent_shape[2]
-    mean, basis = fit_pca(train, field, components)
-    errors = []
-    for index in _blocks(test.num_examples, field, _TEST_VALUES):
-        images = test.read(index)["image"] / np.float32(255)
-        errors.append(psnr.pca_mse(images, grid, mean, basis))
-    return psnr.psnr(np.concatenate(errors))
+def fit_cell_pca(images: np.ndarray, *, grid: tuple[int, int], components: int) -> CellPca:
+    """Fits the PCA of the cells of images [n, h, w, c] uint8.
+
+    Args:
+      components: columns of the basis, limited to the number of values of a cell.
+    """
+    size = max(1, _BLOCK_VALUES // images[0].size)
+    blocks = (images[start : start + size] for start in range(0, len(images), size))
+    cells = (psnr.image_cells(_to_float(block), grid) for block in blocks)
+    mean, basis = psnr.fit_pca_in_blocks((c.reshape(-1, c.shape[-1]) for c in cells), components)
+    return CellPca(grid, mean, basis)
 
 
-def _blocks(count: int, field: Field, values: int) -> Iterator[np.ndarray]:
-    """0 ... count - 1 in parts whose images have at most so many values."""
-    size = max(1, values // math.prod(field.image_shape))
-    for first in range(0, count, size):
-        yield np.arange(first, min(first + size, count))
+def _to_float(images: np.ndarray) -> np.ndarray:
+    return images / np.float32(255)

@@ -1,4 +1,5 @@
-"""Questions to a trained field: how it fits, what its latents cost, how they behave.
+"""Measurements of a trained field: fitting, storage size, resolution, and the space of latents.
 
-`measures` lists them; each is a function of a `subject.Subject` and answers with `table.Table`s.
+A measurement is a function of a `trained_field.TrainedField` and returns `table.Table`s by name. The
+command `functa analyse` loads the field and prints the tables.
 """

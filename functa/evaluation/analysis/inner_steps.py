@@ -1,4 +1,4 @@
-"""How well latents are fitted: more and fewer inner steps, and how far the field would go."""
+"""How PSNR depends on the fit: more or fewer inner steps, and latents optimized by Adam."""
 
 from typing import Any
 
@@ -7,41 +7,69 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from functa.evaluation.analysis.table import Column, Table
-from functa.evaluation.analysis.trained_field import Subject, cell_loss, mean_psnr, scores
+from functa.evaluation.analysis.table import PSNR_COLUMNS, Column, Table
+from functa.evaluation.analysis.trained_field import TrainedField, mean_psnr, psnr_metrics
 from functa.fields import inner_loop
 from functa.fields.field import Field
-from functa.fields.pixels import to_float
 
-FREE_STEPS = 300
-_FREE_RATE = 0.05  # first step of Adam, in standard deviations of the channel
-_SCORES = (
-    Column("psnr", "dB", "mean over images of each image's PSNR"),
-    Column("psnr_of_mean_mse", "dB", "PSNR of the mean error, the other convention"),
-)
+ADAM_STEPS = 300
+_ADAM_LEARNING_RATE = 0.05  # in standard deviations of the channel
 
 
-def continue_steps(
-    field: Field, params: Any, log_inner_lrs, images, latents, *, steps: int
+def inner_steps(trained_field: TrainedField) -> dict[str, Table]:
+    """PSNR after 0, 1, 2, ... inner steps, up to three times the trained number and up to 100."""
+    fitted = trained_field.fitted
+    trained = fitted.mse.shape[1] - 1
+    further = {trained + 1, 2 * trained, 3 * trained, 10, 30, 100}
+    more = sorted(count for count in further if count > trained)
+
+    @jax.jit
+    def extend(images, latents):
+        return continue_inner_loop(
+            trained_field.field, trained_field.params, images, latents, steps=more[-1] - trained
+        )
+
+    further_mse = trained_field.in_batches(extend, trained_field.targets, fitted.latents)
+    mse = np.concatenate([fitted.mse, further_mse], axis=1)
+    trained_mse = mse[:, trained]
+    rows = []
+    for count in [*range(trained + 1), *more]:
+        row = {"steps": count, **psnr_metrics(mse[:, count])}
+        row["gain"] = row["psnr"] - mean_psnr(trained_mse)
+        rows.append(row | {"worse": float(np.mean(~(mse[:, count] <= trained_mse)))})
+    columns = (
+        Column("steps", "", "inner steps from zero latents"),
+        *PSNR_COLUMNS,
+        Column("gain", "dB", f"psnr minus that of {trained} steps"),
+        Column("worse", "%", f"images with a lower PSNR than after {trained} steps"),
+    )
+    note = (
+        f"The field was trained with {trained} inner steps. Further steps repeat the learning rates of "
+        "the last one."
+    )
+    return {"steps": Table("PSNR by inner steps", note, len(mse), columns, rows)}
+
+
+def continue_inner_loop(
+    field: Field, params: Any, images: jax.Array, latents: jax.Array, *, steps: int
 ) -> jax.Array:
-    """Goes on with the inner loop, the rates of the last trained step repeated.
+    """Continues the inner loop with the learning rates of the last trained step.
 
     Args:
-      params: of the field.
-      log_inner_lrs: of inner_loop.lrs_shape.
-      images: [b, h, w, c] float32; latents [b, i, j, d] float32, where to go on from.
+      params: {"field", "log_inner_lrs"}.
+      images: [b, h, w, c] float32; latents: [b, i, j, d] float32 to start from.
       steps: at least 1.
     Returns:
-      [b, steps] float32, the mean squared error of each image after each of these steps.
+      Mean squared error of each image after each step, [b, steps] float32.
     """
-    rates = jnp.exp(log_inner_lrs[-1])[None]
+    inner_lrs = jnp.exp(params["log_inner_lrs"][-1])[None]
     loss = jax.value_and_grad(
-        lambda latents: cell_loss(field, params, latents, images), has_aux=True
+        lambda latents: _cell_loss(field, params["field"], latents, images), has_aux=True
     )
 
     def step(carry, _):
         latents, gradient = carry
-        latents = inner_loop.inner_step(field, latents, rates, gradient)
+        latents = inner_loop.inner_step(field, latents, inner_lrs, gradient)
         (_, errors), gradient = loss(latents)
         return (latents, gradient), errors
 
@@ -49,89 +77,79 @@ def continue_steps(
     return errors.T
 
 
-def refine(field: Field, params: Any, unit, images, latents, *, steps: int) -> jax.Array:
-    """Lets latents go where they want by Adam, its rate falling to zero as a cosine.
-
-    Args:
-      params: of the field.
-      unit: [d] float32, what a step of each channel is measured in.
-      images: [b, h, w, c] float32; latents [b, i, j, d] float32, where to begin.
-    Returns:
-      [b] float32, the least mean squared error of each image on the way, the beginning included.
-    """
-    adam = optax.scale_by_adam()
-    loss = jax.grad(lambda latents: cell_loss(field, params, latents, images), has_aux=True)
-    rates = _FREE_RATE * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps))
-
-    def step(carry, rate):
-        latents, state, least = carry
-        gradient, errors = loss(latents)
-        update, state = adam.update(gradient, state)
-        least = jnp.fmin(least, errors)  # a step that went astray does not count
-        return (latents - rate * unit[None, None, None] * update, state, least), None
-
-    start = (latents, adam.init(latents), jnp.full(len(images), jnp.inf, jnp.float32))
-    (latents, _, least), _ = jax.lax.scan(step, start, jnp.asarray(rates, jnp.float32))
-    return jnp.fmin(least, cell_loss(field, params, latents, images)[1])
-
-
-def steps(subject: Subject) -> dict[str, Table]:
-    """PSNR after 0, 1, 2, ... inner steps, up to three times the trained number and to 100."""
-    trained = subject.config.inner_loop.steps
-    further = {trained + 1, 2 * trained, 3 * trained, 10, 30, 100}
-    more = sorted(count for count in further if count > trained)
+def free_latents(trained_field: TrainedField) -> dict[str, Table]:
+    """PSNR of latents that Adam optimizes, starting from those of the inner loop."""
+    fitted, unit = trained_field.fitted, jnp.asarray(trained_field.channel_std)
 
     @jax.jit
-    def go_on(images, latents):
-        images = to_float(images)
-        field, params = subject.field, subject.params
-        log_lrs = params["log_inner_lrs"]
-        return continue_steps(
-            field, params["field"], log_lrs, images, latents, steps=more[-1] - trained
+    def optimize(images, latents):
+        return optimize_latents(
+            trained_field.field,
+            trained_field.params["field"],
+            unit,
+            images,
+            latents,
+            steps=ADAM_STEPS,
         )
 
-    beyond = subject.in_batches(go_on, subject.images, subject.fitted.latents)
-    mse = np.concatenate([subject.fitted.mse, beyond], axis=1)
-    there = mse[:, trained]
+    optimized_mse = trained_field.in_batches(optimize, trained_field.targets, fitted.latents)
+    inner_psnr = mean_psnr(fitted.mse[:, -1])
     rows = []
-    for count in [*range(trained + 1), *more]:
-        row = {"steps": count, **scores(mse[:, count])}
-        row["gain"] = row["psnr"] - mean_psnr(there)
-        rows.append(row | {"worse": float(np.mean(~(mse[:, count] <= there)))})
+    for name, mse in {
+        "inner loop": fitted.mse[:, -1],
+        f"{ADAM_STEPS} steps of Adam": optimized_mse,
+    }.items():
+        rows.append({"latents": name, **psnr_metrics(mse), "gain": mean_psnr(mse) - inner_psnr})
     columns = (
-        Column("steps", "", "inner steps from zero latents"),
-        *_SCORES,
-        Column("gain", "dB", f"psnr less that of {trained} steps"),
-        Column("worse", "%", f"images that are worse than after {trained} steps"),
-    )
-    note = f"The field was trained for {trained} steps; later ones repeat the rates of the last."
-    return {"steps": Table("PSNR by inner steps", note, len(mse), columns, rows)}
-
-
-def free(subject: Subject) -> dict[str, Table]:
-    """PSNR of latents that Adam refines from those of the inner loop."""
-
-    unit = jnp.asarray(subject.channel_std)
-
-    @jax.jit
-    def refine_batch(images, latents):
-        images = to_float(images)
-        field, params = subject.field, subject.params["field"]
-        return refine(field, params, unit, images, latents, steps=FREE_STEPS)
-
-    least = subject.in_batches(refine_batch, subject.images, subject.fitted.latents)
-    fitted = scores(subject.fitted.mse[:, -1])
-    rows = []
-    for name, found in (("inner loop", fitted), (f"{FREE_STEPS} steps of Adam", scores(least))):
-        rows.append({"latents": name, **found, "gain": found["psnr"] - fitted["psnr"]})
-    columns = (
-        Column("latents", "", "how they were found"),
-        *_SCORES,
-        Column("gain", "dB", "psnr less that of the inner loop"),
+        Column("latents", "", "method that fits the latents"),
+        *PSNR_COLUMNS,
+        Column("gain", "dB", "psnr minus that of the inner loop"),
     )
     note = (
-        "Latents refined by Adam from those of the inner loop, the field fixed; of each image the "
-        "best on the way. What is gained is the inner loop's to gain; what is still missing is the "
-        "field's."
+        "Adam optimizes the latents of the inner loop with the field fixed; the best latents of each "
+        "image count. The gain is what a better inner loop could reach. The remaining error is due "
+        "to the field."
     )
-    return {"free": Table("Free latents", note, len(least), columns, rows)}
+    return {"free": Table("Free latents", note, len(optimized_mse), columns, rows)}
+
+
+def optimize_latents(
+    field: Field,
+    params: Any,
+    unit: jax.Array,
+    images: jax.Array,
+    latents: jax.Array,
+    *,
+    steps: int,
+) -> jax.Array:
+    """Optimizes latents by Adam, with a learning rate that falls to zero as a cosine.
+
+    Args:
+      params: parameters of the field.
+      unit: [d] float32, unit of the learning rate for each channel.
+      images: [b, h, w, c] float32; latents: [b, i, j, d] float32 to start from.
+    Returns:
+      Smallest mean squared error of each image over all steps, the start included, [b] float32.
+    """
+    optimizer = optax.adam(optax.cosine_decay_schedule(_ADAM_LEARNING_RATE, steps))
+    gradient_of = jax.grad(lambda latents: _cell_loss(field, params, latents, images), has_aux=True)
+
+    def step(carry, _):
+        latents, state, best = carry
+        gradient, errors = gradient_of(latents)
+        update, state = optimizer.update(gradient, state)
+        best = jnp.fmin(best, errors)  # ignores NaN of a diverged step
+        return (latents + unit * update, state, best), None
+
+    start = (latents, optimizer.init(latents), jnp.full(len(images), jnp.inf, jnp.float32))
+    (latents, _, best), _ = jax.lax.scan(step, start, length=steps)
+    return jnp.fmin(best, _cell_loss(field, params, latents, images)[1])
+
+
+def _cell_loss(
+    field: Field, params: Any, latents: jax.Array, images: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the loss of the inner loop and the mean squared error [b] of images [b, h, w, c]."""
+    errors = jnp.mean(jnp.square(field(params, latents) - images), axis=(1, 2, 3))
+    i, j, _ = field.latent_shape
+    return jnp.sum(errors) * (i * j), errors

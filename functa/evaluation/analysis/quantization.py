@@ -1,78 +1,74 @@
-"""Numbers in a few bits: a uniform quantiser for each channel, and what an ideal coder would spend.
+"""Uniform quantizers with one range per channel, and the code length of an ideal entropy coder.
 
-Functasets are stored as `data.functaset_format.round_latents` says; this is for asking what fewer
-bits would cost.
+Functasets are stored as `functa.data.functaset.format.round_latents` does it; these quantizers
+estimate the loss of fewer bits.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-_WIDTHS = np.geomspace(1 / 16, 1, 17)  # tried, as parts of the largest distance from the mean
+# Candidate widths of the range, as fractions of the largest distance from the mean.
+_RANGE_FRACTIONS = np.geomspace(1 / 16, 1, 17).astype(np.float32)
 
 
-class Quantiser(NamedTuple):
-    """2^bits bins of equal size in each of k channels; values beyond the outermost are clipped.
+class Quantizer(NamedTuple):
+    """2^bits bins of equal size in each of k channels; values outside the range are clipped.
 
-    bits; low [k] float32, the lower end of the first bin; step [k] float32, the size of a bin, 0
-    where a channel is constant.
+    Attributes:
+      bits: bits per value.
+      low: [k] float32, lower end of the first bin.
+      step: [k] float32, size of a bin; 0 for a constant channel.
     """
 
     bits: int
     low: np.ndarray
     step: np.ndarray
 
-    def symbols(self, values: np.ndarray) -> np.ndarray:
+    def encode(self, values: np.ndarray) -> np.ndarray:
         """[..., k] float32 -> [..., k] int32 in [0, 2^bits)."""
-        step = np.where(self.step > 0, self.step, np.float32(1))
-        bins = np.floor((values - self.low) / step)
+        bins = np.floor((values - self.low) / np.where(self.step > 0, self.step, np.float32(1)))
         return np.clip(bins, 0, 2**self.bits - 1).astype(np.int32)
 
-    def restore(self, symbols: np.ndarray) -> np.ndarray:
-        """[..., k] integers in [0, 2^bits) -> [..., k] float32, the middles of the bins."""
+    def decode(self, symbols: np.ndarray) -> np.ndarray:
+        """[..., k] integers in [0, 2^bits) -> [..., k] float32, the centers of the bins."""
         return self.low + (symbols.astype(np.float32) + np.float32(0.5)) * self.step
 
 
-def fit_quantiser(values: np.ndarray, bits: int) -> Quantiser:
-    """The uniform quantiser, centred on each channel's mean, of the least squared error.
+def fit_quantizer(values: np.ndarray, bits: int) -> Quantizer:
+    """Fits ranges, centered at the mean of each channel, that minimize the squared error.
 
-    Of the widths tried the largest holds all of `values`; smaller ones clip a few far values and
-    are finer for all others, which is better the fewer the bits.
+    The widest candidate range contains all values. Narrower ones clip outliers and have finer bins,
+    which is better the fewer the bits.
 
     Args:
-      values: [n, k] float32, finite.
-      bits: a value, 1 to 16.
-    Raises:
-      ValueError: bits outside that range, or no values.
+      values: [n, k] float32, finite, n >= 1.
+      bits: bits per value, 1 to 16.
     """
-    if not 1 <= bits <= 16 or not len(values):
-        raise ValueError(f"a quantiser of {bits} bits cannot be fitted to {len(values)} values")
     mean = values.mean(0, dtype=np.float64).astype(np.float32)
     reach = np.abs(values - mean).max(0)
-    best: Quantiser | None = None
-    least = np.full(values.shape[1], np.inf)
-    for width in _WIDTHS.astype(np.float32):
-        tried = Quantiser(bits, mean - width * reach, width * reach * np.float32(2.0 ** (1 - bits)))
-        errors = np.square(tried.restore(tried.symbols(values)) - values).mean(0, dtype=np.float64)
-        better = errors < least
-        least = np.where(better, errors, least)
-        low, step = (best.low, best.step) if best else (tried.low, tried.step)
-        best = Quantiser(bits, np.where(better, tried.low, low), np.where(better, tried.step, step))
-    assert best is not None
-    return best
+    candidates = [
+        Quantizer(bits, mean - width * reach, width * reach * np.float32(2.0 ** (1 - bits)))
+        for width in _RANGE_FRACTIONS
+    ]
+    errors = [
+        np.square(q.decode(q.encode(values)) - values).mean(0, dtype=np.float64) for q in candidates
+    ]
+    best, channels = np.argmin(errors, axis=0), np.arange(values.shape[1])
+    low, step = (np.stack([q[part] for q in candidates])[best, channels] for part in (1, 2))
+    return Quantizer(bits, low, step)
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Of `count` values of `bits` bits, one after the other, filled up to whole bytes."""
+    """Bytes of `count` values of `bits` bits without padding between values."""
     return -(-count * bits // 8)
 
 
 def code_length(known: np.ndarray, symbols: np.ndarray, levels: int) -> np.ndarray:
-    """Bits an ideal entropy coder spends on symbols, its tables counted on others: an estimate.
+    """Estimates the bits that an ideal entropy coder needs, with one frequency table per channel.
 
-    Each channel has its own table, of the frequencies in `known`; half a count is added to every
-    symbol, so that one never seen has a price. No real coder is below it with the same tables; one
-    that learns from neighbouring values may be.
+    The tables count the symbols in `known`, plus one half for each symbol, so that unseen symbols
+    have a finite length. A coder with the same tables cannot be shorter; one with contexts can.
 
     Args:
       known: [n, k] integers in [0, levels).
@@ -83,5 +79,5 @@ def code_length(known: np.ndarray, symbols: np.ndarray, levels: int) -> np.ndarr
     channels = known.shape[-1]
     offsets = np.arange(channels) * levels
     counts = np.bincount((known + offsets).ravel(), minlength=channels * levels) + 0.5
-    prices = -np.log2(counts / (len(known) + levels / 2))
-    return prices[symbols + offsets].reshape(len(symbols), -1).sum(-1)
+    lengths = -np.log2(counts / (len(known) + levels / 2))
+    return lengths[symbols + offsets].reshape(len(symbols), -1).sum(-1)

@@ -1,4 +1,4 @@
-"""What latents cost and what is lost: stored in fewer bits, beside PCA, JPEG and WebP."""
+"""Storage size and PSNR: latents in fewer bits, beside PCA, JPEG and WebP."""
 
 import functools
 import io
@@ -11,125 +11,110 @@ from PIL import Image
 from functa.data.functaset import format
 from functa.evaluation import pca_baseline
 from functa.evaluation.analysis import quantization
-from functa.evaluation.analysis.table import Column, Table
-from functa.evaluation.analysis.trained_field import Subject, image_mse, mean_psnr, scores, to_float
-from functa.fields import psnr as metrics
+from functa.evaluation.analysis.table import PSNR_COLUMNS, Column, Table
+from functa.evaluation.analysis.trained_field import (
+    TrainedField,
+    image_mse,
+    mean_psnr,
+    psnr_metrics,
+)
+from functa.fields import psnr
 
-BITS = (8, 6, 5, 4, 3)  # a value, by the uniform quantiser
-QUALITIES = (5, 15, 30, 50, 70, 85, 95)  # of JPEG and WebP, 100 the best
-
-
-def _uniform_note(subject: Subject) -> str:
-    return (
-        "int8: a scale for each image and channel, as functasets have it. N bits: a uniform quantiser "
-        f"for each channel, its range fitted to the latents of the first {len(subject.reference_latents):,} training "
-        "images, to the least squared error and shared by all, so that it costs an image nothing."
-    )
+QUANTIZER_BITS = (8, 6, 5, 4, 3)
+CODEC_QUALITIES = (5, 15, 30, 50, 70, 85, 95)  # of JPEG and WebP; 100 is the best
 
 
-class Stored(NamedTuple):
-    """Latents of all images in one form: its name, bytes of an image, bytes by the entropy estimate
-    (None for floats), errors [n] of the images decoded from it."""
+class StoredLatents(NamedTuple):
+    """Latents of the evaluated images in one storage format.
+
+    Attributes:
+      name: of the format.
+      bytes: size of the latents of one image.
+      entropy_bytes: estimate of the size after entropy coding; None for floats.
+      mse: [n], mean squared errors of the images decoded from them.
+    """
 
     name: str
-    bytes: float
+    bytes: int
     entropy_bytes: float | None
     mse: np.ndarray
 
 
-@functools.lru_cache(maxsize=1)  # two measures want it
-def stored_forms(subject: Subject) -> tuple[Stored, ...]:
-    """float32, float16, bfloat16, int8, and BITS bits."""
-    return (*_as_functasets(subject), *_in_few_bits(subject))
+@functools.lru_cache(maxsize=1)  # both tables use them
+def stored_latents(trained_field: TrainedField) -> tuple[StoredLatents, ...]:
+    """The latents in all formats: those of functasets, and uniform quantizers."""
+    return (*_functaset_formats(trained_field), *_quantized(trained_field))
 
 
-def _as_functasets(subject: Subject) -> Iterator[Stored]:
-    d = subject.field.latent_shape[2]
+def _functaset_formats(trained_field: TrainedField) -> Iterator[StoredLatents]:
+    latents, shape = trained_field.fitted.latents, trained_field.field.latent_shape
     for dtype in ("float32", "float16", "bfloat16", "int8"):
-        layout = format.RecordLayout(subject.field.latent_shape, dtype)
-        stored, scale = format.round_latents(subject.fitted.latents, dtype)
-        restored = format.restore_latents(stored, scale)
-        estimate = None
+        stored, scale = format.round_latents(latents, dtype)
+        entropy_bytes = None
         if scale is not None:
-            known, _ = format.round_latents(subject.reference_latents, dtype)
-            length = quantization.code_length(
-                known.reshape(-1, d).astype(np.int32) + 128, stored.astype(np.int32) + 128, 256
-            )
-            estimate = float(length.mean()) / 8 + scale[0].nbytes
-        yield Stored(dtype, layout.latent_bytes, estimate, subject.mse(restored))
+            known, _ = format.round_latents(trained_field.reference_latents, dtype)
+            known, symbols = (values.astype(np.int32) + 128 for values in (known, stored))
+            bits = quantization.code_length(known.reshape(-1, shape[2]), symbols, 256)
+            entropy_bytes = float(bits.mean()) / 8 + scale[0].nbytes
+        size = format.RecordLayout(shape, dtype).latent_bytes
+        mse = trained_field.mse(format.restore_latents(stored, scale))
+        yield StoredLatents(dtype, size, entropy_bytes, mse)
 
 
-def _in_few_bits(subject: Subject) -> Iterator[Stored]:
-    latents, d = subject.fitted.latents, subject.field.latent_shape[2]
-    known = subject.reference_latents.reshape(-1, d)
-    for bits in BITS:
-        quantiser = quantization.fit_quantiser(known, bits)
-        symbols = quantiser.symbols(latents)
-        length = quantization.code_length(quantiser.symbols(known), symbols, 2**bits)
-        yield Stored(
-            f"{bits} bits",
-            quantization.packed_bytes(latents[0].size, bits),
-            float(length.mean()) / 8,
-            subject.mse(quantiser.restore(symbols)),
-        )
+def _quantized(trained_field: TrainedField) -> Iterator[StoredLatents]:
+    latents = trained_field.fitted.latents
+    known = trained_field.reference_latents.reshape(-1, latents.shape[-1])
+    for bits in QUANTIZER_BITS:
+        quantizer = quantization.fit_quantizer(known, bits)
+        symbols = quantizer.encode(latents)
+        length = quantization.code_length(quantizer.encode(known), symbols, 2**bits)
+        size = quantization.packed_bytes(latents[0].size, bits)
+        mse = trained_field.mse(quantizer.decode(symbols))
+        yield StoredLatents(f"{bits} bits", size, float(length.mean()) / 8, mse)
 
 
-def quantisation(subject: Subject) -> dict[str, Table]:
+def quantization_table(trained_field: TrainedField) -> dict[str, Table]:
     """PSNR of latents stored in fewer and fewer bits."""
-    exact = mean_psnr(subject.fitted.mse[:, -1])
+    exact = mean_psnr(trained_field.fitted.mse[:, -1])
     rows = []
-    for form in stored_forms(subject):
-        found = scores(form.mse)
-        lost = exact - found["psnr"]
-        rows.append({"stored": form.name, "bytes": form.bytes, **found, "lost": lost})
+    for stored in stored_latents(trained_field):
+        row: dict[str, Any] = {
+            "stored": stored.name,
+            "bytes": stored.bytes,
+            **psnr_metrics(stored.mse),
+        }
+        rows.append(row | {"lost": exact - row["psnr"]})
     columns = (
-        Column("stored", "", "how the latents are stored"),
-        Column("bytes", "", "of the latents of one image, scales included"),
-        Column("psnr", "dB", "mean over images of each image's PSNR"),
-        Column("psnr_of_mean_mse", "dB", "PSNR of the mean error, the other convention"),
-        Column("lost", "dB", "psnr of the inner loop's own latents less this one"),
+        Column("stored", "", "format of the latents"),
+        Column("bytes", "", "size of the latents of one image, scales included"),
+        *PSNR_COLUMNS,
+        Column("lost", "dB", "psnr of the unrounded latents minus this one"),
     )
-    count = len(subject.images)
-    return {"quantisation": Table("PSNR by storage", _uniform_note(subject), count, columns, rows)}
+    note, count = _quantizer_note(trained_field), len(trained_field.images)
+    return {"quantization": Table("PSNR by storage format", note, count, columns, rows)}
 
 
-def rate_distortion(subject: Subject) -> dict[str, Table]:
-    """(bytes of an image, PSNR) of functa, PCA, JPEG and WebP."""
-    rows = []
-    forms = [form for form in stored_forms(subject) if form.name != "float32"]
-    for form in forms:
-        rows.append(_row("functa", form.name, form.bytes, mean_psnr(form.mse), form.entropy_bytes))
-    rows += pca_rows(subject, sorted({int(form.bytes) for form in forms}, reverse=True))
-    rows += codec_rows(subject.images, "JPEG", optimize=True)
-    rows += codec_rows(subject.images, "WebP", method=6)
+def rate_distortion(trained_field: TrainedField) -> dict[str, Table]:
+    """Bytes per image and PSNR of functa, PCA, JPEG and WebP."""
+    formats = [stored for stored in stored_latents(trained_field) if stored.name != "float32"]
+    rows = [
+        _row("functa", stored.name, stored.bytes, mean_psnr(stored.mse), stored.entropy_bytes)
+        for stored in formats
+    ]
+    budgets = sorted({stored.bytes for stored in formats}, reverse=True)
+    rows += pca_rows(trained_field, budgets)
+    rows += codec_rows(trained_field.images, "JPEG", optimize=True)
+    rows += codec_rows(trained_field.images, "WebP", method=6)
     columns = (
-        Column("method", "", "what an image is stored as"),
-        Column("setting", "", "of the method"),
-        Column("bytes", "bytes", "of one image, mean over images"),
-        Column("entropy_bytes", "bytes", "ESTIMATE of bytes after entropy coding"),
-        Column(
-            "flat_bytes", "bytes", "of a plain grey image in the same format: headers and tables"
-        ),
-        Column("psnr", "dB", "mean over images of each image's PSNR"),
+        Column("method", "", "compression method"),
+        Column("setting", "", "setting of the method"),
+        Column("bytes", "bytes", "size of one image, mean over images"),
+        Column("entropy_bytes", "bytes", "ESTIMATED size after entropy coding"),
+        Column("flat_bytes", "bytes", "size of a uniform gray image: headers and tables"),
+        PSNR_COLUMNS[0],
     )
-    return {"rate_distortion": Table(
-        "PSNR by bytes an image", _rate_note(subject), len(subject.images), columns, rows
-    )}  # fmt: skip
-
-
-def _rate_note(subject: Subject) -> str:
-    h, w, c = subject.field.image_shape
-    count = pca_baseline.pca_images(subject.train, subject.field)
-    chroma = "" if c == 1 else ", chroma at half resolution"
-    return (
-        f"{_uniform_note(subject)} entropy_bytes is an estimate, no file: what an ideal coder would spend "
-        "with one table a channel, counted on those training images. The field, PCA's basis and "
-        "the tables are shared by all images and not counted. PCA: of the same cells, fitted to "
-        f"{count:,} training images; first as many floats as the field has, then, within the bytes "
-        "of every functa row, the best on these images of all numbers of floats and bits, "
-        f"quantised alike. JPEG and WebP: whole files by Pillow{chroma}, headers included, which "
-        f"weigh much at {h}x{w} pixels: see flat_bytes."
-    )
+    note, count = _rate_note(trained_field), len(trained_field.images)
+    return {"rate_distortion": Table("PSNR by bytes per image", note, count, columns, rows)}
 
 
 def _row(method: str, setting: str, size: float, psnr: float, entropy=None, flat=None):
@@ -139,79 +124,102 @@ def _row(method: str, setting: str, size: float, psnr: float, entropy=None, flat
     }  # fmt: skip
 
 
-def pca_rows(subject: Subject, budgets: list[int]) -> list[dict[str, Any]]:
-    """PCA of the same cells: to the field's number of floats, and the best within each budget.
+def pca_rows(trained_field: TrainedField, budgets: list[int]) -> list[dict[str, Any]]:
+    """Rows of PCA of the same cells: as many floats as the field has, then the best in each budget.
 
     Args:
-      budgets: bytes of an image.
+      budgets: bytes per image.
     """
-    grid, d = subject.field.latent_shape[:2], subject.field.latent_shape[2]
-    images = to_float(subject.images)
-    size = images[0].size // (grid[0] * grid[1])
-    mean, basis = pca_baseline.fit_pca(subject.train, subject.field, size)
-    exact = metrics.pca_mse(images, grid, mean, basis[:, :d])
-    floats = grid[0] * grid[1] * min(d, size)
-    rows = [_row("PCA", f"{min(d, size)} floats a cell, float32", 4 * floats, mean_psnr(exact))]
+    i, j, d = trained_field.field.latent_shape
+    images, train = trained_field.images, trained_field.train
+    count = pca_baseline.num_training_images(images.shape[1:], train.num_examples)
+    size = images[0].size // (i * j)
+    pca = pca_baseline.fit_cell_pca(
+        train.read(np.arange(count))["image"], grid=(i, j), components=size
+    )
+    floats = min(d, size)
+    exact = mean_psnr(pca.truncate(floats).mse(images))
+    rows = [_row("PCA", f"{floats} floats per cell, float32", 4 * i * j * floats, exact)]
 
-    def coefficients(cells):
-        return (cells - mean.astype(np.float32)) @ basis.astype(np.float32)
-
-    found = coefficients(metrics.image_cells(images, grid))  # [n, i * j, size]
-    known = metrics.image_cells(to_float(subject.reference_images), grid)
-    known = coefficients(known.reshape(-1, size))
-    energy = np.square(found, dtype=np.float64).sum(1)
-    beyond = energy.sum(-1, keepdims=True) - energy.cumsum(-1)  # of the coefficients left out
-    psnr: dict[int, np.ndarray] = {}  # by bits, then number of coefficients less one
-    coded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for bits in BITS:
-        quantiser = quantization.fit_quantiser(known, bits)
-        symbols = quantiser.symbols(found)
-        rounding = np.square(quantiser.restore(symbols) - found, dtype=np.float64).sum(1)
-        mse = (np.maximum(beyond, 0) + rounding.cumsum(-1)) / images[0].size
-        psnr[bits] = metrics.psnr(mse).mean(0)
-        coded[bits] = quantiser.symbols(known).astype(np.uint8), symbols.astype(np.uint8)
-    chosen = {}
+    coefficients = pca.coefficients(images)  # [n, i * j, size]
+    known = pca.coefficients(trained_field.reference_images).reshape(-1, size)
+    energy = np.square(coefficients, dtype=np.float64).sum(1)
+    # Squared error of dropping all coefficients after the first k + 1.
+    dropped = np.maximum(energy.sum(-1, keepdims=True) - energy.cumsum(-1), 0)
+    quantizers, psnr_by_count = {}, {}
+    for bits in QUANTIZER_BITS:
+        quantizers[bits] = quantizer = quantization.fit_quantizer(known, bits)
+        rounded = quantizer.decode(quantizer.encode(coefficients))
+        rounding = np.square(rounded - coefficients, dtype=np.float64).sum(1).cumsum(-1)
+        psnr_by_count[bits] = psnr.psnr((dropped + rounding) / images[0].size).mean(0)
+    settings = {}  # (coefficients per cell, bits) -> PSNR
     for budget in budgets:
-        most = {bits: min(size, budget * 8 // (bits * grid[0] * grid[1])) for bits in BITS}
-        fits = [(float(psnr[bits][:k].max()), bits) for bits, k in most.items() if k]
-        if fits:
-            best, bits = max(fits)
-            k = int(psnr[bits][: most[bits]].argmax()) + 1
-            chosen[k, bits] = best
-    for (k, bits), best in chosen.items():
-        known_symbols, symbols = coded[bits]
-        length = quantization.code_length(known_symbols[:, :k], symbols[..., :k], 2**bits)
-        stored = quantization.packed_bytes(grid[0] * grid[1] * k, bits)
-        name = f"{k} floats a cell, {bits} bits"
+        candidates = [
+            (float(value), bits, -k)
+            for bits, values in psnr_by_count.items()
+            for k, value in enumerate(values[: budget * 8 // (bits * i * j)], start=1)
+        ]
+        if candidates:
+            best, bits, negative_k = max(candidates)  # of equal values, the fewest coefficients
+            settings[-negative_k, bits] = best
+    for (k, bits), best in settings.items():
+        known_symbols, symbols = (
+            quantizers[bits].encode(values)[..., :k] for values in (known, coefficients)
+        )
+        length = quantization.code_length(known_symbols, symbols, 2**bits)
+        name, stored = (
+            f"{k} floats per cell, {bits} bits",
+            quantization.packed_bytes(i * j * k, bits),
+        )
         rows.append(_row("PCA", name, stored, best, float(length.mean()) / 8))
     return rows
 
 
 def codec_rows(images: np.ndarray, codec: str, **options: Any) -> list[dict[str, Any]]:
-    """A row for each of QUALITIES: images [n, h, w, c] uint8 in Pillow's format `codec`."""
+    """Rows of a Pillow format at each quality, for images [n, h, w, c] uint8."""
     rows = []
-    for quality in QUALITIES:
-        sizes, errors = [], []
-        for image in images:
-            file = _encode(image, codec, quality=quality, **options)
-            sizes.append(len(file))
-            decoded = _decode(file, image.shape)
-            errors.append(image_mse(to_float(decoded)[None], to_float(image)[None]))
-        mse = np.concatenate(errors)
+    for quality in CODEC_QUALITIES:
+        files = [_encode(image, codec, quality=quality, **options) for image in images]
+        decoded = np.stack([_decode(file, images.shape[1:]) for file in files])
+        mse = image_mse(decoded / np.float32(255), images / np.float32(255))
         flat = len(_encode(np.full_like(images[0], 128), codec, quality=quality, **options))
-        setting = f"quality {quality}"
-        rows.append(_row(codec, setting, float(np.mean(sizes)), mean_psnr(mse), flat=float(flat)))
+        size = float(np.mean([len(file) for file in files]))
+        rows.append(_row(codec, f"quality {quality}", size, mean_psnr(mse), flat=float(flat)))
     return rows
 
 
 def _encode(image: np.ndarray, codec: str, **options: Any) -> bytes:
     stream = io.BytesIO()
-    grey = image.shape[-1] == 1
-    Image.fromarray(image[..., 0] if grey else image).save(stream, format=codec, **options)
+    Image.fromarray(np.squeeze(image, -1) if image.shape[-1] == 1 else image).save(
+        stream, format=codec, **options
+    )
     return stream.getvalue()
 
 
 def _decode(file: bytes, shape: tuple[int, ...]) -> np.ndarray:
     with Image.open(io.BytesIO(file)) as image:
-        array = np.asarray(image.convert("L" if shape[-1] == 1 else "RGB"))
-    return array.reshape(shape)
+        return np.asarray(image.convert("L" if shape[-1] == 1 else "RGB")).reshape(shape)
+
+
+def _quantizer_note(trained_field: TrainedField) -> str:
+    count = len(trained_field.reference_latents)
+    return (
+        "int8: one scale per image and channel, as in functasets. N bits: a uniform quantizer per "
+        f"channel, whose range minimizes the squared error of the latents of the first {count:,} "
+        "training images; all images share it, so it does not count."
+    )
+
+
+def _rate_note(trained_field: TrainedField) -> str:
+    h, w, c = trained_field.field.image_shape
+    count = pca_baseline.num_training_images((h, w, c), trained_field.train.num_examples)
+    chroma = "" if c == 1 else ", chroma at half resolution"
+    return (
+        f"{_quantizer_note(trained_field)} entropy_bytes estimates an ideal entropy coder with one "
+        "table per channel, counted on those training images. The field, the PCA basis and the tables "
+        "are shared by all images and do not count. PCA: of the same cells, fitted to "
+        f"{count:,} training images; first with as many floats as the field, then, for the size of "
+        "each functa row, the best number of floats and bits on these images, with the same "
+        f"quantizers. JPEG and WebP: complete files of Pillow{chroma}, headers included, which matter "
+        f"at {h}x{w} pixels: see flat_bytes."
+    )

@@ -1,26 +1,36 @@
-"""Tables whose columns say what they are, for people and for programs."""
+"""Tables that explain their columns, as text and as JSON."""
 
 import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-_WIDTH = 98  # of the lines of a note
-_PLACES = {"dB": 2, "%": 2, "bytes": 1}  # decimals of a unit; any other number is shown as it is
+_NOTE_WIDTH = 98
+_DECIMALS = 2
+_DECIMALS_OF_BYTES = 1
 
 
 class Column(NamedTuple):
-    """A key of every row, its unit ("" for none; "%" is stored as a fraction) and its meaning."""
+    """Key of a column, unit ("" for none; values in "%" are stored as fractions), and meaning."""
 
     key: str
     unit: str
     meaning: str
 
 
-class Table(NamedTuple):
-    """title; note: how it was measured; images: their number; columns; rows {key: value}.
+PSNR_COLUMNS = (
+    Column("psnr", "dB", "mean over images of the PSNR"),
+    Column("psnr_of_mean_mse", "dB", "PSNR of the mean error, the other convention"),
+)
 
-    A value is a string, a number, or None where there is none.
+
+class Table(NamedTuple):
+    """A table of measurements.
+
+    Attributes:
+      title, note: what was measured, and how.
+      images: number of images.
+      rows: {key of a column: string, number, or None where there is no value}.
     """
 
     title: str
@@ -30,37 +40,29 @@ class Table(NamedTuple):
     rows: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; numbers that are not finite become None."""
+        """The table as JSON values. Numbers that are not finite become None."""
+        columns = {c.key: {"unit": c.unit, "meaning": c.meaning} for c in self.columns}
+        rows = [{key: _json_value(row[key]) for key in columns} for row in self.rows]
         return {
             "title": self.title,
             "note": self.note,
             "images": self.images,
-            "columns": {
-                column.key: {"unit": column.unit, "meaning": column.meaning}
-                for column in self.columns
-            },
-            "rows": [
-                {column.key: _json_value(row[column.key]) for column in self.columns}
-                for row in self.rows
-            ],
+            "columns": columns,
+            "rows": rows,
         }
 
-    def lines(self) -> list[str]:
-        """The table as text: title, note, columns explained, then the aligned rows."""
-        heads = [column.key for column in self.columns]
-        body = [[_shown(row[c.key], c.unit) for c in self.columns] for row in self.rows]
-        width = max(map(len, heads))
-        explained = [
+    def to_text(self) -> str:
+        """The table as text: title, note, explanation of the columns, aligned rows."""
+        cells = [[_format(row[c.key], c.unit) for c in self.columns] for row in self.rows]
+        width = max(len(c.key) for c in self.columns)
+        explanations = [
             f"    {c.key:<{width}}  {c.meaning}{f' ({c.unit})' if c.unit else ''}"
             for c in self.columns
         ]
-        return [
-            f"{self.title}; {self.images:,} images",
-            *textwrap.wrap(self.note, _WIDTH, initial_indent="  ", subsequent_indent="  "),
-            *explained,
-            "",
-            *_aligned([heads, *body]),
-        ]
+        note = textwrap.indent(textwrap.fill(self.note, _NOTE_WIDTH - 2), "  ")
+        title = f"{self.title}; {self.images:,} images"
+        rows = _align([[c.key for c in self.columns], *cells])
+        return "\n".join([title, note, *explanations, "", *rows])
 
 
 def _json_value(value: Any) -> Any:
@@ -70,21 +72,20 @@ def _json_value(value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
-def _shown(value: Any, unit: str) -> str:
+def _format(value: Any, unit: str) -> str:
     if isinstance(value, str) or value is None:
         return value or "-"
     if isinstance(value, int):
         return f"{value:,}"
-    places = _PLACES.get(unit, 2)
-    rounded = round(100 * value if unit == "%" else value, places) + 0.0  # -0.0 becomes 0.0
-    return f"{rounded:,.{places}f}"
+    decimals = _DECIMALS_OF_BYTES if unit == "bytes" else _DECIMALS
+    return f"{100 * value if unit == '%' else value:z,.{decimals}f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Words to the left in the first column, all else to the right; a rule below the first row."""
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligns the first column left and all others right, with a rule below the first row."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:
-        cells = [f"{a:>{width}}" for a, width in zip(others, widths[1:], strict=True)]
+        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([f"{first:<{widths[0]}}", *cells]))
     return [lines[0], "-" * len(lines[0]), *lines[1:]]

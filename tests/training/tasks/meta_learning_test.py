@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from functa.configs import digits
-from functa.evaluation import pca_baseline
 from functa.fields import inner_loop, linearization
 from functa.fields.fitter import build_field, build_fitter
 from functa.fields.image_parts import random_windows, window_field
@@ -239,16 +238,6 @@ def test_evaluation_scores_whole_images():
     summary = task.metrics.summarize({name: np.asarray(value) for name, value in rows.items()})
     assert summary["psnr"] == pytest.approx(np.mean(-10 * np.log10(mse)), rel=1e-5)
     assert summary["psnr_of_mean_mse"] == pytest.approx(-10 * np.log10(np.mean(mse)), rel=1e-5)
-
-
-def test_pca_of_the_digits():
-    from functa.data import images
-
-    config = digits.get_config()
-    sources = images.open_splits(**config.data)
-    psnr = pca_baseline.pca_psnr(sources["train"], sources["test"], build_field(config))
-    assert len(psnr) == 360
-    assert psnr.mean() == pytest.approx(18.95, abs=0.25)  # another split of the same digits
 
 
 @pytest.mark.parametrize(
