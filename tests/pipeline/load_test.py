@@ -132,3 +132,14 @@ def test_another_field_is_rejected_with_both_digests(run, copy):
     ours, theirs = checkpoint.digest(first.field_params), checkpoint.digest(other)
     with pytest.raises(ValueError, match=f"{ours}, this field is {theirs}"):
         load.load_generator(copy)
+
+
+def test_a_checkpoint_in_progress_is_not_touched(copy):
+    """The stage is complete once its metrics exist."""
+    in_progress = copy / "meta_learn" / "field" / "step_1.orbax-checkpoint-tmp"
+    in_progress.mkdir()
+    load.load_field(copy)
+    assert in_progress.exists()
+    (copy / "meta_learn" / "metrics.json").unlink()
+    with pytest.raises(ValueError, match="metrics.json .* meta_learn"):
+        load.load_field(copy)

@@ -131,18 +131,19 @@ def optimize_latents(
     Returns:
       Smallest mean squared error of each image over all steps, the start included, [b] float32.
     """
-    optimizer = optax.adam(optax.cosine_decay_schedule(_ADAM_LEARNING_RATE, steps))
+    adam, unit = optax.scale_by_adam(), unit[None, None, None]
+    learning_rates = _ADAM_LEARNING_RATE * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps))
     gradient_of = jax.grad(lambda latents: _cell_loss(field, params, latents, images), has_aux=True)
 
-    def step(carry, _):
+    def step(carry, learning_rate):
         latents, state, best = carry
         gradient, errors = gradient_of(latents)
-        update, state = optimizer.update(gradient, state)
+        update, state = adam.update(gradient, state)
         best = jnp.fmin(best, errors)  # ignores NaN of a diverged step
-        return (latents + unit * update, state, best), None
+        return (latents - learning_rate * unit * update, state, best), None
 
-    start = (latents, optimizer.init(latents), jnp.full(len(images), jnp.inf, jnp.float32))
-    (latents, _, best), _ = jax.lax.scan(step, start, length=steps)
+    start = (latents, adam.init(latents), jnp.full(len(images), jnp.inf, jnp.float32))
+    (latents, _, best), _ = jax.lax.scan(step, start, learning_rates.astype(np.float32))
     return jnp.fmin(best, _cell_loss(field, params, latents, images)[1])
 
 
