@@ -6,8 +6,8 @@ import numpy as np
 from functa.configs import digits
 from functa.data import images
 from functa.evaluation.analysis.trained_field import TrainedField
-from functa.fields import siren
 from functa.fields import psnr as psnr_lib
+from functa.fields import siren
 from functa.fields.fitter import build_field, build_fitter
 from functa.runtime import config as config_lib
 from functa.training import checkpoint
@@ -26,7 +26,9 @@ def make(directory):
         np.float32([4, 5, 6])
     )  # a learning rate of 8 solves a linear field in one step
     params = {
-        "field": pca_field(build_field(config), psnr_lib.image_cells(train, (2, 2)).reshape(-1, 16)),
+        "field": pca_field(
+            build_field(config), psnr_lib.image_cells(train, (2, 2)).reshape(-1, 16)
+        ),
         "log_inner_lrs": np.broadcast_to(log_lrs[:, None, None, None], (INNER_STEPS, 1, 1, 8)),
     }
     config_lib.freeze(config, directory)
