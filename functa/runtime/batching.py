@@ -1,4 +1,4 @@
-"""Application of a compiled function to any number of rows in batches of one size."""
+"""Application of a compiled function to many rows in batches of one size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,20 +8,30 @@ import numpy as np
 
 
 def apply_in_batches(function: Callable[..., Any], *arrays: np.ndarray, batch_size: int) -> Any:
-    """Applies a function of fixed batch size to arrays with any number of rows.
+    """Applies `function` to all rows of `arrays`, `batch_size` rows at a time.
 
-    The last batch is padded with copies of its last row, so one compiled program serves all.
+    The last batch is padded with copies of the last row, so that one compiled program serves all
+    batches and any number of rows. Rows must not depend on each other.
+
+    Rows that do not fit into memory: pass their indices, and let `function` read them.
 
     Args:
-      function: arrays [batch_size, ...] -> pytree of arrays [batch_size, ...], each row of which
-        depends on that row of the inputs only.
-      arrays: [n, ...], n >= 1.
+      function: arrays [batch_size, ...] -> pytree of arrays [batch_size, ...]. It is usually
+        compiled; it always receives `batch_size` rows.
+      arrays: [n, ...] each, n >= 1.
+      batch_size: rows per call.
     Returns:
-      The pytree of NumPy arrays [n, ...].
+      The pytree that `function` returns, as NumPy arrays [n, ...].
+    Raises:
+      ValueError: there are no rows, or `arrays` differ in their number of rows.
     """
-    count, parts = len(arrays[0]), []
+    counts = {len(array) for array in arrays}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(f"arrays must have the same number of rows, at least 1, not {counts}")
+    (count,) = counts
+    results = []
     for start in range(0, count, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)
-        results = function(*(array[rows] for array in arrays))
-        parts.append(jax.tree.map(lambda leaf: np.asarray(leaf)[: count - start], results))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        result = jax.device_get(function(*(array[rows] for array in arrays)))
+        results.append(jax.tree.map(lambda leaf: leaf[: count - start], result))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
