@@ -1,6 +1,7 @@
 """`functa analyse`: measures the trained field of a run."""
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -11,15 +12,14 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from functa.data import crops as crops_lib
-from functa.data import images as images_lib
+from functa.data import crops, images
 from functa.evaluation.analysis import inner_steps, latent_space, rate_chart, storage
 from functa.evaluation.analysis.table import Table
 from functa.evaluation.analysis.trained_field import TrainedField
 from functa.fields.fitter import Fitter
 from functa.pipeline import load
 from functa.runtime import config as config_lib
-from functa.runtime.errors import DataError, UserError, as_user_errors
+from functa.runtime.errors import UserError, as_user_errors
 from functa.runtime.storage import is_remote
 from functa.training.checkpoint import digest
 
@@ -101,39 +101,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     names = args.measure or [name for name in MEASURES if name != "resolution" or args.pictures]
-    chart_file = args.chart or args.run / "analysis.svg"
-    json_file = epath.Path(args.json) if args.json not in (None, "-") else None
+    outputs = {"--json": epath.Path(args.json)} if args.json not in (None, "-") else {}
+    if "rate_distortion" in names:
+        outputs["--chart"] = args.chart or args.run / "analysis.svg"
     with as_user_errors():
         fitter, params = load.load_fitter(args.run)
-    problems = _flag_problems(args, names)
-    if "rate_distortion" in names:
-        problems += _output_problems("--chart", chart_file)
-    if json_file:
-        problems += _output_problems("--json", json_file)
-    trained_field, crops, more_problems = _load_images(args, names, fitter, params)
-    if problems := problems + more_problems:
-        raise UserError("\n".join(problems))
+        if problems := _flag_problems(args, names) + _output_problems(outputs):
+            raise UserError("\n".join(problems))
+        trained_field = _load_trained_field(args, fitter, params)
+        measures = dict(MEASURES)
+        if "resolution" in names:
+            measures["resolution"] = functools.partial(
+                latent_space.resolution, crops=_load_crops(args, trained_field)
+            )
     tables: dict[str, Table] = {}
     for name in names:
         start = time.monotonic()
-        tables |= MEASURES[name](trained_field, *([crops] if name == "resolution" else []))
+        tables |= measures[name](trained_field)
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    result = json.dumps(
-        {
-            "run": str(args.run),
-            "split": args.split,
-            "field_digest": digest(params),
-            "tables": {name: table.to_json() for name, table in tables.items()},
-        },
-        indent=1,
-        allow_nan=False,
-    )
-    print(result if args.json == "-" else "\n\n".join(t.to_text() for t in tables.values()))
-    if json_file:
-        json_file.write_text(result + "\n")
-    if "rate_distortion" in tables:
-        chart_file.write_text(rate_chart.draw(tables["rate_distortion"]))
-        print(f"chart: {chart_file}", file=sys.stderr)
+    result = {
+        "run": str(args.run),
+        "split": args.split,
+        "field_digest": digest(params),
+        "tables": {name: table.to_json() for name, table in tables.items()},
+    }
+    text = json.dumps(result, indent=1, allow_nan=False)
+    print(text if args.json == "-" else "\n\n".join(table.to_text() for table in tables.values()))
+    if "--json" in outputs:
+        outputs["--json"].write_text(text + "\n")
+    if "--chart" in outputs:
+        outputs["--chart"].write_text(rate_chart.draw(tables["rate_distortion"]))
+        print(f"chart: {outputs['--chart']}", file=sys.stderr)
     return 0
 
 
@@ -173,60 +171,51 @@ def _flag_problems(args: argparse.Namespace, names: list[str]) -> list[str]:
     return problems
 
 
-def _output_problems(flag: str, file: epath.Path) -> list[str]:
-    """Reports an output file that cannot be written, before the measurements start."""
-    if not file.parent.is_dir():
-        return [f"{flag}={file}: the directory {file.parent} does not exist"]
-    if file.is_dir() or (not is_remote(file) and not os.access(file.parent, os.W_OK)):
-        return [f"{flag}={file} cannot be written: choose another file"]
-    return []
+def _output_problems(files: dict[str, epath.Path]) -> list[str]:
+    """Output files by flag that cannot be written, reported before the measurements start."""
+    problems = []
+    for flag, file in files.items():
+        if not file.parent.is_dir():
+            problems.append(f"{flag}={file}: the directory {file.parent} does not exist")
+        elif file.is_dir() or (not is_remote(file) and not os.access(file.parent, os.W_OK)):
+            problems.append(f"{flag}={file} cannot be written: choose another file")
+    return problems
 
 
-def _load_images(
-    args: argparse.Namespace, names: list[str], fitter: Fitter, params: Any
-) -> tuple[TrainedField | None, dict[int, np.ndarray], list[str]]:
-    """Reads the images and the crops of pictures.
+def _load_trained_field(args: argparse.Namespace, fitter: Fitter, params: Any) -> TrainedField:
+    """Reads the images to measure.
 
-    Returns:
-      (trained field, {scale: crops}, problems); the first two are incomplete if there are problems.
+    Raises:
+      ValueError: the data set cannot be used, or the split has too few images.
     """
     config = config_lib.load(args.run)
     if args.data_dir is not None:
         config.data.data_dir = args.data_dir
-    problems: list[str] = []
-    trained_field, crops, count = None, {}, args.images or DEFAULT_IMAGES
-    try:
-        sources = images_lib.open_splits(**config.data)
-    except DataError as error:
-        problems += error.problems
-    else:
-        available = sources[args.split].num_examples
-        count = args.images or min(DEFAULT_IMAGES, available)
-        if available < max(count, MIN_IMAGES):
-            problems.append(f"--images={count}: the split {args.split} has {available} images")
-        else:
-            rows = np.linspace(0, available - 1, count).astype(np.int64)
-            batch = sources[args.split].read(rows)
-            trained_field = TrainedField(
-                fitter=fitter,
-                params=params,
-                train=sources["train"],
-                images=batch["image"],
-                labels=batch["label"],
-                batch_size=config.meta_learn.eval_batch_size,
-                seed=config.seed,
-            )
-    if "resolution" in names and args.pictures is not None:
-        h, w, c = fitter.field.image_shape
-        scales = args.scales or DEFAULT_SCALES
-        try:
-            found = crops_lib.read_crops(
-                args.pictures,
-                shapes=[(scale * h, scale * w) for scale in scales],
-                channels=c,
-                count=max(1, count),
-            )
-            crops = dict(zip(scales, found, strict=True))
-        except (ValueError, OSError) as error:
-            problems += str(error).splitlines()
-    return trained_field, crops, problems
+    sources = images.open_splits(**config.data)
+    available = sources[args.split].num_examples
+    count = args.images or min(DEFAULT_IMAGES, available)
+    if available < max(count, MIN_IMAGES):
+        raise UserError(f"--images={count}: the split {args.split} has {available} images")
+    batch = sources[args.split].read(np.linspace(0, available - 1, count).astype(np.int64))
+    return TrainedField(
+        fitter=fitter,
+        params=params,
+        train=sources["train"],
+        images=batch["image"],
+        labels=batch["label"],
+        batch_size=config.meta_learn.eval_batch_size,
+        seed=config.seed,
+    )
+
+
+def _load_crops(args: argparse.Namespace, trained_field: TrainedField) -> dict[int, np.ndarray]:
+    """Crops as many images from --pictures as are measured, by scale.
+
+    Raises:
+      ValueError: the pictures cannot be used.
+    """
+    count, h, w, c = trained_field.images.shape
+    scales = args.scales or DEFAULT_SCALES
+    shapes = [(scale * h, scale * w) for scale in scales]
+    sets = crops.read_crops(args.pictures, shapes=shapes, channels=c, count=count)
+    return dict(zip(scales, sets, strict=True))
