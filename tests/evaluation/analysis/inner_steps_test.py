@@ -34,8 +34,8 @@ def test_larger_images_have_smaller_batches(subject):
 def test_trained_number_of_steps_has_the_psnr_of_the_stage_meta_learn(run, subject):
     config, params, sources = run
     task = build_meta_learning(config, sources=sources)
-    rows = jax.jit(task.evaluate)(params, {"image": subject.images})
-    expected = task.summarize({name: np.asarray(value) for name, value in rows.items()})
+    rows = jax.jit(task.metrics.evaluate)(params, {"image": subject.images})
+    expected = task.metrics.summarize({name: np.asarray(value) for name, value in rows.items()})
     table = inner_steps.inner_steps(subject)["steps"]
     (row,) = [row for row in table.rows if row["steps"] == analysis_runs.INNER_STEPS]
     assert row["psnr"] == pytest.approx(expected["psnr"], abs=1e-4)
