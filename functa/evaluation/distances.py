@@ -8,9 +8,8 @@ sizes only.
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import pairwise_distances_chunked
-from sklearn.metrics.pairwise import polynomial_kernel
-from sklearn.neighbors import NearestNeighbors
+
+# Functions import scikit-learn when they need it: that takes a second.
 
 
 class Gaussian(NamedTuple):
@@ -88,9 +87,13 @@ def kernel_distance(first: np.ndarray, second: np.ndarray, *, subsets: int, seed
 
 def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased estimate from sets of equal size; Gretton et al. 2012, equation 3."""
-    n = len(x)
-    within = sum(kernel.sum() - np.trace(kernel) for kernel in map(polynomial_kernel, (x, y)))
-    return within / (n * (n - 1)) - 2 * polynomial_kernel(x, y).mean()
+    n, k = x.shape
+
+    def kernel(a, b):
+        return (a @ b.T / k + 1) ** 3
+
+    within = sum(matrix.sum() - np.trace(matrix) for matrix in (kernel(x, x), kernel(y, y)))
+    return within / (n * (n - 1)) - 2 * kernel(x, y).mean()
 
 
 class Neighbors(NamedTuple):
@@ -106,6 +109,8 @@ def nearest(queries: np.ndarray, points: np.ndarray, *, count: int) -> Neighbors
     Raises:
       ValueError: there are fewer points than `count`, the dimensions differ, or values are not finite.
     """
+    from sklearn.neighbors import NearestNeighbors
+
     queries = _vectors("queries", queries, min_count=1)
     points = _vectors("points", points, min_count=count)
     _require_same_dimension(queries, points)
@@ -163,6 +168,8 @@ def _count_balls(
     queries: np.ndarray, centers: np.ndarray, neighbors: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the number of balls around each query [n], and whether each ball has a query in it [m]."""
+    from sklearn.metrics import pairwise_distances_chunked
+
     # A center is its own nearest neighbor.
     radii = nearest(centers, centers, count=neighbors + 1).distances[:, -1]
     counts, covered = [], np.zeros(len(centers), bool)

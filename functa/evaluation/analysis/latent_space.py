@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
 
 from functa.evaluation.analysis.table import PSNR_COLUMNS, Column, Table
 from functa.evaluation.analysis.trained_field import TrainedField, image_mse, mean_psnr
@@ -80,6 +79,8 @@ def latent_space(trained_field: TrainedField) -> dict[str, Table]:
 
 def neighbors(trained_field: TrainedField) -> Table:
     """Accuracy of leave-one-out nearest-neighbor classification, in latents and in pixels."""
+    from sklearn.neighbors import NearestNeighbors  # takes a second to import
+
     spaces = {
         "latents": trained_field.fitted.latents / np.maximum(trained_field.channel_std, 1e-30),
         "pixels": trained_field.targets,
