@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures compression of the latents of a functaset: bytes per record, and speed of writing and reading.
+"""Measures compression of functaset records: bytes, and speed of writing and reading.
 
     tools/bench_compression.py runs/NAME/functaset
     tools/bench_compression.py FUNCTASET --dtypes=float16,int8 --kinds=none,zstd,brotli:6 --records=5000

@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Gaussian(NamedTuple):
-    """Normal distribution with mean [k] and covariance root^T root; root is [r, k], r its rank or more."""
+    """A normal distribution: mean [k], and root [r, k] with covariance root^T root."""
 
     mean: np.ndarray
     root: np.ndarray
@@ -167,7 +167,7 @@ def prdc(real: np.ndarray, generated: np.ndarray, *, neighbors: int) -> Prdc:
 def _count_balls(
     queries: np.ndarray, centers: np.ndarray, neighbors: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the number of balls around each query [n], and whether each ball has a query in it [m]."""
+    """Returns the number of balls around each query [n], and whether each ball has a query [m]."""
     from sklearn.metrics import pairwise_distances_chunked
 
     # A center is its own nearest neighbor.

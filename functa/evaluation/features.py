@@ -120,7 +120,7 @@ def fit_pca(images: np.ndarray, *, components: int) -> FeatureExtractor:
 def _scaled_extractor(
     name: str, features: Callable[[np.ndarray], np.ndarray], images: np.ndarray
 ) -> FeatureExtractor:
-    """Scales all features by one factor, so that their mean square is 1 over images [n, h, w, c] uint8."""
+    """Scales all features by one factor; their mean square is 1 over images [n, h, w, c] uint8."""
     _require_images("images", images, np.uint8)
     shape = images.shape[1:]
     mean_square = np.mean(np.square(features(images / np.float32(255)), dtype=np.float64))

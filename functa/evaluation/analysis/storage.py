@@ -140,39 +140,58 @@ def pca_rows(trained_field: TrainedField, budgets: list[int]) -> list[dict[str, 
     floats = min(d, size)
     exact = mean_psnr(pca.truncate(floats).mse(images))
     rows = [_row("PCA", f"{floats} floats per cell, float32", 4 * i * j * floats, exact)]
-
-    coefficients = pca.coefficients(images)  # [n, i * j, size]
+    coefficients = pca.coefficients(images)
     known = pca.coefficients(trained_field.reference_images).reshape(-1, size)
-    energy = np.square(coefficients, dtype=np.float64).sum(1)
-    # Squared error of dropping all coefficients after the first k + 1.
-    dropped = np.maximum(energy.sum(-1, keepdims=True) - energy.cumsum(-1), 0)
-    quantizers, psnr_by_count = {}, {}
-    for bits in QUANTIZER_BITS:
-        quantizers[bits] = quantizer = quantization.fit_quantizer(known, bits)
-        rounded = quantizer.decode(quantizer.encode(coefficients))
-        rounding = np.square(rounded - coefficients, dtype=np.float64).sum(1).cumsum(-1)
-        psnr_by_count[bits] = psnr.psnr((dropped + rounding) / images[0].size).mean(0)
-    settings = {}  # (coefficients per cell, bits) -> PSNR
-    for budget in budgets:
-        candidates = [
-            (float(value), bits, -k)
-            for bits, values in psnr_by_count.items()
-            for k, value in enumerate(values[: budget * 8 // (bits * i * j)], start=1)
-        ]
-        if candidates:
-            best, bits, negative_k = max(candidates)  # of equal values, the fewest coefficients
-            settings[-negative_k, bits] = best
-    for (k, bits), best in settings.items():
+    quantizers = {bits: quantization.fit_quantizer(known, bits) for bits in QUANTIZER_BITS}
+    psnr_by_bits = {
+        bits: _truncated_psnr(coefficients, quantizer, images[0].size)
+        for bits, quantizer in quantizers.items()
+    }
+    settings = [_best_setting(psnr_by_bits, budget * 8 // (i * j)) for budget in budgets]
+    for bits, k in filter(None, dict.fromkeys(settings)):
         known_symbols, symbols = (
             quantizers[bits].encode(values)[..., :k] for values in (known, coefficients)
         )
         length = quantization.code_length(known_symbols, symbols, 2**bits)
-        name, stored = (
-            f"{k} floats per cell, {bits} bits",
-            quantization.packed_bytes(i * j * k, bits),
-        )
-        rows.append(_row("PCA", name, stored, best, float(length.mean()) / 8))
+        setting, best = f"{k} floats per cell, {bits} bits", float(psnr_by_bits[bits][k - 1])
+        stored = quantization.packed_bytes(i * j * k, bits)
+        rows.append(_row("PCA", setting, stored, best, float(length.mean()) / 8))
     return rows
+
+
+def _truncated_psnr(
+    coefficients: np.ndarray, quantizer: quantization.Quantizer, image_size: int
+) -> np.ndarray:
+    """PSNR in dB if the first k coefficients of each cell are quantized and the others dropped.
+
+    Args:
+      coefficients: [n, cells, size].
+      image_size: number of values of an image.
+    Returns:
+      [size], mean over images, for k = 1, 2, ..., size.
+    """
+    rounded = quantizer.decode(quantizer.encode(coefficients))
+    energy, rounding = (
+        np.square(values, dtype=np.float64).sum(1)
+        for values in (coefficients, rounded - coefficients)
+    )
+    dropped = np.maximum(energy.sum(-1, keepdims=True) - energy.cumsum(-1), 0)
+    return psnr.psnr((dropped + rounding.cumsum(-1)) / image_size).mean(0)
+
+
+def _best_setting(
+    psnr_by_bits: dict[int, np.ndarray], bits_per_cell: int
+) -> tuple[int, int] | None:
+    """Returns (bits, coefficients) of the highest PSNR within a budget; None if no coefficient fits."""
+    candidates = [
+        (float(value), bits, -k)
+        for bits, values in psnr_by_bits.items()
+        for k, value in enumerate(values[: bits_per_cell // bits], start=1)
+    ]
+    if not candidates:
+        return None
+    _, bits, negative_k = max(candidates)  # of equal values, the fewest coefficients
+    return bits, -negative_k
 
 
 def codec_rows(images: np.ndarray, codec: str, **options: Any) -> list[dict[str, Any]]:

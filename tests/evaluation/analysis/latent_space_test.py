@@ -76,6 +76,11 @@ def test_more_noise_loses_more(subject):
     assert rows[0]["lost"] < rows[1]["lost"]
     exact = psnr(subject.fitted.mse[:, -1])
     assert rows[2]["psnr"] + rows[2]["lost"] == pytest.approx(exact, abs=1e-3)
+    # Other noise of the same standard deviation loses about as much.
+    latents, std = subject.fitted.latents, subject.channel_std
+    noise = 0.1 * std * np.random.default_rng(0).normal(size=latents.shape)
+    expected = psnr(subject.mse(latents + noise.astype(np.float32)))
+    assert rows[2]["psnr"] == pytest.approx(expected, abs=0.05)
 
 
 def test_table_as_text_and_json():
