@@ -43,7 +43,6 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
       ValueError: the dimensions differ.
     Source: Dowson and Landau 1982; Heusel et al. 2017, equation 6.
     """
-    _require_same_dimension(first.mean[None], second.mean[None])
     mean_term = np.sum(np.square(first.mean - second.mean))
     traces = np.sum(np.square(first.root)) + np.sum(np.square(second.root))
     root_trace = np.linalg.svd(first.root @ second.root.T, compute_uv=False).sum()
@@ -74,7 +73,6 @@ def kernel_distance(first: np.ndarray, second: np.ndarray, *, subsets: int, seed
     """
     first = _vectors("first", first, min_count=2 * subsets)
     second = _vectors("second", second, min_count=2 * subsets)
-    _require_same_dimension(first, second)
     size = min(len(first), len(second)) // subsets
     rng = np.random.default_rng(seed)
     first, second = (
@@ -113,7 +111,6 @@ def nearest(queries: np.ndarray, points: np.ndarray, *, count: int) -> Neighbors
 
     queries = _vectors("queries", queries, min_count=1)
     points = _vectors("points", points, min_count=count)
-    _require_same_dimension(queries, points)
     search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(points)
     indices = search.kneighbors(queries, return_distance=False)
     # The search expands |a - b|^2, which cancels where points are close. These distances are exact:
@@ -153,7 +150,6 @@ def prdc(real: np.ndarray, generated: np.ndarray, *, neighbors: int) -> Prdc:
     """
     real = _vectors("real", real, min_count=neighbors + 1)
     generated = _vectors("generated", generated, min_count=neighbors + 1)
-    _require_same_dimension(real, generated)
     real_balls, covered = _count_balls(generated, real, neighbors)
     generated_balls, _ = _count_balls(real, generated, neighbors)
     return Prdc(
@@ -182,22 +178,6 @@ def _count_balls(
 
 def _vectors(name: str, values: np.ndarray, *, min_count: int) -> np.ndarray:
     """Checks that `values` are at least `min_count` finite vectors; returns them as float64."""
-    values = np.asarray(values, np.float64)
-    if values.ndim != 2 or len(values) < min_count:
-        raise ValueError(
-            f"{name} must be at least {min_count} vectors [n, k], but its shape is {list(values.shape)}"
-        )
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if bad.size:
-        raise ValueError(
-            f"{bad.size} of the {len(values)} vectors in {name} have values that are not finite; "
-            f"the first is number {bad[0]}"
-        )
-    return values
+    from sklearn.utils import check_array
 
-
-def _require_same_dimension(first: np.ndarray, second: np.ndarray) -> None:
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(
-            f"both sets must have vectors of one dimension, not {first.shape[1]} and {second.shape[1]}"
-        )
+    return check_array(values, dtype=np.float64, ensure_min_samples=min_count, input_name=name)

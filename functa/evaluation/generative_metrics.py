@@ -114,13 +114,11 @@ def _mean_prdc(real: Halves, generated: Halves) -> dict[str, float]:
 
 
 def _require_images(name: str, images: np.ndarray, *, image_shape: tuple[int, ...]) -> None:
-    if images.ndim != 4 or images.shape[1:] != image_shape or images.dtype.kind != "f":
+    if images.dtype.kind != "f" or images.shape[1:] != image_shape or len(images) < MIN_IMAGES:
         raise ValueError(
-            f"{name} must be float32 images [n, h, w, c], each of shape {list(image_shape)}, not "
+            f"{name} must be at least {MIN_IMAGES} float32 images {list(image_shape)}, not "
             f"{images.dtype} {list(images.shape)}"
         )
-    if len(images) < MIN_IMAGES:
-        raise ValueError(f"{name}: {len(images)} images, but at least {MIN_IMAGES} are needed")
     bad = np.flatnonzero(~((images >= 0) & (images <= 1)).reshape(len(images), -1).all(axis=1))
     if bad.size:
         raise ValueError(
@@ -153,12 +151,6 @@ def memorization(*, train: np.ndarray, test: np.ndarray, samples: np.ndarray) ->
     Raises:
       ValueError: shapes differ, values are not finite, or test examples are in the training set.
     """
-    for name, rows in (("test", test), ("samples", samples)):
-        if rows.shape[1:] != train.shape[1:] or not len(rows):
-            raise ValueError(
-                f"{name} have shape {list(rows.shape)}, but {list(train.shape[1:])} per example and "
-                "at least one example are needed"
-            )
     queries = np.concatenate([test, samples]).reshape(len(test) + len(samples), -1)
     neighbors = distances.nearest(queries, train.reshape(len(train), -1), count=1)
     of_test = Neighbors(*(part[: len(test)] for part in neighbors))
