@@ -161,7 +161,7 @@ def base() -> ConfigDict:
     config.generate.sweep = (1.0, 1.5, 2.0, 3.0)  # scales of guidance that the report compares
     config.generate.samples = 1000  # that are judged; no more than test images
     config.generate.sample_batch_size = 100  # samples a device at a time
-    # What images are described by where sets of them are compared: a network trained on the labels, or pca.
+    # Features in which sets of images are compared: cnn (a network trained on the labels) or pca.
     config.generate.features = ConfigDict(dict(name="cnn", steps=1000, flip=False))
     return config
 

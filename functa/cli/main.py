@@ -18,7 +18,7 @@ COMMANDS = {
     "sample": "draw new images from a trained generator",
     "inpaint": "fill in hidden parts of images, with the generator as prior",
     "analyse": "measure a trained field: inner steps, quantization, resolution, latent space",
-    "export": "write images or latents of a run for other programs",
+    "export": "write generated and real images of a run for other programs",
     "plan": "estimate what the stages of a config cost on other hardware",
     "explore": "serve a local page to explore a run",
 }
