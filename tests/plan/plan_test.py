@@ -6,8 +6,10 @@ import math
 import subprocess
 import sys
 
+import bench_plan  # noqa: E402
 import jax
 import numpy as np
+import plan as tool  # noqa: E402
 import pytest
 
 from functa.configs import cifar10_spatial, digits
@@ -29,10 +31,6 @@ from functa.training.tasks import generation
 from functa.training.train_step import initial_state
 from tests.cli.functaset_tools_test import refusal
 from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-import bench_plan  # noqa: E402
-import plan as tool  # noqa: E402
 
 CHIP = Chip(
     "by hand", peak=1e12, peak_highest=1e11, memory=1e9, bandwidth=1e10, links=1e9, network=1e8, per_host=4,

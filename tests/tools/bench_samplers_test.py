@@ -1,4 +1,4 @@
-"""tools/bench_samplers.py on a run with a random generator."""
+"""python -m tools.benchmarks.samplers on a run with a random generator."""
 
 import json
 

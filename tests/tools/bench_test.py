@@ -21,15 +21,13 @@ from functa.training.tasks.builders import build_meta_learning
 from tests.cli.functaset_tools_test import refusal
 from tests.conftest import ROOT
 from tests.support import functaset_sets
-
-sys.path.insert(0, str(ROOT / "tools"))
-import bench_compression  # noqa: E402
-import bench_decode  # noqa: E402
-import bench_functaset  # noqa: E402
-import bench_growth  # noqa: E402
-import bench_input  # noqa: E402
-import bench_scaling  # noqa: E402
-import plain  # noqa: E402
+from tools.benchmarks import compression as bench_compression  # noqa: E402
+from tools.benchmarks import decode as bench_decode  # noqa: E402
+from tools.benchmarks import functaset as bench_functaset  # noqa: E402
+from tools.benchmarks import growth as bench_growth  # noqa: E402
+from tools.benchmarks import input as bench_input  # noqa: E402
+from tools.benchmarks import reference as plain  # noqa: E402
+from tools.benchmarks import scaling as bench_scaling  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +67,7 @@ def test_the_plain_reference_is_the_fast_path(config, kind):
 
 def bench(program_env, tool, *arguments):
     return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / tool), *arguments],
+        [sys.executable, "-m", f"tools.benchmarks.{tool}", *arguments],
         cwd=ROOT, env=program_env, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
@@ -77,9 +75,9 @@ def bench(program_env, tool, *arguments):
 @pytest.mark.parametrize(
     ("tool", "arguments", "compared"),
     [
-        ("bench_step.py", ["--batch_size=2"], ["speedup_over_reference"]),
-        ("bench_step.py", ["--batch_size=2", "--noreference"], []),
-        ("bench_encode.py", ["--batches=2"], ["speedup_over_reference", "stage_over_fit"]),
+        ("step", ["--batch_size=2"], ["speedup_over_reference"]),
+        ("step", ["--batch_size=2", "--noreference"], []),
+        ("encode", ["--batches=2"], ["speedup_over_reference", "stage_over_fit"]),
     ],
 )
 def test_a_benchmark_prints_its_object(program_env, tool, arguments, compared):
@@ -95,7 +93,7 @@ def test_a_benchmark_prints_its_object(program_env, tool, arguments, compared):
     )
 
 
-@pytest.mark.parametrize("tool", ["bench_step.py", "bench_encode.py"])
+@pytest.mark.parametrize("tool", ["step", "encode"])
 def test_a_benchmark_refuses_what_it_cannot_compare(program_env, tool):
     result = bench(program_env, tool, "--config=configs/cifar10_spatial.py:bilinear,tiny")
     assert result.returncode == 2
@@ -106,9 +104,9 @@ def test_a_benchmark_refuses_what_it_cannot_compare(program_env, tool):
 @pytest.mark.parametrize(
     ("tool", "argument", "told"),
     [
-        ("bench_step.py", "--batch_size=0", "--batch_size=0: 0 is not a positive integer"),
-        ("bench_step.py", "--config.meta_learn.micro_batches=3", "micro_batches=3 parts each"),
-        ("bench_encode.py", "--config=configs/nope.py", "configs/nope.py"),
+        ("step", "--batch_size=0", "--batch_size=0: 0 is not a positive integer"),
+        ("step", "--config.meta_learn.micro_batches=3", "micro_batches=3 parts each"),
+        ("encode", "--config=configs/nope.py", "configs/nope.py"),
     ],
 )
 def test_a_benchmark_refuses_what_means_nothing(program_env, tool, argument, told):
@@ -137,12 +135,12 @@ def test_arguments_that_mean_nothing_are_told(capsys, tool, argument, told):
 
 def test_bench_input_prints_a_rate_for_every_cache(program_env, tmp_path):
     small = ["--records=300", "--latent_shape=2x2x3", "--batch_size=32", "--batches=4"]
-    result = bench(program_env, "bench_input.py", "--json", "--repeats=1", *small)
+    result = bench(program_env, "input", "--json", "--repeats=1", *small)
     assert result.returncode == 0, result.stderr
     measured = json.loads(result.stdout)
     assert all(measured[cache]["records_per_second"] > 0 for cache in ("none", "host", "device"))
     assert measured["records"] == 300
-    result = bench(program_env, "bench_input.py", f"--functaset={tmp_path}")
+    result = bench(program_env, "input", f"--functaset={tmp_path}")
     assert result.returncode == 2
     assert "no complete functaset" in result.stderr
 
@@ -153,7 +151,7 @@ def test_bench_decode_says_how_fast_and_how_different(program_env, tmp_path):
         waves = np.outer(rng.random(80), rng.random(90))[..., None] * [90, 160, 250]
         Image.fromarray(waves.astype(np.uint8)).save(tmp_path / f"{k}.jpg")
     small = [f"--source={tmp_path}", "--size=32", "--images=2", "--repeats=1", "--json"]
-    result = bench(program_env, "bench_decode.py", *small)
+    result = bench(program_env, "decode", *small)
     assert result.returncode == 0, result.stderr
     measured = json.loads(result.stdout)
     assert (measured["images"], measured["size"]) == (2, 32)
@@ -254,7 +252,7 @@ def test_a_directory_that_is_not_there_is_told(capsys):
 
 @pytest.mark.slow
 def test_readers_of_many_records_need_no_more_memory_the_longer_they_read(program_env):
-    result = bench(program_env, "bench_functaset.py", "--records=200000", "--json")
+    result = bench(program_env, "functaset", "--records=200000", "--json")
     assert result.returncode == 0, result.stderr + result.stdout
     for peaks in json.loads(result.stdout)["read"]["peak_bytes"]:
         assert peaks[-1] - peaks[1] < 30e6, peaks
@@ -271,7 +269,7 @@ def literal(text):
 @pytest.mark.slow
 def test_scaling_has_a_row_for_every_count_and_kind(program_env):
     arguments = ["--config=configs/digits.py:tiny", "--repeats=2", "--counts=1,2", "--json"]
-    result = bench(program_env, "bench_scaling.py", *arguments)
+    result = bench(program_env, "scaling", *arguments)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     kinds = [(row["kind"], row["processes"], row["images"]) for row in rows]

@@ -1,4 +1,4 @@
-"""tools/reproduce_cifar10.sh with a stand-in for the launcher, and the table it ends with."""
+"""tools/experiments/reproduce_cifar10.sh with a stand-in for the launcher, and the table it ends with."""
 
 import json
 import shutil
@@ -38,10 +38,10 @@ ORDER = ["8x8x16", "4x4x64", "1x1x256", "1x1x512", "1x1x1024"]
 
 @pytest.fixture
 def project(tmp_path):
-    for folder in ("tools", "launch", ".venv/bin"):
+    for folder in ("tools/experiments", "launch", ".venv/bin"):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("reproduce_cifar10.sh", "cifar10_table.py"):
-        shutil.copy(ROOT / "tools" / name, tmp_path / "tools")
+        shutil.copy(ROOT / "tools/experiments" / name, tmp_path / "tools/experiments")
     (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
     launcher = tmp_path / "launch/local.sh"
     launcher.write_text(LAUNCHER)
@@ -51,7 +51,7 @@ def project(tmp_path):
 
 def run(project, *arguments, **env):
     return subprocess.run(
-        [project / "tools/reproduce_cifar10.sh", *arguments], cwd=project,
+        [project / "tools/experiments/reproduce_cifar10.sh", *arguments], cwd=project,
         env={"PATH": "/usr/bin:/bin", "CALLS": str(project / "calls"), **env},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
@@ -97,7 +97,7 @@ def test_a_slice_ends_in_time_and_the_next_goes_on(project):
 
 
 def test_a_signal_is_passed_on_and_waited_for(project):
-    command = [project / "tools/reproduce_cifar10.sh"]
+    command = [project / "tools/experiments/reproduce_cifar10.sh"]
     env = {"PATH": "/usr/bin:/bin", "CALLS": str(project / "calls"), "WAIT": "30"}
     program = subprocess.Popen(command, cwd=project, env=env)
     while not (project / "calls").exists():
@@ -118,12 +118,12 @@ def test_a_run_that_fails_stops_with_its_status(project):
 def test_bad_arguments_are_refused(project, argument):
     result = run(project, argument)
     assert result.returncode == 2
-    assert "usage: tools/reproduce_cifar10.sh" in result.stderr
+    assert "usage: tools/experiments/reproduce_cifar10.sh" in result.stderr
 
 
 def test_a_table_of_nothing_is_refused(project):
-    command = [sys.executable, project / "tools/cifar10_table.py", project]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tools.experiments.cifar10_table", project]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "holds no run" in result.stderr
 
@@ -133,8 +133,8 @@ def test_a_field_without_a_classifier_has_a_row(project):
     metrics = project / "runs/cifar10/cifar10_functa-1x1x256-one_gpu/classify/metrics.json"
     metrics.unlink()
     (metrics.parent.parent / "generate/metrics.json").unlink()
-    command = [sys.executable, project / "tools/cifar10_table.py", project / "runs/cifar10"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "tools.experiments.cifar10_table", project / "runs/cifar10"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     (row,) = [line for line in result.stdout.splitlines() if "1x1x256" in line]
     assert [cell.strip() for cell in row.split("|")[4:8]] == ["38.12", "", "", "34.50"]
     assert json.loads((metrics.parent.parent / "meta_learn/metrics.json").read_text())["psnr"]

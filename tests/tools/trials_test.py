@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-import bench_stability  # noqa: E402
-import study  # noqa: E402
-import trials  # noqa: E402
+from tools.experiments import stability as bench_stability  # noqa: E402
+from tools.experiments import (
+    study,  # noqa: E402
+    trials,  # noqa: E402
+)
 
 TINY = "configs/digits.py:tiny"
 GOOD = trials.Trial("good", TINY, {})
@@ -109,7 +109,7 @@ def test_a_stopped_sweep_leaves_no_run_behind(tmp_path, program_env):
     """SIGTERM: the run saves and ends, those that wait do not begin."""
     endless = {"meta_learn.steps": 10**6, "meta_learn.eval_every": 10**6}
     code = (
-        f"import sys, pathlib; sys.path.insert(0, {str(ROOT / 'tools')!r}); import trials\n"
+        f"import sys, pathlib; from tools.experiments import trials\n"
         f"planned = [trials.Trial(name, {TINY!r}, {endless!r}) for name in ('first', 'second')]\n"
         f"trials.run_all(planned, pathlib.Path({str(tmp_path)!r}))"
     )
@@ -190,7 +190,7 @@ def test_every_row_of_the_study_is_a_setting_that_works(trial):
 
 
 @pytest.mark.parametrize(
-    ("tool", "arguments"), [("bench_stability", ["--json={}"]), ("study", ["--directory={}/file"])]
+    ("tool", "arguments"), [("stability", ["--json={}"]), ("study", ["--directory={}/file"])]
 )
 def test_where_nothing_can_be_written_is_told_before_the_work(
     tmp_path, monkeypatch, capsys, tool, arguments
@@ -201,7 +201,7 @@ def test_where_nothing_can_be_written_is_told_before_the_work(
     monkeypatch.setattr(trials, "run_all", lambda *args, **options: pytest.fail("it began"))
     options = [option.format(tmp_path) for option in arguments]
     with pytest.raises(SystemExit) as stop:
-        {"bench_stability": bench_stability, "study": study}[tool].main(
+        {"stability": bench_stability, "study": study}[tool].main(
             [f"--data_dir={tmp_path}", *options]
         )
     assert stop.value.code == 2
@@ -219,7 +219,7 @@ def test_a_run_that_failed_is_no_field_that_fell(tmp_path, monkeypatch, capsys):
         assert "signal 9" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("tool", ["bench_stability.py", "study.py"])
+@pytest.mark.parametrize("tool", ["stability", "study"])
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -229,7 +229,7 @@ def test_a_run_that_failed_is_no_field_that_fell(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_bad_arguments_are_told(tool, arguments, told):
-    command = [sys.executable, str(ROOT / "tools" / tool), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", f"tools.experiments.{tool}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert told in done.stderr

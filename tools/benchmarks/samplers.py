@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares solvers and numbers of steps, with one generator, by how far their samples are from real images.
 
-    tools/bench_samplers.py runs/digits --samplers=heun:18,euler:256 --repeats=10
+    python -m tools.benchmarks.samplers runs/digits --samplers=heun:18,euler:256 --repeats=10
 
 Each sampler draws a sample for each of the first test images, of its class, --repeats times with new noise, which is
 the same for all samplers. The Fréchet distance is between features of the samples and of those test images, by the

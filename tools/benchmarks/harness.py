@@ -71,7 +71,7 @@ def peak_bytes() -> int:
 
 
 def knows_reference(config: ConfigDict) -> list[str]:
-    """Why tools/plain.py cannot stand beside this field; [] if it can."""
+    """Why python -m tools.benchmarks.reference cannot stand beside this field; [] if it can."""
     field = config.field
     if field.interpolation != "nearest" or field.map == "mlp" or field.modulation != "shift":
         return ["the plain reference knows nearest lookup, linear maps and shift only"]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints what runs of CIFAR-10 reached beside what others report.
 
-    tools/cifar10_table.py DIR      a directory of runs, as tools/reproduce_cifar10.sh makes it
+    python -m tools.experiments.cifar10_table DIR      a directory of runs, as tools/reproduce_cifar10.sh makes it
 
 Published numbers: spatial functa (Bauer et al. 2023) and functa as restated by LH-NeF (arXiv
 2606.08204, tables 2 and 17); samuelepapa/spatial_functa from its repository, accuracy on validation

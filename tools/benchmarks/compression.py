@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measures compression of functaset records: bytes, and speed of writing and reading.
 
-    tools/bench_compression.py runs/NAME/functaset
-    tools/bench_compression.py FUNCTASET --dtypes=float16,int8 --kinds=none,zstd,brotli:6 --records=5000
+    python -m tools.benchmarks.compression runs/NAME/functaset
+    python -m tools.benchmarks.compression FUNCTASET --dtypes=float16,int8 --kinds=none,zstd,brotli:6 --records=5000
 
 Records of one split are written in each dtype with each kind of compression: those of
 config.encode.compression, or any option of ArrayRecord (zstd:LEVEL, brotli:LEVEL, snappy). One thread
@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
-from benchmark import positive, spread
 from etils import epath
 
 from functa.data.functaset import format, reader, writer
+from tools.benchmarks.harness import positive, spread
 
 _READ_BATCH_SIZE = 64
 

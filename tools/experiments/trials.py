@@ -119,7 +119,7 @@ class Runs:
 
     def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """Runs it to its end in the root of the project."""
-        root = Path(__file__).resolve().parent.parent
+        root = Path(__file__).resolve().parents[2]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, cwd=root, stdout=pipe, stderr=pipe, text=True) as process:
             self._processes.add(process)

@@ -3,11 +3,11 @@
 # two spatial grids and the three 1x1 sizes; ends with the table of the published numbers beside ours.
 set -euo pipefail
 
-root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
+root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)"
 
 help() {
   cat <<END
-usage: tools/reproduce_cifar10.sh [--preset=one_gpu] [--runs=DIR] [--data_dir=DIR] [--seconds=N]
+usage: tools/experiments/reproduce_cifar10.sh [--preset=one_gpu] [--runs=DIR] [--data_dir=DIR] [--seconds=N]
 
 Runs what is not complete yet, one after the other, each as launch/local.sh does. After N seconds it
 stops where it is, saved, with exit status 75, and so it does on SIGTERM and Ctrl-C: the same command
@@ -15,7 +15,7 @@ goes on from there, bit for bit, as long as DIR is kept. With all complete it pr
 
   --preset=NAME   one_gpu (default), two_core or tiny; of configs/cifar10_*.py
   --runs=DIR      where the runs are; default: runs/cifar10
-  --data_dir=DIR  the folder that holds cifar10/; default: data (tools/prepare_data.py makes it)
+  --data_dir=DIR  the folder that holds cifar10/; default: data (functa prepare makes it)
   --seconds=N     stop after so many seconds; default: 0, never. The end of a stage, when it is tested, is
                   not interrupted.
 
@@ -33,7 +33,7 @@ for argument in "$@"; do
     --seconds=*[!0-9]* | --seconds=) help >&2 && exit 2 ;;
     --seconds=*) seconds="${argument#*=}" ;;
     *)
-      printf 'tools/reproduce_cifar10.sh: unknown argument %s\n' "$argument" >&2
+      printf 'tools/experiments/reproduce_cifar10.sh: unknown argument %s\n' "$argument" >&2
       help >&2
       exit 2
       ;;
@@ -78,4 +78,4 @@ for experiment in "${experiments[@]}"; do
   esac
   if [ "$asked" ] || [ ! -e "$workdir/generate/metrics.json" ]; then exit 75; fi
 done
-"$root/.venv/bin/python" "$root/tools/cifar10_table.py" "$runs"
+cd "$root" && .venv/bin/python -m tools.experiments.cifar10_table "$runs"

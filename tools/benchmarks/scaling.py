@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Times the training step and the fit of encode on 1, 2, ... processes of this machine.
 
-    tools/bench_scaling.py --counts=1,2 --config=configs/cifar10_spatial.py:8x8x16,nearest,two_core
-    tools/bench_scaling.py --counts=1,2 --per_process=8 --json
+    python -m tools.benchmarks.scaling --counts=1,2 --config=configs/cifar10_spatial.py:8x8x16,nearest,two_core
+    python -m tools.benchmarks.scaling --counts=1,2 --per_process=8 --json
 
 Weak scaling: --per_process images a process. Strong: as many images in all as the largest count has so. The cores
 are divided among the processes where there are enough, and one process has as many as each of the
@@ -28,7 +28,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from benchmark import measure, positive
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -39,8 +38,9 @@ from functa.runtime import processes as distributed
 from functa.runtime import rng
 from functa.training.tasks.builders import build_meta_learning
 from functa.training.train_step import ALL_FINITE, initial_state, make_step
+from tools.benchmarks.harness import measure, positive
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def work(config: ConfigDict, *, images: int, repeats: int) -> dict[str, float]:
@@ -106,7 +106,14 @@ def together(
             "JAX_NUM_PROCESSES": str(processes),
             "JAX_PROCESS_ID": str(index),
         }
-        command = [*pinned, sys.executable, __file__, f"--images={images}", *arguments]
+        command = [
+            *pinned,
+            sys.executable,
+            "-m",
+            "tools.benchmarks.scaling",
+            f"--images={images}",
+            *arguments,
+        ]
         started.append(
             subprocess.Popen(
                 command,

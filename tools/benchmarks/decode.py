@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Times decoders of JPEG photographs, and how threads and processes share the work.
 
-    tools/bench_decode.py --source=photos                centre crops of 256x256, as training reads them
-    tools/bench_decode.py --source=photos --size=64 --json
+    python -m tools.benchmarks.decode --source=photos                centre crops of 256x256, as training reads them
+    python -m tools.benchmarks.decode --source=photos --size=64 --json
 
 Each way decodes the same files, read beforehand, on one thread, and then crops and resizes them by
 the same function (functa/data/records.py): pillow is what training does; draft lets libjpeg skip

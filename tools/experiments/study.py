@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What moves PSNR at the same number of floats: one change at a time, the rest as it was.
 
-    tools/study.py                     all rows
-    tools/study.py --rows map,width    those whose names begin so; the base always
-    tools/study.py --commands          prints the command of every row, runs nothing
+    python -m tools.experiments.study                     all rows
+    python -m tools.experiments.study --rows map,width    those whose names begin so; the base always
+    python -m tools.experiments.study --commands          prints the command of every row, runs nothing
 
 CIFAR-10, 8x8x16 = 1,024 floats, the two_core preset cut to --steps; all take as many
 steps, so the seconds tell what a change costs. Validation is on 500 images,
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import trials
+from tools.experiments import trials
 
 BASE = "configs/cifar10_spatial.py:8x8x16,nearest,two_core"
 _OPTIMIZER = "meta_learn.optimizer"

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Times a meta-learning step on whole images, beside its plain reference and the machine's ceiling.
 
-    tools/bench_step.py                                  the full-size field on 32x32 images
-    tools/bench_step.py --config.field.width=64 --json   any change of the config; for machines
-    tools/bench_step.py --noreference                    for what the reference cannot do or hold
+    python -m tools.benchmarks.step                                  the full-size field on 32x32 images
+    python -m tools.benchmarks.step --config.field.width=64 --json   any change of the config; for machines
+    python -m tools.benchmarks.step --noreference                    for what the reference cannot do or hold
 
 In one process and turn by turn, so that a noisy machine disturbs all alike: the step as training
-runs it, the same step written plainly (tools/plain.py: per-image vmap, modulations per pixel,
+runs it, the same step written plainly (python -m tools.benchmarks.reference: per-image vmap, modulations per pixel,
 jnp.sin, no shared first step), and plain matrix products of the step's own shape and type, the
 ceiling. The reference knows whole images and the loss mse only, so beside it both have them; with --noreference
 cells, flips and loss are the config's. Numbers are medians of --repeats turns; the count of necessary operations is
@@ -26,9 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain
 from absl import app, flags
-from benchmark import Run, ceiling, knows_reference, measure, peak_bytes, spread
 from ml_collections import ConfigDict, config_flags
 
 from functa.fields.fitter import build_field
@@ -41,6 +39,8 @@ from functa.runtime.mesh import device_name
 from functa.training.tasks import meta_learning
 from functa.training.tasks.builders import build_meta_learning
 from functa.training.train_step import ALL_FINITE, initial_state, make_step
+from tools.benchmarks import reference as plain
+from tools.benchmarks.harness import Run, ceiling, knows_reference, measure, peak_bytes, spread
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/cifar10_spatial.py:8x8x16,nearest", "Experiment.", lock_config=True

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Times how fast batches of a functaset come from disk, from the host's memory and from the devices'.
 
-    tools/bench_input.py                                 a functaset made of noise, 8x8x16, float16
-    tools/bench_input.py --functaset=runs/NAME/functaset the train split of a real one
-    tools/bench_input.py --json --records=100000 --dtype=int8
+    python -m tools.benchmarks.input                                 a functaset made of noise, 8x8x16, float16
+    python -m tools.benchmarks.input --functaset=runs/NAME/functaset the train split of a real one
+    python -m tools.benchmarks.input --json --records=100000 --dtype=int8
 
 What is timed is what the stage classify does for a step: the loader of functa/data/pipeline.py, every
 array of the batch included, and the transfer to the devices; no model. Turn by turn, so that a
@@ -25,7 +25,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from benchmark import positive
 from etils import epath
 
 from functa.data.functaset import (
@@ -39,6 +38,7 @@ from functa.data.functaset import (
 from functa.data.functaset.batches import CACHES, LatentBatches
 from functa.runtime import mesh as mesh_lib
 from functa.runtime.mesh import device_name
+from tools.benchmarks.harness import positive
 
 
 def write_noise(

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Trains many fields for a short time and tells whether any of them fell: does one default serve all?
 
-    tools/bench_stability.py --reduced     12 runs
-    tools/bench_stability.py               all: {nearest, bilinear} x {8x8x16, 4x4x64, 1x1x256} x
+    python -m tools.experiments.stability --reduced     12 runs
+    python -m tools.experiments.stability               all: {nearest, bilinear} x {8x8x16, 4x4x64, 1x1x256} x
                                            w0 {10, 30} x depth {6, 10, 15} x 3 seeds
 
 CIFAR-10, the two_core presets, nothing changed but what the row names. A run takes --steps; those of
@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import trials
+from tools.experiments import trials
 
 LATENTS = ("8x8x16", "4x4x64", "1x1x256")
 LARGEST_DROP = 0.5  # dB

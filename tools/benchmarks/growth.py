@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Time and memory of a meta-learning step against batch, image, grid, network and inner steps.
 
-    tools/bench_growth.py                  all rows, as Markdown
-    tools/bench_growth.py --rows=batch     those whose name begins so; --json for machines
-    tools/bench_growth.py --commands       only what each row runs
+    python -m tools.benchmarks.growth                  all rows, as Markdown
+    python -m tools.benchmarks.growth --rows=batch     those whose name begins so; --json for machines
+    python -m tools.benchmarks.growth --commands       only what each row runs
 
-Each row is tools/bench_step.py --noreference in a process of its own, so that its peak memory is its
+Each row is python -m tools.benchmarks.step --noreference in a process of its own, so that its peak memory is its
 own: on a CPU the process's, Python, compiler and the batch included (about 0.5 GB), on an accelerator
 the device's. `seconds` is the median step; `of ceiling` counts necessary operations only.
 """
@@ -18,9 +18,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from benchmark import positive
+from tools.benchmarks.harness import positive
 
-BENCH = pathlib.Path(__file__).resolve().parent / "bench_step.py"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BENCHMARK = "tools.benchmarks.step"
 _FIELD, _LOOP = "--config.field.", "--config.inner_loop."
 
 
@@ -69,7 +70,8 @@ def command(row: str) -> list[str]:
     config = "--config=configs/cifar10_spatial.py:8x8x16,nearest,two_core"
     return [
         sys.executable,
-        str(BENCH),
+        "-m",
+        BENCHMARK,
         config,
         "--noreference",
         "--json",
@@ -102,9 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.commands:
             print(f"{row}: {shlex.join(line)}")
             continue
-        done = subprocess.run(
-            line, capture_output=True, text=True, cwd=BENCH.parent.parent, check=False
-        )
+        done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
         if done.returncode:
             print(f"bench_growth: {row} failed:\n{done.stderr}", file=sys.stderr)
             return 3

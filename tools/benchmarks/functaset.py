@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes a functaset of a million records, verifies a sample of it, and reads it shuffled from several processes.
 
-    tools/bench_functaset.py                     1.3 million records of 2x2x4 in 426 shards: as many as ImageNet's
-    tools/bench_functaset.py --records=6000 --latent_shape=32x32x64 --dtype=int8 --shard_megabytes=200
+    python -m tools.benchmarks.functaset             1.3 million records of 2x2x4 in 426 shards: as many as ImageNet's
+    python -m tools.benchmarks.functaset --records=6000 --latent_shape=32x32x64 --dtype=int8 --shard_megabytes=200
 
 Latents are invented, a function of the record's number, ids begin at 2^40, and no accelerator is used. All else is
 what the stages do: the writer of encode in --processes processes, the manifest made of its parts, the verification
@@ -28,8 +28,6 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
-from bench_input import latent_shape
-from benchmark import positive
 from verify_functaset import fraction
 
 from functa.data.functaset import (
@@ -41,6 +39,8 @@ from functa.data.functaset import (
 from functa.data.functaset import writer as writer_lib
 from functa.data.functaset.batches import LatentBatches
 from functa.runtime import memory
+from tools.benchmarks.harness import positive
+from tools.benchmarks.input import latent_shape
 
 _FIRST_ID = 1 << 40
 _BLOCK_NUMBERS = 1 << 20  # latents that are invented at once

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Seconds from the command to the end of its first training step, with a cold and with a warm compilation cache.
 
-    tools/bench_start.py --config=configs/cifar10_spatial.py:8x8x16,nearest,two_core --config.data.data_dir=data
+    python -m tools.benchmarks.start --config=configs/cifar10_spatial.py:8x8x16,nearest,two_core
 
 Starts `python -m functa.main` with these arguments in a new folder, once with an empty compilation
 cache and --repeats times with the cache that it left, stops it after its first step, and prints the
@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-from benchmark import positive
+from tools.benchmarks.harness import positive
 
 LIMIT = 600.0  # seconds that a start may take
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Times encoding, beside its plain reference and the machine's ceiling, and the whole stage with its files.
 
-    tools/bench_encode.py                                  the full-size field on 32x32 images
-    tools/bench_encode.py --config.field.width=64 --json   any change of the config; for machines
+    python -m tools.benchmarks.encode                                  the full-size field on 32x32 images
+    python -m tools.benchmarks.encode --config.field.width=64 --json   any change of the config; for machines
 
 In one process and turn by turn: the fit of a batch as the stage encode runs it, the same written
-plainly (tools/plain.py: per-image vmap, modulations per pixel, jnp.sin, no shared first step), and
+plainly (reference.py: per-image vmap, modulations per pixel, jnp.sin, no shared first step), and
 plain matrix products of a hidden layer's shape and type, the ceiling. After that the stage itself
 encodes --batches batches of noise to a functaset in a temporary folder, with reading, augmenting,
 rounding, writing and hashing; `stage_over_fit` is its rate by that of the fit alone, 1 where
@@ -26,9 +26,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import plain
 from absl import app, flags
-from benchmark import Run, ceiling, knows_reference, measure, peak_bytes, spread
 from ml_collections import ConfigDict, config_flags
 
 from functa.fields.fitter import build_field, build_fitter
@@ -40,6 +38,8 @@ from functa.runtime.memory import keep_freed_memory
 from functa.runtime.mesh import device_name
 from functa.training.tasks import meta_learning
 from functa.training.tasks.builders import build_meta_learning
+from tools.benchmarks import reference as plain
+from tools.benchmarks.harness import Run, ceiling, knows_reference, measure, peak_bytes, spread
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/cifar10_spatial.py:8x8x16,nearest", "Experiment.", lock_config=True

@@ -1,0 +1,1 @@
+"""Experiments: studies behind docs/STUDY.md, and measurements of the code itself."""
