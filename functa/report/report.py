@@ -21,15 +21,11 @@ from functa.report.metric_registry import (
     metric,
     ordered,
     read_metrics,
-    results_table,
-    write_summary,
 )
 from functa.runtime import image_io, storage
 from functa.runtime.config import read_json
 from functa.runtime.errors import DamagedFileError
 from functa.training import progress
-
-__all__ = ["results_table", "write_report", "write_summary"]
 
 MAX_CLASSES = 30  # a larger confusion matrix is an image without numbers
 MAX_CONFUSIONS = 5  # pairs of classes listed below the matrix
@@ -138,7 +134,7 @@ def headline(metrics: Summary) -> list[tuple[str, str, str]]:
     """(value, unit, label) of the most important metrics and of the total duration."""
     numbers = []
     for stage, key, label in HEADLINE:
-        if stage in metrics:
+        if key in metrics.get(stage, {}):
             texts = {name: format_value(name, value) for name, value in metrics[stage].items()}
             numbers.append((texts[key], metric(key).unit, label.format(**texts)))
     if metrics:
