@@ -50,7 +50,7 @@ def field_arrays(fitter: Fitter, params: Any, images: np.ndarray) -> dict[str, n
 def _inner_step_images(fitter: Fitter, params: Any, images: np.ndarray) -> np.ndarray:
     """[n, steps + 1, h, w, c] float32 in [0, 1]."""
     zeros = jnp.zeros((len(images), *fitter.field.latent_shape), jnp.float32)
-    values = [fitter.field(params["field"], zeros)]
+    values = [jax.jit(fitter.field)(params["field"], zeros)]
     for steps in range(1, fitter.inner_loop.steps + 1):
         inner_loop = dataclasses.replace(fitter.inner_loop, steps=steps)
         fit = jax.jit(dataclasses.replace(fitter, inner_loop=inner_loop).fit)
