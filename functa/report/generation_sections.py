@@ -16,23 +16,19 @@ def sections(arrays: Arrays) -> dict[str, Any]:
     if not arrays:
         return {}
     samples = arrays["samples"]  # [classes, n, h, w, c]
-    rows = samples.reshape(-1, *samples.shape[2:])
+    gaussian = arrays["gaussian"]
     pairs = np.concatenate([arrays["compared"], arrays["nearest"]])
     return {
         "samples": [
-            _sheet(rows, samples.shape[1], "samples, one row per class"),
-            _sheet(
-                arrays["gaussian"],
-                len(arrays["gaussian"]),
-                "samples of a Gaussian fitted to the latents",
-            ),
+            _sheet(np.concatenate(samples), samples.shape[1], "samples, one row per class"),
+            _sheet(gaussian, len(gaussian), "samples of a Gaussian fitted to the latents"),
         ],
         "sample_shape": samples.shape[1:4],
         "guidance": guidance(arrays),
         "sample_resolutions": resolutions(arrays, "samples"),
         "inpainting": inpainting(arrays),
         "nearest": _sheet(
-            pairs, len(arrays["nearest"]), "samples, and below each its nearest training image"
+            pairs, len(pairs) // 2, "samples, and below each its nearest training image"
         ),
     }
 
@@ -47,26 +43,20 @@ def guidance(arrays: Arrays) -> dict[str, Any] | None:
     if "guidance_sweep_scale" not in arrays:
         return None
     scales = arrays["guidance_sweep_scale"].tolist()
-    curves = {
-        "Label agreement, %": 100 * arrays["guidance_sweep_label_agreement"],
-        "Kernel distance to test images": arrays["guidance_sweep_kernel_distance"],
-    }
+
+    def chart(title: str, values: np.ndarray) -> str:
+        points = zip(scales, values, strict=True)
+        label = "; ".join(f"{scale:g}: {value:.4g}" for scale, value in points)
+        series = charts.Series(label, scales, values.tolist())
+        return charts.line_chart([series], title=title, x_label="guidance scale")
+
     return {
         "standard_error": np.nanmean(arrays["guidance_sweep_standard_error"]),
         "charts": [
-            charts.line_chart(
-                [charts.Series(_values(scales, values), scales, values.tolist())],
-                title=title,
-                x_label="guidance scale",
-            )
-            for title, values in curves.items()
+            chart("Label agreement, %", 100 * arrays["guidance_sweep_label_agreement"]),
+            chart("Kernel distance to test images", arrays["guidance_sweep_kernel_distance"]),
         ],
     }
-
-
-def _values(scales: list[float], values: np.ndarray) -> str:
-    pairs = zip(scales, values, strict=True)
-    return "; ".join(f"{scale:g}: {value:.4g}" for scale, value in pairs)
 
 
 def inpainting(arrays: Arrays) -> list[list[Picture]]:
@@ -74,15 +64,12 @@ def inpainting(arrays: Arrays) -> list[list[Picture]]:
     if "inpainting_original" not in arrays:
         return []
     captions = {"original": "original", "observed": "observed"} | METHODS
-    return [
-        [
-            Picture(
-                arrays[f"inpainting_{name}"][index],
-                f"{caption}, {psnr(arrays[f'inpainting_mse_{name}'][index]):.1f} dB"
-                if name in METHODS
-                else caption,
-            )
-            for name, caption in captions.items()
-        ]
-        for index in range(len(arrays["inpainting_original"]))
-    ]
+    rows = []
+    for index in range(len(arrays["inpainting_original"])):
+        row = []
+        for name, caption in captions.items():
+            if name in METHODS:
+                caption += f", {psnr(arrays[f'inpainting_mse_{name}'][index]):.1f} dB"
+            row.append(Picture(arrays[f"inpainting_{name}"][index], caption))
+        rows.append(row)
+    return rows

@@ -13,8 +13,9 @@ import jinja2
 import numpy as np
 from etils import epath
 
-from functa.report import charts, field_sections, generation_sections
+from functa.report import charts, classification_sections, field_sections, generation_sections
 from functa.report.metric_registry import (
+    STAGES,
     Summary,
     format_number,
     format_value,
@@ -27,8 +28,6 @@ from functa.runtime.config import read_json
 from functa.runtime.errors import DamagedFileError
 from functa.training import progress
 
-MAX_CLASSES = 30  # a larger confusion matrix is an image without numbers
-MAX_CONFUSIONS = 5  # pairs of classes listed below the matrix
 # Curves whose names differ only in the split or in such a suffix share a chart.
 SPLIT = re.compile(r"(train|validation|test)[_/](.+)")
 SUFFIX = re.compile(r"(.+)[_/](\d+|mean|min|max)")
@@ -83,6 +82,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
         "format_setting": format_setting,
         "product": math.prod,
     }
+    arrays = {stage: _read_arrays(workdir / stage / "report.npz") for stage in STAGES}
     text = environment.get_template("report.html.jinja").render(
         name=config.get("name") or workdir.name,
         config=config,
@@ -90,9 +90,9 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
         headline=headline(metrics),
         results=[results(stage, metrics[stage]) for stage in metrics],
         training=training_charts(workdir, metrics),
-        confusion=confusion_matrix(**_read_arrays(workdir / "classify" / "report.npz")),
-        field=field_sections.sections(_read_arrays(workdir / "meta_learn" / "report.npz")),
-        generator=generation_sections.sections(_read_arrays(workdir / "generate" / "report.npz")),
+        field=field_sections.sections(arrays["meta_learn"]),
+        classifier=classification_sections.sections(arrays["classify"]),
+        generator=generation_sections.sections(arrays["generate"]),
     )
     path = workdir / "report.html"
     if storage.is_remote(path):  # an object is written whole or not at all
@@ -158,22 +158,21 @@ def results(stage: str, metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_charts(workdir: epath.Path, metrics: Summary) -> dict[str, list[str]]:
-    """Charts of the curves of each stage, by stage."""
+    """Charts of the curves of each stage that has any, by stage."""
     result = {}
-    for stage in metrics:
-        path = workdir / stage / "curves.json"
-        groups = group_curves(_read_optional_json(path))
-        baseline = metrics[stage].get("pca_psnr")
+    for stage, values in metrics.items():
+        psnr = values.get("pca_psnr")
+        pca = None if psnr is None else (f"PCA: {psnr:.2f}", psnr)
         result[stage] = [
             charts.line_chart(
                 series,
                 title=CHART_TITLES.get(group, group.replace("_", " ")),
                 x_label="step",
-                reference=(f"PCA: {baseline:.2f}", baseline)
-                if baseline and group == "psnr"
-                else None,
+                reference=pca if group == "psnr" else None,
             )
-            for group, series in groups.items()
+            for group, series in group_curves(
+                _read_optional_json(workdir / stage / "curves.json")
+            ).items()
         ]
     return {stage: svgs for stage, svgs in result.items() if svgs}
 
@@ -183,7 +182,7 @@ def group_curves(curves: dict[str, list[list[float]]]) -> dict[str, list[charts.
 
     The label of a curve is its split or suffix and its last value.
     """
-    groups: dict[str, list[charts.Series]] = {}
+    groups: dict[str, list[tuple[str, list[list[float]]]]] = {}
     for name, points in curves.items():
         group, labels = name, []
         if match := SPLIT.fullmatch(group):
@@ -191,44 +190,18 @@ def group_curves(curves: dict[str, list[list[float]]]) -> dict[str, list[charts.
         if match := SUFFIX.fullmatch(group):
             group, labels = match[1], [*labels, match[2]]
         if points:
-            x, y = zip(*points, strict=True)
-            groups.setdefault(group, []).append(charts.Series(" ".join(labels), x, y))
-    for series in groups.values():
-        # Among several curves, the one without a split is of training.
-        default = "train: " if len(series) > 1 else ""
-        series[:] = [
-            one._replace(
-                label=(f"{one.label}: " if one.label else default) + format_number(one.y[-1])
-            )
-            for one in series
-        ]
+            groups.setdefault(group, []).append((" ".join(labels), points))
+
+    def series(label: str, points: list[list[float]]) -> charts.Series:
+        x, y = zip(*points, strict=True)
+        return charts.Series(": ".join(filter(None, [label, format_number(y[-1])])), x, y)
+
     known = [group for group in CHART_TITLES if group in groups]
-    return {group: groups[group] for group in dict.fromkeys([*known, *groups])}
-
-
-def confusion_matrix(
-    confusion: np.ndarray | None = None, class_names: np.ndarray | None = None
-) -> dict[str, Any] | None:
-    """Counts, row fractions and most frequent errors of a confusion matrix [k, k]."""
-    if confusion is None or class_names is None:
-        return None
-    names = [str(name) for name in class_names]
-    k = len(names)
-    fractions = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    correct = np.eye(k, dtype=bool)
-    errors = np.where(correct, 0, confusion)
-    pairs = [divmod(int(index), k) for index in np.argsort(-errors, axis=None, kind="stable")]
     return {
-        "names": names,
-        "rows": list(zip(names, confusion.tolist(), fractions.tolist(), strict=True)),
-        "image": image_io.diverging(np.where(correct, -fractions, fractions), 1.0)
-        if k > MAX_CLASSES
-        else None,
-        "correct": int(np.trace(confusion)),
-        "total": int(confusion.sum()),
-        "errors": [
-            f"{names[a]} classified as {names[b]}: {confusion[a, b]:,} ({fractions[a, b]:.1%})"
-            for a, b in pairs[:MAX_CONFUSIONS]
-            if errors[a, b]
-        ],
+        # Among several curves, the one without a split is of training.
+        group: [
+            series(label or ("train" if len(groups[group]) > 1 else ""), points)
+            for label, points in groups[group]
+        ]
+        for group in dict.fromkeys([*known, *groups])
     }
