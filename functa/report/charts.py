@@ -145,11 +145,16 @@ def _draw(plot: Callable[["Axes"], None], *, title: str, x_label: str) -> str:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda value, _: format_number(value))
         handles, labels = axes.get_legend_handles_labels()
+        columns = max(1, _LEGEND_WIDTH // (max(map(len, labels), default=0) + 6))
+        legend_height = 0.2 * math.ceil(len(labels) / columns)  # inches
+        height = figure.get_figheight() + legend_height
+        figure.set_figheight(height)
+        figure.subplots_adjust(bottom=0.43 / height, top=1 - (0.32 + legend_height) / height)
         legend = figure.legend(
             handles,
             labels,
-            loc="outside upper left",
-            ncols=max(1, _LEGEND_WIDTH // (max(map(len, labels), default=0) + 6)),
+            loc="upper left",
+            ncols=columns,
             title=title,
             title_fontproperties={"weight": "bold", "size": 9.5},
             alignment="left",

@@ -86,6 +86,14 @@ def test_reference_is_a_dashed_line_inside_the_axes():
     assert "PCA: 30" in [text.text for text in elements(svg, "text")]
 
 
+def test_a_long_legend_does_not_cover_the_curves():
+    series = [Series(f"series number {k}", [0, 1], [k, k + 1]) for k in range(50)]
+    svg = charts.line_chart(series, title="", x_label="")
+    legend = [float(t.get("y")) for t in elements(svg, "text") if t.text.startswith("series")]
+    assert len(legend) == 50
+    assert max(legend) < min(y for _, y in markers(svg).values())
+
+
 def test_a_long_series_has_no_markers():
     y = np.sin(np.arange(1000) / 50)
     svg = charts.line_chart([Series("a", range(1000), y)], title="", x_label="")
