@@ -107,22 +107,26 @@ def test_histogram_counts_every_number_once():
     svg = charts.histogram(groups, title="PSNR", x_label="dB")
     edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), 40)
     for label, values in groups.items():
-        counts, heights = [], []
+        counts, heights, left = [], [], []
         for group in elements(svg, "g"):
             title, path = group.find(SVG + "title"), group.find(SVG + "path")
             if title is not None and title.text.startswith(f"{label}: "):
                 count, low, high = re.findall(r"-?[\d,.]+", title.text)
                 counts.append(int(count))
-                corners = [float(y) for _, y in re.findall(r"([\d.]+) ([\d.]+)", path.get("d"))]
-                heights.append(max(corners) - min(corners))
+                points = re.findall(r"([\d.]+) ([\d.]+)", path.get("d"))
+                x, y = np.array(points, float).T
+                left.append(min(x))
+                heights.append(max(y) - min(y))
                 assert float(low) < float(high)
         np.testing.assert_array_equal(counts, np.histogram(values, edges)[0])
         np.testing.assert_allclose(
             np.array(heights) / max(heights), np.array(counts) / max(counts), atol=1e-3
         )
     dashed = [p.get("d") for p in elements(svg, "path") if "stroke-dasharray" in p.get("style", "")]
-    ours, pca = (float(re.search(r"[\d.]+", d)[0]) for d in dashed)
-    assert pca < ours
+    for path, values in zip(dashed, groups.values(), strict=True):
+        position = (float(re.search(r"[\d.]+", path)[0]) - left[0]) / (left[-1] - left[0])
+        mean = (values.mean() - edges[0]) / (edges[-2] - edges[0])
+        assert position == pytest.approx(mean, abs=1e-3)
 
 
 def test_charts_fit_into_a_page():

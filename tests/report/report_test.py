@@ -13,6 +13,7 @@ from PIL import Image
 from functa.diffusion.inpainting import METHODS
 from functa.report import report
 from functa.report.charts import Series
+from functa.runtime import image_io
 from functa.runtime.errors import DamagedFileError
 
 VOID = {"meta", "link", "img", "br", "wbr"}
@@ -249,6 +250,7 @@ def test_reconstructions_with_originals_and_psnr(tmp_path, channels):
     assert psnr[2:] == ["20.00", "100.00"]
     error_maps = page.images("error of reconstruction ")
     assert np.all(error_maps[2][..., 3] == 255)  # an error of 0.1 is opaque
+    assert np.all(error_maps[2][..., :3] == image_io.POSITIVE)  # too bright
     assert not error_maps[3][..., 3].any()
 
 
@@ -307,10 +309,13 @@ def test_inner_steps_have_their_psnr(page):
     assert len(page.images("step ")) == 6
 
 
-def test_training_charts_have_the_last_values(page):
+def test_training_charts_have_the_last_values_and_the_baseline(page, workdir):
     text = page.texts["training"]
-    for part in ("PSNR, dB", "train: 70", "validation: 36.5", "PCA: 34.79", "min: 0.5", "max: 2"):
+    for part in ("PSNR, dB", "train: 70", "validation: 36.5", "min: 0.5", "max: 2"):
         assert part in text
+    psnr, *others = report.training_charts(workdir, METRICS)["meta_learn"]
+    assert "PCA: 34.79" in psnr
+    assert not any("PCA" in chart for chart in others)
     assert "nothing" not in text
     assert len(page.find("svg")) == 2 + 3 + 2  # histograms; psnr, loss, inner_lr; guidance
 
