@@ -8,7 +8,6 @@ import importlib.resources
 import json
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -23,7 +22,6 @@ from starlette.routing import Route
 from functa.explore import asking
 from functa.explore.drawing import MOST_SAMPLES, Sample
 from functa.explore.explorer import Explorer
-from functa.report import report
 from functa.runtime import image_io
 
 _MOST_BYTES = 1 << 20  # of a question: a mask of 1000 x 1000 pixels
@@ -38,8 +36,8 @@ _HEADERS = {
 
 
 def _report_style() -> str:
-    template = Path(report.__file__).with_name("report.html.jinja").read_text()
-    return template.split("<style>")[1].split("</style>")[0]
+    template = importlib.resources.files("functa.report") / "report.html.jinja"
+    return template.read_text().split("<style>")[1].split("</style>")[0]
 
 
 _FILES = {
