@@ -69,15 +69,15 @@ def _run(config: ConfigDict, workdir: str, *, stopped_status: int) -> int:
     import jax
 
     from functa.pipeline import runner
-    from functa.report import report
+    from functa.report import metric_registry, report
     from functa.runtime import errors, processes
 
     try:
         processes.start()
         summary = runner.run_stages(config, workdir, say=lambda line: print(line, flush=True))
         if jax.process_index() == 0:
-            report.write_summary(workdir)
-            print(report.results_table(summary))
+            metric_registry.write_summary(workdir)
+            print(metric_registry.results_table(summary))
             print(f"report: {report.write_report(workdir)}")
         processes.finish()
     except errors.UserError as error:

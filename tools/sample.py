@@ -163,7 +163,7 @@ def film(
 ) -> bytes:
     """A sheet a step; the last one stays."""
     frames = np.stack(
-        [image_io.to_bytes(sheet(decode(latents), numbers, classes)) for latents in trajectory]
+        [image_io.to_uint8(sheet(decode(latents), numbers, classes)) for latents in trajectory]
     )
     return image_io.gif(frames, seconds=[_FRAME_SECONDS] * (len(frames) - 1) + [_LAST_SECONDS])
 

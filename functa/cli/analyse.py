@@ -13,11 +13,12 @@ import numpy as np
 from etils import epath
 
 from functa.data import crops, images
-from functa.evaluation.analysis import inner_steps, latent_space, rate_chart, storage
+from functa.evaluation.analysis import inner_steps, latent_space, storage
 from functa.evaluation.analysis.table import Table
 from functa.evaluation.analysis.trained_field import TrainedField
 from functa.fields.fitter import Fitter
 from functa.pipeline import load
+from functa.report.rate_distortion import rate_distortion_chart
 from functa.runtime import config as config_lib
 from functa.runtime.errors import UserError, as_user_errors
 from functa.runtime.storage import is_remote
@@ -130,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     if "--json" in outputs:
         outputs["--json"].write_text(text + "\n")
     if "--chart" in outputs:
-        outputs["--chart"].write_text(rate_chart.draw(tables["rate_distortion"]))
+        outputs["--chart"].write_text(rate_distortion_chart(tables["rate_distortion"]))
         print(f"chart: {outputs['--chart']}", file=sys.stderr)
     return 0
 

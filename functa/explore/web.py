@@ -22,7 +22,6 @@ from starlette.routing import Route
 from functa.explore import asking
 from functa.explore.drawing import MOST_SAMPLES, Sample
 from functa.explore.explorer import Explorer
-from functa.report import html
 from functa.runtime import image_io
 
 _MOST_BYTES = 1 << 20  # of a question: a mask of 1000 x 1000 pixels
@@ -34,6 +33,13 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
+
+
+def _report_style() -> str:
+    template = importlib.resources.files("functa.report") / "report.html.jinja"
+    return template.read_text().split("<style>")[1].split("</style>")[0]
+
+
 _FILES = {
     "/": ("page.html", "text/html"),
     "/explore.css": ("explore.css", "text/css"),
@@ -119,7 +125,7 @@ def make_app(explorer: Explorer) -> Starlette:
 
     routes = [
         *(Route(path, _file(*file)) for path, file in _FILES.items()),
-        Route("/style.css", _text(html.STYLE, "text/css")),
+        Route("/style.css", _text(_report_style(), "text/css")),
         Route("/api/run", run),
         Route("/api/doing", doing),
         *(

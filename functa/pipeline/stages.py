@@ -185,8 +185,8 @@ def generate(run: Run) -> dict[str, Any]:
     judged, arrays = judge.judge(latents, labels)
     arrays |= judge.sweep(swept, labels)
     whole = load.Generator(run.config, field, params, functaset, normalization, generator)
-    arrays |= generation_arrays.imputed(whole, run.sources)
-    arrays |= generation_arrays.ladder(whole, latents)
+    arrays |= generation_arrays.inpainting_arrays(whole, run.sources)
+    arrays |= generation_arrays.resolution_arrays(whole, latents)
     run.write_arrays("generate", arrays)
     return metrics | judged
 

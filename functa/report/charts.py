@@ -1,223 +1,172 @@
-"""Charts as inline SVG, drawn by plain arithmetic; their colours are classes that a page styles.
+"""Line charts and histograms as SVG text, drawn by Matplotlib in the style of chart.mplstyle.
 
-The classes: `series-0`, `series-1`, ... colour what belongs to one curve or group, `grid`, `axis`
-and `reference` the rest. Nothing here needs a script or another file.
+The colors of a chart are CSS variables with a fallback: in a page they follow its theme, in a file
+they are those of a light theme. Matplotlib is imported by the first chart, which takes about a second.
 """
 
-import html
+import importlib.resources
+import io
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-WIDTH, HEIGHT = 420, 240  # units of the drawing; a page scales it
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 38  # margins around the plotted area
-COLOURS = 6  # then they begin again
-MOST_POINTS = 300  # of a curve; more are thinned, lows and highs kept
-MOST_TOOLTIPS = 80  # curves of more points are drawn without points that tell their value
-DECADES_FOR_LOG = 2.0  # positive values that span more are drawn on a logarithmic axis
+from functa.report.metric_registry import format_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK = "#1f2430"
+_CSS_VARIABLES = {
+    "#3257d6": "series-0",
+    "#d9702b": "series-1",
+    "#1f9a74": "series-2",
+    "#9b4fc4": "series-3",
+    "#b98a12": "series-4",
+    "#6b7280": "series-5",
+    "#ffffff": "card",
+    _INK: "ink",
+    "#626a78": "soft",
+    "#ecebe6": "grid",
+}
+_LEGEND_WIDTH = 72  # characters
+_MAX_MARKERS = 80  # a longer series has no markers and no tooltips
+_LOG_SCALE_RATIO = 100.0  # positive values over a larger range have a logarithmic axis
 
 
 class Series(NamedTuple):
-    """A curve: label, x [n] and y [n]; points that are not finite leave a gap."""
+    """A curve: x [n], y [n]; a y that is not finite leaves a gap."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
 
 
-class Axis(NamedTuple):
-    """low and high end, in data units or powers of ten (log), and the positions of the ticks."""
-
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-    log: bool
-
-    def place(self, value: float) -> float:
-        """Position of a value from 0 (low end) to 1 (high end)."""
-        value = math.log10(value) if self.log else value
-        return (value - self.low) / (self.high - self.low)
-
-
-def number(value: float) -> str:
-    """A number for a label: about four digits, thousands apart, no trailing zeros.
-
-    1234567 -> "1,234,567"; 0.000012 -> "1.2e-5"; 36.04321 -> "36.04"; nan -> "nan".
-    """
-    if not math.isfinite(value):
-        return str(value)
-    if value == 0 or 1e-4 <= abs(value) < 1e9:
-        digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
-        text = f"{value:,.{digits}f}"
-        return text.rstrip("0").rstrip(".") if "." in text else text
-    mantissa, exponent = f"{value:.3e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
-def axis(
-    values: Sequence[float], *, most_ticks: int, log: bool = False, snug: bool = False
-) -> Axis:
-    """An axis with round ticks (1, 2 or 5 times a power of ten) that holds all finite values.
-
-    Args:
-      most_ticks: at most so many, about.
-      log: powers of ten; all values must be positive.
-      snug: the axis ends at the outermost values, not at the ticks around them.
-    """
-    finite = [float(value) for value in values if math.isfinite(value)]
-    low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
-    if log:
-        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-        last = max(last, first + 1)
-        stride = math.ceil((last - first + 1) / most_ticks)
-        powers = range(first, last + 1, stride)
-        return Axis(first, last, tuple(10.0**power for power in powers), True)
-    if high == low:
-        low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
-    raw = (high - low) / most_ticks
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
-    if snug:
-        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        return Axis(low, high, tuple(k * step for k in range(first, last + 1)), False)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return Axis(first * step, last * step, tuple(k * step for k in range(first, last + 1)), False)
-
-
-def thin(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of n > most points, the lowest and highest of each of most / 2 stretches, in order."""
-    if len(x) <= most:
-        return x, y
-    keep = {0, len(x) - 1}
-    for stretch in np.array_split(np.arange(len(x)), most // 2):
-        comparable = stretch[np.isfinite(y[stretch])]
-        if len(comparable):
-            keep |= {comparable[np.argmin(y[comparable])], comparable[np.argmax(y[comparable])]}
-        keep |= set(stretch[~np.isfinite(y[stretch])][:1])  # a gap stays a gap
-    index = np.array(sorted(keep))
-    return x[index], y[index]
-
-
 def line_chart(
     series: Sequence[Series],
     *,
+    title: str,
     x_label: str,
-    description: str,
-    reference: float | None = None,
+    reference: tuple[str, float] | None = None,
 ) -> str:
-    """Curves over a common x axis; y is logarithmic where positive values span many decades.
+    """An <svg> element with curves over a common x axis.
+
+    The y axis is logarithmic if all values are positive and the largest is more than 100 times the
+    smallest. Each point of a series of at most 80 points has a tooltip.
 
     Args:
-      description: read aloud in place of the picture.
-      reference: value of a dashed horizontal line.
+      reference: label and value of a dashed horizontal line.
     """
-    values = [float(y) for one in series for y in one.y]
-    values += [] if reference is None else [reference]
-    finite = [value for value in values if math.isfinite(value)]
-    log = bool(finite) and min(finite) > 0
-    log = log and math.log10(max(finite) / min(finite)) > DECADES_FOR_LOG
-    x_axis = axis([x for one in series for x in one.x], most_ticks=5, snug=True)
-    y_axis = axis(values, most_ticks=5, log=log)
-    parts = _frame(x_axis, y_axis, x_label)
-    if reference is not None:
-        y = _y(y_axis, reference)
-        parts.append(f'<path class="reference" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-    for index, one in enumerate(series):
-        xs, ys = thin(np.asarray(one.x, float), np.asarray(one.y, float), MOST_POINTS)
-        places = [
-            (_x(x_axis, a), _y(y_axis, b), a, b) if math.isfinite(b) else None
-            for a, b in zip(xs.tolist(), ys.tolist(), strict=True)
-        ]
-        pen, path = "M", ""
-        for place in places:
-            path += f"{pen}{place[0]:.1f} {place[1]:.1f}" if place else ""
-            pen = "L" if place else "M"
-        parts.append(f'<path class="curve series-{index % COLOURS}" d="{path}"/>')
-        if len(places) <= MOST_TOOLTIPS:
-            label = html.escape(one.label)
-            parts += [
-                f'<circle class="dot series-{index % COLOURS}" cx="{place[0]:.1f}" cy="{place[1]:.1f}" '
-                f'r="{4 if len(places) == 1 else 2.2}">'
-                f"<title>{label} {number(place[3])} at {number(place[2])}</title></circle>"
-                for place in places
-                if place
-            ]
-    return _svg(parts, description)
+    tooltips: list[str] = []
 
-
-def histogram(
-    groups: Sequence[tuple[str, np.ndarray]], *, x_label: str, description: str, bins: int = 40
-) -> str:
-    """Counts of one or several groups of numbers in the same bins, one group over the other.
-
-    A dashed line marks the mean of each. Numbers that are not finite are left out.
-    """
-    finite = [(label, values[np.isfinite(values)]) for label, values in groups]
-    together = np.concatenate([values for _, values in finite])
-    edges = np.histogram_bin_edges(together, bins=bins)
-    counts = [np.histogram(values, bins=edges)[0] for _, values in finite]
-    x_axis = axis(edges.tolist(), most_ticks=7, snug=True)
-    y_axis = axis([0, max(1, *(int(count.max()) for count in counts))], most_ticks=4)
-    parts = _frame(x_axis, y_axis, x_label)
-    bottom = HEIGHT - BOTTOM
-    for index, ((label, values), count) in enumerate(zip(finite, counts, strict=True)):
-        for left, right, high in zip(edges[:-1], edges[1:], count, strict=True):
-            if high:
-                x, top = _x(x_axis, left), _y(y_axis, high)
-                width = max(_x(x_axis, right) - x - 0.6, 0.6)
-                parts.append(
-                    f'<rect class="bar series-{index % COLOURS}" x="{x:.1f}" y="{top:.1f}" '
-                    f'width="{width:.1f}" height="{bottom - top:.1f}"><title>{html.escape(label)}: '
-                    f"{high:,} from {number(left)} to {number(right)}</title></rect>"
-                )
-        if len(values):
-            x = _x(x_axis, float(values.mean()))
-            parts.append(
-                f'<path class="mean series-{index % COLOURS}" d="M{x:.1f} {TOP}V{bottom}"/>'
+    def plot(axes: "Axes") -> None:
+        for label, x, y in series:
+            has_markers = len(x) <= _MAX_MARKERS
+            axes.plot(
+                x,
+                np.where(np.isfinite(y), y, np.nan),
+                label=label,
+                marker="o" if has_markers else None,
+                markersize=5 if len(x) == 1 else 2.5,
+                clip_on=False,
             )
-    return _svg(parts, description)
+            if has_markers:
+                tooltips.extend(
+                    f"{label} at {format_number(a)}: {format_number(b)}".strip()
+                    for a, b in zip(x, y, strict=True)
+                    if math.isfinite(b)
+                )
+        if reference is not None:
+            axes.axhline(reference[1], color="#626a78", linestyle="--", label=reference[0])
+        values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
+        low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=0)
+        if 0 < low < high / _LOG_SCALE_RATIO:
+            axes.set_yscale("log")
 
-
-def _x(x_axis: Axis, value: float) -> float:
-    return LEFT + x_axis.place(value) * (WIDTH - LEFT - RIGHT)
-
-
-def _y(y_axis: Axis, value: float) -> float:
-    return TOP + (1 - y_axis.place(value)) * (HEIGHT - TOP - BOTTOM)
-
-
-def _frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
-    """Grid lines, tick labels and the name of the x axis."""
-    parts = []
-    for tick in y_axis.ticks:
-        y = _y(y_axis, tick)
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(
-            f'<text class="tick" x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{number(tick)}</text>"
-        )
-    bottom = HEIGHT - BOTTOM
-    parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>')
-    for tick in x_axis.ticks:
-        x = _x(x_axis, tick)
-        parts.append(f'<path class="axis" d="M{x:.1f} {bottom}v4"/>')
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">'
-            f"{number(tick)}</text>"
-        )
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(
-        f'<text class="name" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">'
-        f"{html.escape(x_label)}</text>"
+    svg = _draw(plot, title=title, x_label=x_label)
+    texts = iter(tooltips)
+    # Matplotlib draws the markers in the order of the points, and those of the legend last.
+    return re.sub(
+        r"(<use [^>]*)/>",
+        lambda match: f"{match[1]}><title>{escape(next(texts, ''))}</title></use>",
+        svg,
     )
-    return parts
 
 
-def _svg(parts: Sequence[str], description: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(description)}">'
-        + "".join(parts)
-        + "</svg>"
-    )
+def histogram(groups: dict[str, np.ndarray], *, title: str, x_label: str, bins: int = 40) -> str:
+    """An <svg> element with the counts of finite numbers in common bins.
+
+    A dashed line marks the mean of each group. Each bar has a tooltip.
+
+    Args:
+      groups: {label: numbers [n]}.
+    """
+    edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins)
+
+    def plot(axes: "Axes") -> None:
+        for index, (label, values) in enumerate(groups.items()):
+            color = f"C{index}"
+            counts, _ = np.histogram(values, edges)
+            bars = axes.bar(
+                edges[:-1],
+                counts,
+                0.92 * np.diff(edges),
+                align="edge",
+                color=color,
+                alpha=0.62,
+                label=label,
+            )
+            for bar, count, low, high in zip(bars, counts, edges, edges[1:], strict=False):
+                bar.set_gid(
+                    f"tooltip: {label}: {count:,} from {format_number(low)} to {format_number(high)}"
+                )
+            axes.axvline(values.mean(), color=color, linestyle="--")
+        axes.locator_params(axis="y", integer=True)
+
+    return _draw(plot, title=title, x_label=x_label)
+
+
+def _draw(plot: Callable[["Axes"], None], *, title: str, x_label: str) -> str:
+    """Title, legend and axes around `plot`, as an <svg> element for a page or a file."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    buffer = io.StringIO()
+    style = importlib.resources.files("functa.report") / "chart.mplstyle"
+    with importlib.resources.as_file(style) as path, matplotlib.rc_context(fname=path):
+        figure = Figure()
+        axes = figure.add_subplot()
+        axes.locator_params(nbins=6)
+        plot(axes)
+        axes.set_xlabel(x_label)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: format_number(value))
+        handles, labels = axes.get_legend_handles_labels()
+        columns = max(1, _LEGEND_WIDTH // (max(map(len, labels), default=0) + 6))
+        legend_height = 0.2 * math.ceil(len(labels) / columns)  # inches
+        height = figure.get_figheight() + legend_height
+        figure.set_figheight(height)
+        figure.subplots_adjust(bottom=0.43 / height, top=1 - (0.32 + legend_height) / height)
+        legend = figure.legend(
+            handles,
+            labels,
+            loc="upper left",
+            ncols=columns,
+            title=title,
+            title_fontproperties={"weight": "bold", "size": 9.5},
+            alignment="left",
+        )
+        legend.get_title().set_color(_INK)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=no_metadata)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+    svg = re.sub(r"""<g id=("|')tooltip: (.*?)\1>""", r"<g><title>\2</title>", svg)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # an id must not occur twice in a page
+    for color, name in _CSS_VARIABLES.items():
+        svg = svg.replace(color, f"var(--{name}, {color})")
+    return svg

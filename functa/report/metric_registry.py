@@ -1,144 +1,150 @@
-"""What a run has measured: one summary of all stages, and how each number is named and shown."""
+"""Metrics of a run: their units, descriptions and formatting, and the summary of all stages."""
 
 import json
+import math
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from functa.report import charts
 from functa.runtime import config
 
-STAGES = ("meta_learn", "encode", "classify", "generate")  # in the order they run
+STAGES = ("meta_learn", "encode", "classify", "generate")  # in execution order
+
+Summary = dict[str, dict[str, Any]]  # {stage: {metric key: value}}
 
 
-class Measure(NamedTuple):
-    """Unit and one line of meaning of a key of metrics.json."""
+class Metric(NamedTuple):
+    """Unit and one-line description of a key of metrics.json. A "%" is stored as a fraction."""
 
     unit: str
-    meaning: str
+    description: str
 
 
-# In the order they are shown.
-MEASURES = {
-    "psnr": Measure("dB", "mean over all test images of each image's PSNR; higher is better"),
-    "pca_psnr": Measure("dB", "the same for PCA with as many floats: the baseline to beat"),
-    "psnr_of_mean_mse": Measure("dB", "PSNR of the mean error: the other convention, never higher"),
-    "stored_psnr": Measure("dB", "psnr of the latents as stored, rounding included"),
-    "validation_psnr": Measure("dB", "psnr of the validation split"),
-    "train_psnr": Measure("dB", "psnr of the training split, augmented copies included"),
-    "accuracy": Measure("%", "test examples given the right label"),
-    "accuracy_standard_error": Measure("%", "of the accuracy, by the size of the test split"),
-    "top5_accuracy": Measure("%", "test examples whose label is among the five most likely"),
-    "loss": Measure("nats", "mean cross-entropy of the test split; lower is better"),
-    "validation_accuracy": Measure("%", "accuracy on the validation split"),
-    "label_agreement": Measure(
-        "%", "samples that the run's classifier sees as the class asked for"
+# In display order.
+METRICS = {
+    "psnr": Metric("dB", "mean over all test images of the PSNR of each image; higher is better"),
+    "pca_psnr": Metric("dB", "psnr of PCA with as many numbers per image: the baseline"),
+    "psnr_of_mean_mse": Metric("dB", "PSNR of the mean squared error over all images; at most psnr"),
+    "stored_psnr": Metric("dB", "psnr of the stored latents, rounding included"),
+    "validation_psnr": Metric("dB", "psnr of the validation split"),
+    "train_psnr": Metric("dB", "psnr of the training split, augmented copies included"),
+    "accuracy": Metric("%", "correctly classified test examples"),
+    "accuracy_standard_error": Metric("%", "standard error of the accuracy for this test split size"),
+    "top5_accuracy": Metric("%", "test examples whose label is among the five best predictions"),
+    "loss": Metric("nats", "mean cross-entropy of the test split; lower is better"),
+    "validation_accuracy": Metric("%", "accuracy on the validation split"),
+    "label_agreement": Metric("%", "samples that the classifier of the run assigns to their label"),
+    "frechet_distance": Metric("", "Fréchet distance of samples to half of the test images; lower is better"),
+    "frechet_floor": Metric("", "Fréchet distance of the other test images to the same half"),
+    "frechet_reconstruction": Metric("", "Fréchet distance of reconstructions: the limit of the latents"),
+    "frechet_gaussian": Metric("", "Fréchet distance of samples of a Gaussian fitted to the latents"),
+    "frechet_features": Metric("", "features for all distances; cnn is trained on the labels"),
+    "frechet_images": Metric("images", "size of each of the two sets of a Fréchet distance"),
+    "kernel_distance": Metric("", "squared maximum mean discrepancy of samples and test images; lower is better"),
+    "kernel_distance_standard_error": Metric("", "standard error of kernel_distance"),
+    "kernel_distance_floor": Metric("", "kernel distance of two halves of the test images; about 0"),
+    "kernel_distance_floor_standard_error": Metric("", "standard error of kernel_distance_floor"),
+    "r2": Metric("%", "variance of the target that the denoiser explains (R2), test split"),
+    "validation_r2": Metric("%", "r2 of the validation split"),
+    "denoising_loss": Metric("", "weighted mean squared error of the denoiser, test split"),
+    "baseline_loss": Metric("", "denoising_loss of a denoiser that predicts zero"),
+    "samples": Metric("", "evaluated samples"),
+    "samples_per_second": Metric("samples/s", "sampling speed without compilation"),
+    "generator_parameters": Metric("", "parameters of the generator"),
+    "precision": Metric("%", "samples within the manifold of test images; higher is better"),
+    "precision_real": Metric("%", "precision of other test images"),
+    "recall": Metric("%", "test images within the manifold of samples; higher is better"),
+    "recall_real": Metric("%", "recall of other test images"),
+    "density": Metric("", "test neighborhoods per sample, normalized; about 1 for real images"),
+    "density_real": Metric("", "density of other test images"),
+    "coverage": Metric("%", "test images with a sample in their neighborhood; higher is better"),
+    "coverage_real": Metric("%", "coverage of other test images"),
+    "memorization_ratio": Metric(
+        "", "distance to the nearest training image, samples / test images; 0 means copies"
     ),
-    "frechet_distance": Measure(
-        "", "Fréchet distance of samples from half of the test images; lower is better"
-    ),
-    "frechet_floor": Measure("", "the same of the other half: what real images get"),
-    "frechet_reconstruction": Measure(
-        "", "the same of reconstructions: what the latents can reach"
-    ),
-    "frechet_gaussian": Measure("", "the same of a Gaussian fitted to the latents: to be beaten"),
-    "frechet_features": Measure("", "what images are described by; cnn: trained on the labels"),
-    "frechet_images": Measure("images", "in each of two sets whose Fréchet distance is taken"),
-    "kernel_distance": Measure(
-        "", "squared maximum mean discrepancy of samples from test images; lower is better"
-    ),
-    "kernel_distance_standard_error": Measure("", "of the kernel distance"),
-    "kernel_distance_floor": Measure("", "the same of two halves of the test images: about 0"),
-    "kernel_distance_floor_standard_error": Measure("", "of that floor"),
-    "explained": Measure("%", "part of what the denoiser is to say that it says, test split"),
-    "validation_explained": Measure("%", "the same of the validation split"),
-    "denoising_loss": Measure(
-        "", "weighted mean squared error of what the denoiser says, test split"
-    ),
-    "samples": Measure("", "samples that were drawn and judged"),
-    "samples_per_second": Measure("samples/s", "speed of drawing, compilation left out"),
-    "generator_parameters": Measure("", "weights of the generator"),
-    "precision": Measure("%", "samples that lie among test images; higher is better"),
-    "precision_real": Measure("%", "the same of other test images"),
-    "recall": Measure("%", "test images that lie among samples; higher is better"),
-    "recall_real": Measure("%", "the same with other test images as samples"),
-    "density": Measure("", "how deep samples lie among test images; about 1 for real ones"),
-    "density_real": Measure("", "the same of other test images"),
-    "coverage": Measure("%", "test images that have a sample near them; higher is better"),
-    "coverage_real": Measure("%", "the same with other test images as samples"),
-    "memorization_ratio": Measure(
-        "", "distance of samples to the nearest training image over that of test images; 0: copies"
-    ),
-    "memorization_ratio_latents": Measure("", "the same between latents"),
-    "examples": Measure("", "encoded examples: all splits, all augmented copies"),
-    "test_images": Measure("images", "images in the test split, every one of them scored"),
-    "test_examples": Measure("", "examples in the test split, every one of them scored"),
-    "shards": Measure("files", "the functaset is stored in"),
-    "latent_bytes": Measure("bytes", "latents of one example as stored"),
-    "bytes_per_example": Measure(
-        "bytes", "size of all files by examples; few examples are mostly padding"
-    ),
-    "latent_floats": Measure("floats", "latents of one image"),
-    "field_parameters": Measure("", "weights of the field, which all images share"),
-    "classifier_parameters": Measure("", "weights of the classifier"),
-    "images_per_second": Measure("images/s", "speed of training, evaluation left out"),
-    "examples_per_second": Measure("examples/s", "speed, evaluation left out"),
-    "steps_per_second": Measure("steps/s", "speed of training, evaluation left out"),
-    "steps": Measure("", "optimiser steps of the run"),
-    "best_step": Measure("", "step of the kept checkpoint, the best on validation"),
-    "first_step_seconds": Measure("s", "until the first step was done, compilation included"),
-    "seconds": Measure("s", "time the stage took, restarts included"),
-    "device": Measure("", "what it ran on"),
-}
+    "memorization_ratio_latents": Metric("", "memorization_ratio measured between latents"),
+    "examples": Metric("", "encoded examples of all splits, augmented copies included"),
+    "test_images": Metric("images", "size of the test split; all images are evaluated"),
+    "test_examples": Metric("", "size of the test split; all examples are evaluated"),
+    "shards": Metric("files", "shards of the functaset"),
+    "latent_bytes": Metric("bytes", "size of the stored latents of one example"),
+    "bytes_per_example": Metric("bytes", "size of all shards / examples; padding dominates small sets"),
+    "latent_floats": Metric("floats", "latents of one image"),
+    "field_parameters": Metric("", "parameters of the field, shared by all images"),
+    "classifier_parameters": Metric("", "parameters of the classifier"),
+    "images_per_second": Metric("images/s", "training speed without evaluation"),
+    "examples_per_second": Metric("examples/s", "encoding speed without evaluation"),
+    "steps_per_second": Metric("steps/s", "training speed without evaluation"),
+    "steps": Metric("", "optimizer steps"),
+    "best_step": Metric("", "step of the best checkpoint by validation score"),
+    "first_step_seconds": Metric("s", "time until the first step completed, compilation included"),
+    "seconds": Metric("s", "duration of the stage, restarts included"),
+    "device": Metric("", "kind and number of devices"),
+}  # fmt: skip
 
 
-def measure(key: str) -> Measure:
-    """Of a key of metrics.json; without unit and meaning if nothing is known of it."""
-    return MEASURES.get(key, Measure("", ""))
+def metric(key: str) -> Metric:
+    """The metric of a key; an unknown key has neither unit nor description."""
+    return METRICS.get(key, Metric("", ""))
 
 
-def in_order(metrics: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Keys and values as they are shown: the known ones first, digests not at all."""
-    known = [key for key in MEASURES if key in metrics]
-    rest = [key for key in metrics if key not in MEASURES and not key.endswith("_digest")]
-    return [(key, metrics[key]) for key in [*known, *rest]]
+def ordered(metrics: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Items in display order: known metrics first, without digests."""
+    known = [key for key in METRICS if key in metrics]
+    unknown = [key for key in metrics if key not in METRICS and not key.endswith("_digest")]
+    return [(key, metrics[key]) for key in [*known, *unknown]]
 
 
-def shown(key: str, value: Any) -> str:
-    """A value as text, in the unit of `measure`; what is no number stays as it is."""
+def format_number(value: float) -> str:
+    """A number with four significant digits or all integer digits, without trailing zeros.
+
+    1234567 -> "1,234,567"; 0.000012 -> "1.2e-5"; 36.04321 -> "36.04"; nan -> "nan".
+    """
+    if not math.isfinite(value) or value == 0:
+        return f"{value:.0f}"
+    if 1e-4 <= abs(value) < 1e9:
+        text = f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    mantissa, exponent = f"{value:.3e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def format_value(key: str, value: Any) -> str:
+    """A metric's value as text in its unit; strings stay as they are, other values become JSON."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value if isinstance(value, str) else json.dumps(value)
-    unit = measure(key).unit
+    unit = metric(key).unit
     if unit == "%":
         return f"{100 * value:.2f}"
-    if unit == "dB":
-        return f"{value:.2f}"
-    return charts.number(value)
+    return f"{value:.2f}" if unit == "dB" else format_number(value)
 
 
-def read_metrics(workdir: epath.PathLike) -> dict[str, dict[str, Any]]:
-    """{stage: contents of its metrics.json}, of the stages that have one, in their order."""
-    paths = epath.Path(workdir).glob("*/metrics.json")
-    order = {stage: index for index, stage in enumerate(STAGES)}
-    found = sorted(paths, key=lambda path: (order.get(path.parent.name, len(order)), path))
-    return {path.parent.name: config.read_json(path) for path in found}
+def read_metrics(workdir: epath.PathLike) -> Summary:
+    """Contents of all <stage>/metrics.json in execution order; other directories follow by name.
+
+    Raises:
+      DamagedFileError: a file is not JSON.
+    """
+    paths = {path.parent.name: path for path in epath.Path(workdir).glob("*/metrics.json")}
+    names = [*(stage for stage in STAGES if stage in paths), *sorted(paths.keys() - set(STAGES))]
+    return {name: config.read_json(paths[name]) for name in names}
 
 
-def write_summary(workdir: epath.PathLike) -> dict[str, dict[str, Any]]:
-    """Writes summary.json, every stage's metrics in one place, and returns what it holds."""
+def write_summary(workdir: epath.PathLike) -> Summary:
+    """Writes the metrics of all stages to summary.json and returns them."""
     summary = read_metrics(workdir)
     config.write_json(epath.Path(workdir) / "summary.json", summary)
     return summary
 
 
-def results_table(summary: dict[str, dict[str, Any]]) -> str:
-    """A table of text: stage, measure, value and unit, aligned for a terminal."""
-    rows = [("stage", "measure", "value", "unit")]
+def results_table(summary: Summary) -> str:
+    """Text table with the columns stage, metric, value and unit, aligned for a terminal."""
+    rows = [("stage", "metric", "value", "unit")]
     for stage, metrics in summary.items():
-        for index, (key, value) in enumerate(in_order(metrics)):
+        for index, (key, value) in enumerate(ordered(metrics)):
             name = "" if index else stage
-            rows.append((name, key, shown(key, value), measure(key).unit))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+            rows.append((name, key, format_value(key, value), metric(key).unit))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows
     ]

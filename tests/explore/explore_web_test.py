@@ -151,7 +151,7 @@ def test_browse(client, explorer):
     for k, item in enumerate(page["items"]):
         assert (item["row"], item["id"], item["copy"]) == (3 + k, (3 + k) // 2, (3 + k) % 2)
         np.testing.assert_array_equal(
-            pixels(item["image"]), image_io.to_bytes(direct.images[k])[..., 0]
+            pixels(item["image"]), image_io.to_uint8(direct.images[k])[..., 0]
         )
         np.testing.assert_array_equal(pixels(item["original"]), direct.originals[k, ..., 0])
     label = page["items"][0]["class"]

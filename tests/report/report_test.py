@@ -1,4 +1,4 @@
-"""The report page: parsed, its links, pictures and numbers read back."""
+"""The report page: its sections, links, images and numbers, parsed from the HTML."""
 
 import base64
 import io
@@ -10,29 +10,39 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from functa.diffusion.inpainting import METHODS
 from functa.report import report
 from functa.report.charts import Series
+from functa.runtime import image_io
+from functa.runtime.errors import DamagedFileError
 
 VOID = {"meta", "link", "img", "br", "wbr"}
-ADDRESSES = {"src", "href", "data", "action", "poster", "srcset", "xlink:href", "background"}
 SECTIONS = [
-    *("results", "reconstructions", "distribution", "latents", "scales", "inner-steps", "curves"),
-    *("confusion", "configuration", "environment"),
+    *("results", "reconstructions", "psnr", "latents", "resolutions", "inner-steps", "training"),
+    *("confusion", "samples", "guidance", "sample-resolutions", "inpainting", "nearest"),
+    *("configuration", "environment"),
 ]
+GENERATOR_SECTIONS = set(SECTIONS[8:13])
 
 
 class Page(HTMLParser):
-    """Checks that every element is closed, and collects what the tests look at."""
+    """Elements and texts of a page; fails if an element is not closed.
+
+    Attributes:
+      texts: {section id, "" outside of sections: text with single spaces}.
+      elements: [(tag, attributes)].
+    """
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
+        self.open_tags: list[str] = []
         self.texts: dict[str, str] = {}
         self.elements: list[tuple[str, dict]] = []
         self.section = ""
         self.feed(text)
         self.close()
-        assert not self.open
+        assert not self.open_tags
+        self.texts = {name: re.sub(r"\s+", " ", text) for name, text in self.texts.items()}
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
@@ -40,21 +50,21 @@ class Page(HTMLParser):
         if tag == "section":
             self.section = attributes["id"]
         if tag not in VOID:
-            self.open.append(tag)
+            self.open_tags.append(tag)
 
     def handle_startendtag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        assert self.open_tags.pop() == tag
         if tag == "section":
             self.section = ""
 
     def handle_data(self, text):
-        if "style" not in self.open:
+        if "style" not in self.open_tags:
             self.texts[self.section] = self.texts.get(self.section, "") + " " + text
 
-    def of(self, tag, **wanted):
+    def find(self, tag, **wanted):
         return [
             attributes
             for name, attributes in self.elements
@@ -62,34 +72,30 @@ class Page(HTMLParser):
         ]
 
     def images(self, alt):
-        """Pictures whose description begins so, decoded."""
-        found = []
-        for attributes in self.of("img"):
+        """Decoded images whose alternative text starts with `alt`."""
+        decoded = []
+        for attributes in self.find("img"):
             if attributes["alt"].startswith(alt):
                 kind, data = attributes["src"].split(",")
                 assert kind == "data:image/png;base64"
-                found.append(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))))
-        return found
+                decoded.append(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))))
+        return decoded
 
 
 CONFIG = {
-    "name": "an_experiment:8x8x3",
+    "name": "an_experiment:8x8x3,<b>",
     "seed": 7,
     "data": {"image_shape": [8, 8, 3], "name": "<script>alert(1)</script>"},
     "field": {"latent_shape": [2, 2, 5], "w0": 10.0, "map": {"kind": "linear"}},
     "stages": ["meta_learn", "encode"],
 }
-ENVIRONMENT = {"commit": "abc1234", "packages": {"jax": "0.10.2"}, "devices": "cpu x1"}
+ENVIRONMENT = {"commit": "abc1234", "packages": {"jax": "0.10.2"}}
+TIME = {"seconds": 50.0, "device": "cpu x1"}
 METRICS = {
-    "meta_learn": {"psnr": 36.043, "pca_psnr": 34.79, "seconds": 173.42, "device": "cpu x1"},
-    "encode": {
-        "examples": 60000,
-        "latent_bytes": 2048,
-        "bytes_per_example": 2196.0,
-        "seconds": 30.0,
-        "device": "cpu x1",
-    },
-    "classify": {"accuracy": 0.98312, "accuracy_standard_error": 0.0013, "mystery": "as it is"},
+    "meta_learn": {"psnr": 36.043, "pca_psnr": 34.79, "seconds": 153.42, "device": "cpu x1"},
+    "encode": {"examples": 60000, "latent_bytes": 2048, "bytes_per_example": 2196.0, **TIME},
+    "classify": {"accuracy": 0.98312, "accuracy_standard_error": 0.0013, "new": "text", **TIME},
+    "generate": {"label_agreement": 0.875, **TIME},
 }
 CURVES = {
     "loss": [[k, 10.0 ** (-k / 10)] for k in range(0, 60, 10)],
@@ -104,17 +110,44 @@ CURVES = {
 def field_arrays(channels=3, grid=(2, 2), side=8, seed=0):
     rng = np.random.default_rng(seed)
     originals = rng.random((4, side, side, channels)).astype(np.float32)
-    few = originals[:2]
+    decoded = originals[:2]
     return {
         "originals": originals,
         "reconstructions": np.clip(originals + np.float32(0.01), 0, 1),
         "psnr": rng.normal(36, 2, 50).astype(np.float32),
         "pca_psnr": rng.normal(34, 2, 50).astype(np.float32),
         "latents": rng.normal(size=(4, *grid, 5)).astype(np.float32),
-        "decoded_1x": few,
-        "decoded_4x": np.repeat(np.repeat(few, 4, 1), 4, 2),
-        "decoded_16x": np.repeat(np.repeat(few, 16, 1), 16, 2),
-        "inner_steps": np.stack([few * 0, few * np.float32(0.5), few], axis=1),
+        "decoded_16x": np.repeat(np.repeat(decoded, 16, 1), 16, 2),
+        "decoded_4x": np.repeat(np.repeat(decoded, 4, 1), 4, 2),
+        "decoded_1x": decoded,
+        "inner_steps": np.stack([decoded * 0, decoded * np.float32(0.5), decoded], axis=1),
+    }
+
+
+def generation_arrays(seed=1):
+    rng = np.random.default_rng(seed)
+
+    def images(*shape):
+        return rng.random((*shape, 8, 8, 3)).astype(np.float32)
+
+    sweep = {
+        "scale": [1.0, 1.5, 3.0],
+        "label_agreement": [0.9, 0.95, 1.0],
+        "kernel_distance": [0.0123, 0.01, np.nan],
+        "standard_error": [0.03, 0.05, np.nan],
+    }
+    return {
+        "samples": images(3, 4),
+        "gaussian": images(4),
+        "compared": images(5),
+        "nearest": images(5),
+        "samples_1x": images(2),
+        "samples_2x": np.repeat(np.repeat(images(2), 2, 1), 2, 2),
+        "inpainting_original": images(2),
+        "inpainting_observed": images(2),
+        **{f"inpainting_{name}": images(2) for name in METHODS},
+        **{f"inpainting_mse_{name}": np.array([0.1, 0.01], np.float32) for name in METHODS},
+        **{f"guidance_sweep_{name}": np.array(values) for name, values in sweep.items()},
     }
 
 
@@ -125,159 +158,166 @@ def label_arrays(k=3):
     return {"confusion": confusion, "class_names": np.array([f"class {a}" for a in range(k)])}
 
 
-def write(folder, fields=None, labels=None):
+def write_run(folder):
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
     for stage, metrics in METRICS.items():
         (folder / stage).mkdir()
         (folder / stage / "metrics.json").write_text(json.dumps(metrics))
     (folder / "meta_learn" / "curves.json").write_text(json.dumps(CURVES))
-    np.savez(folder / "meta_learn" / "report.npz", **(fields or field_arrays()))
-    np.savez(folder / "classify" / "report.npz", **(labels or label_arrays()))
+    np.savez(folder / "meta_learn" / "report.npz", **field_arrays())
+    np.savez(folder / "classify" / "report.npz", **label_arrays())
+    np.savez(folder / "generate" / "report.npz", **generation_arrays())
 
 
-def page_of(folder):
+def read_page(folder):
     path = report.write_report(folder)
     assert str(path) == str(folder / "report.html")
-    assert not [one.name for one in folder.iterdir() if "partial" in one.name]
+    assert not list(folder.glob("*partial*"))
     return Page(path.read_text())
 
 
-@pytest.fixture
-def page(tmp_path):
-    write(tmp_path)
-    return page_of(tmp_path)
+def page_of_arrays(folder, stage, arrays):
+    """The page of a run that has nothing but the arrays of one stage."""
+    (folder / stage).mkdir()
+    np.savez(folder / stage / "report.npz", **arrays)
+    return read_page(folder)
 
 
-def test_all_sections_in_order_and_linked(page):
-    assert [attributes["id"] for attributes in page.of("section")] == SECTIONS
-    assert [a["href"] for a in page.of("a")] == [f"#{name}" for name in SECTIONS]
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    write_run(folder)
+    return folder
 
 
-def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(page, tmp_path):
+@pytest.fixture(scope="module")
+def page(workdir):
+    return read_page(workdir)
+
+
+def test_all_sections_are_present_and_linked(page):
+    assert [attributes["id"] for attributes in page.find("section")] == SECTIONS
+    assert [a["href"] for a in page.find("a")] == [f"#{name}" for name in SECTIONS]
+
+
+def test_page_needs_no_script_and_no_other_file(page, workdir):
     for tag, attributes in page.elements:
         assert tag not in ("script", "iframe", "object", "embed", "base", "form")
         for name, value in attributes.items():
             assert not name.startswith("on")
-            assert "url(" not in (value or "")
-            if name in ADDRESSES:
+            assert "url(" not in (value or "").replace("url(#", "")
+            if name in ("src", "href", "data", "action", "poster", "srcset", "xlink:href"):
                 assert value.startswith(("#", "data:")), (tag, name, value)
-    text = (tmp_path / "report.html").read_text()
-    (style,) = re.findall(r"<style>(.*?)</style>", text, re.S)
-    assert "url(" not in style
-    assert "@import" not in style
-    assert "http" not in text
-    assert "prefers-color-scheme: dark" in style
-    assert page.of("meta", name="viewport")
+    text = (workdir / "report.html").read_text()
+    assert "@import" not in text
+    assert "prefers-color-scheme: dark" in text
+    assert page.find("meta", name="viewport")
 
 
-def test_a_text_of_the_config_is_text(page):
+def test_texts_are_escaped(page):
     assert "<script>alert(1)</script>" in page.texts["configuration"]
+    assert "an_experiment: 8x8x3, <b>" in page.texts[""]  # line breaks after punctuation
+    assert len(page.find("wbr")) == 2
 
 
-def test_results_have_units_meanings_time_and_hardware(page):
+def test_results_have_units_descriptions_time_and_hardware(page):
     text = page.texts["results"]
     for part in ("36.04 dB mean over all", "34.79 dB", "60,000", "2,196 bytes", "98.31 %"):
-        assert part in re.sub(r"\s+", " ", text)
-    assert "2.9 min on cpu x1" in text
-    assert "mystery" in text
-    assert "as it is" in text
-    head = page.texts[""]
-    for part in ("36.04", "PCA: 34.79", "98.31", "± 0.13", "2,048", "3.4", "min", "cpu x1"):
-        assert part in head
-    assert "8 × 8 × 3" in head
-    assert "2 × 2 × 5" in head
-    assert "20 numbers" in head
+        assert part in text
+    assert "2.6 min on cpu x1" in text
+    assert "new text" in text
+    header = page.texts[""]
+    for part in ("PCA: 34.79", "98.31 %", "± 0.13", "87.50 %", "2,048 bytes", "5.1 min", "cpu x1"):
+        assert part in header
+    assert "8 × 8 × 3" in header
+    assert "2 × 2 × 5" in header
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_reconstructions_beside_originals_with_their_psnr(tmp_path, channels):
-    fields = field_arrays(channels)
-    fields["reconstructions"][3] = fields["originals"][3]
-    fields["reconstructions"][2] = fields["originals"][2] + np.float32(0.1)
-    write(tmp_path, fields)
-    page = page_of(tmp_path)
-    expected = np.rint(fields["originals"] * 255).astype(np.uint8)
+def test_reconstructions_with_originals_and_psnr(tmp_path, channels):
+    arrays = field_arrays(channels)
+    arrays["reconstructions"][3] = arrays["originals"][3]
+    arrays["reconstructions"][2] = arrays["originals"][2] + np.float32(0.1)
+    page = page_of_arrays(tmp_path, "meta_learn", arrays)
+    expected = np.rint(arrays["originals"] * 255).astype(np.uint8)
     expected = expected[..., 0] if channels == 1 else expected
-    originals = page.images("original ")
-    np.testing.assert_array_equal(originals[:4], expected)
+    np.testing.assert_array_equal(page.images("original ")[:4], expected)
     assert len(page.images("reconstruction ")) == 4
-    told = re.findall(r"([\d.]+) dB", page.texts["reconstructions"])
-    errors = np.square(fields["reconstructions"] - fields["originals"]).mean((1, 2, 3))
-    assert told == [f"{-10 * np.log10(max(error, 1e-10)):.2f}" for error in errors]
-    assert told[2:] == ["20.00", "100.00"]
-    errors = page.images("error of reconstruction ")
-    assert np.all(errors[2][..., 3] == 255)  # 0.1 is full colour
-    assert not errors[3][..., 3].any()
+    errors = np.square(arrays["reconstructions"] - arrays["originals"]).mean((1, 2, 3))
+    psnr = re.findall(r"([\d.]+) dB", page.texts["reconstructions"])
+    assert psnr == [f"{-10 * np.log10(max(error, 1e-10)):.2f}" for error in errors]
+    assert psnr[2:] == ["20.00", "100.00"]
+    error_maps = page.images("error of reconstruction ")
+    assert np.all(error_maps[2][..., 3] == 255)  # an error of 0.1 is opaque
+    assert np.all(error_maps[2][..., :3] == image_io.POSITIVE)  # too bright
+    assert not error_maps[3][..., 3].any()
 
 
-def test_distribution_tells_the_means_and_who_is_above(tmp_path):
-    fields = field_arrays()
-    write(tmp_path, fields)
-    text = page_of(tmp_path).texts["distribution"]
-    psnr, pca = fields["psnr"], fields["pca_psnr"]
+def test_psnr_distribution_has_means_and_the_comparison_with_pca(page):
+    text, arrays = page.texts["psnr"], field_arrays()
+    psnr, pca = arrays["psnr"], arrays["pca_psnr"]
     assert f"functa, mean {psnr.mean():.2f} dB" in text
     assert f"PCA, mean {pca.mean():.2f} dB" in text
-    assert f"functa less PCA, mean {(psnr - pca).mean():.2f} dB" in text
+    assert f"gain, mean {(psnr - pca).mean():.2f} dB" in text
     assert f"{np.mean(psnr > pca):.1%} of the images" in text
-    assert f"from {psnr.min():.2f} to {psnr.max():.2f} dB" in text
+    assert f"between {psnr.min():.2f} and {psnr.max():.2f} dB" in text
 
 
-def test_latents_are_a_picture_a_channel(page):
-    fields = field_arrays()
-    pictures = page.images("channel ")
-    assert len(pictures) == 4 * 5
-    assert all(picture.shape == (2, 2, 4) for picture in pictures)
-    values = fields["latents"]
-    limits = np.abs(values).max((0, 1, 2))
-    alpha = np.sqrt(np.abs(values) / limits) * 255
-    drawn = np.stack(pictures).reshape(4, 5, 2, 2, 4)[..., 3].transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(drawn, alpha, atol=1)
+def test_latents_are_one_map_per_channel(page):
+    maps = page.images("channel ")
+    assert [one.shape for one in maps] == [(2, 2, 4)] * (4 * 5)
+    latents = field_arrays()["latents"]
+    alpha = np.sqrt(np.abs(latents) / np.abs(latents).max((0, 1, 2))) * 255
+    opacity = np.stack(maps).reshape(4, 5, 2, 2, 4)[..., 3].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(opacity, alpha, atol=1)
+    assert "2 × 2 × 5 = 20 latents" in page.texts["latents"]
 
 
-def test_latents_of_one_cell_are_rows_of_numbers(tmp_path):
-    fields = field_arrays()
-    fields["latents"] = np.ones((2, 1, 1, 100), np.float32)
-    write(tmp_path, fields)
-    page = page_of(tmp_path)
-    pictures = page.images("channel ")
-    assert [picture.shape for picture in pictures] == [(2, 64, 4)] * 2
-    assert (pictures[0][..., 3] == 255).sum() == 100
-    assert "1 × 1 × 100 = 100 numbers" in page.texts["latents"]
+def test_latents_of_one_cell_are_rows_of_squares(tmp_path):
+    latents = np.ones((2, 1, 1, 100), np.float32)
+    page = page_of_arrays(tmp_path, "meta_learn", field_arrays() | {"latents": latents})
+    maps = page.images("channel ")
+    assert [one.shape for one in maps] == [(2, 64, 4)] * 2
+    assert (maps[0][..., 3] == 255).sum() == 100
+    assert "1 × 1 × 100 = 100 latents" in page.texts["latents"]
 
 
-def test_scales_tell_their_pixels_and_are_not_larger_than_needed(tmp_path):
-    fields = field_arrays()
-    fields["decoded_16x"] = np.zeros((2, 2048, 1024, 1), np.float32)
-    write(tmp_path, fields)
-    page = page_of(tmp_path)
-    text = page.texts["scales"]
-    for part in ("1×: 8 × 8 pixels", "4×: 32 × 32 pixels", "16×: 2048 × 1024 pixels"):
-        assert text.count(part) == 2
-    assert "shown at 1024 × 512" in text
+def test_many_channels_are_cut_off(tmp_path):
+    latents = np.ones((2, 2, 2, 100), np.float32)
+    page = page_of_arrays(tmp_path, "meta_learn", field_arrays() | {"latents": latents})
+    assert len(page.images("channel ")) == 2 * 64
+    assert "first 64 channels" in page.texts["latents"]
+
+
+def test_resolutions_are_in_order_and_large_images_are_shrunk(tmp_path):
+    large = np.zeros((2, 2048, 1024, 1), np.float32)
+    page = page_of_arrays(tmp_path, "meta_learn", field_arrays() | {"decoded_16x": large})
+    row = "1×: 8 × 8 pixels 4×: 32 × 32 pixels 16×: 2048 × 1024 pixels, displayed at 1024 × 512"
+    assert page.texts["resolutions"].count(row) == 2
     assert page.images("16×")[0].shape == (1024, 512)
-    assert len(page.images("1×")) == 2
 
 
-def test_film_strip_tells_the_psnr_of_every_step(page):
+def test_inner_steps_have_their_psnr(page):
     text = page.texts["inner-steps"]
-    few = field_arrays()["originals"][:2]
-    for image in few:
-        for frame, name in ((image * 0, "start"), (image / 2, "step 1")):
-            psnr = -10 * np.log10(np.square(frame - image).mean())
-            assert f"{name}, {psnr:.2f} dB" in text
-    assert text.count("step 2, 100.00 dB") == 2
+    for image in field_arrays()["originals"][:2]:
+        for step, decoded in enumerate((image * 0, image / 2)):
+            psnr = -10 * np.log10(np.square(decoded - image).mean())
+            assert f"step {step}, {psnr:.2f} dB" in text
+    assert text.count("step 2, 100.00 dB original") == 2
     assert "2 gradient steps" in text
-    assert len(page.images("step ")) == 4
+    assert len(page.images("step ")) == 6
 
 
-def test_curves_share_charts_and_tell_their_last_value(page):
-    text = page.texts["curves"]
-    assert "PSNR, dB" in text
-    for part in ("train: 70", "validation: 36.5", "PCA: 34.79", "min: 0.5", "max: 2"):
+def test_training_charts_have_the_last_values_and_the_baseline(page, workdir):
+    text = page.texts["training"]
+    for part in ("PSNR, dB", "train: 70", "validation: 36.5", "min: 0.5", "max: 2"):
         assert part in text
+    psnr, *others = report.training_charts(workdir, METRICS)["meta_learn"]
+    assert "PCA: 34.79" in psnr
+    assert not any("PCA" in chart for chart in others)
     assert "nothing" not in text
-    assert len(page.of("svg")) == 2 + 3  # two histograms; psnr, loss, inner rates
+    assert len(page.find("svg")) == 2 + 3 + 2  # histograms; psnr, loss, inner_lr; guidance
 
 
 def test_group_curves():
@@ -294,127 +334,122 @@ def test_group_curves():
     )
     assert list(groups) == ["loss", "inner_loss", "steps_per_second"]
     assert groups["loss"] == [
-        Series("validation", (2,), (3.0,)),
-        Series("train", (1,), (4.0,)),
-        Series("test", (2,), (5.0,)),
+        Series("validation: 3", (2,), (3.0,)),
+        Series("train: 4", (1,), (4.0,)),
+        Series("test: 5", (2,), (5.0,)),
     ]
-    assert groups["inner_loss"] == [Series("0", (1, 2), (0.5, 0.25)), Series("10", (1,), (0.1,))]
-    assert groups["steps_per_second"] == [Series("", (1,), (2.0,))]
+    assert groups["inner_loss"] == [
+        Series("0: 0.25", (1, 2), (0.5, 0.25)),
+        Series("10: 0.1", (1,), (0.1,)),
+    ]
+    assert groups["steps_per_second"] == [Series("2", (1,), (2.0,))]
 
 
-def test_confusion_has_all_numbers_and_names_the_worst(page):
-    text = re.sub(r"\s+", " ", page.texts["confusion"])
-    assert "288 of 1,502 test examples right" in text
+def test_confusion_matrix_has_all_counts_and_the_most_frequent_errors(page):
+    text = page.texts["confusion"]
+    assert "288 of 1,502 test examples" in text
     assert "class 0 96 2 2 96.0%" in text
     assert "class 1 1204 96 2 7.4%" in text
-    assert "Most frequent: class 1 taken for class 0: 1,204 (92.5%)" in text
-    assert text.count("taken for") == 5
-    cells = [a for a in page.of("td") if "--a" in a.get("style", "")]
+    assert "errors: class 1 classified as class 0: 1,204 (92.5%); class 0 classified as" in text
+    assert text.count("classified as") == 5
+    cells = [a for a in page.find("td") if "--a" in a.get("style", "")]
     assert len(cells) == 9
     assert cells[0]["style"] == f"--a:{np.sqrt(0.96):.2f}"
     assert "right" in cells[0]["class"].split()
     assert "wrong" in cells[1]["class"].split()
 
 
-def test_confusion_of_a_perfect_classifier_without_names(tmp_path):
-    write(tmp_path, labels={"confusion": np.diag([5, 0])})
-    text = re.sub(r"\s+", " ", page_of(tmp_path).texts["confusion"])
-    assert "5 of 5 test examples right" in text
+def test_confusion_matrix_of_a_perfect_classifier(tmp_path):
+    arrays = {"confusion": np.diag([5, 0]), "class_names": np.array(["a", "b"])}
+    text = page_of_arrays(tmp_path, "classify", arrays).texts["confusion"]
+    assert "5 of 5 test examples" in text
     assert "Most frequent" not in text
-    assert "0 5 0 100.0%" in text
+    assert "a 5 0 100.0% b 0 0 0.0%" in text
 
 
-def test_a_large_confusion_matrix_is_a_picture(tmp_path):
-    write(tmp_path, labels={"confusion": np.eye(40, dtype=np.int64) * 3})
-    page = page_of(tmp_path)
-    (picture,) = page.images("confusion matrix")
-    assert picture.shape == (40, 40, 4)
-    np.testing.assert_array_equal(picture[..., 3], np.eye(40) * 255)
+def test_a_large_confusion_matrix_is_an_image(tmp_path):
+    arrays = {"confusion": np.eye(40, dtype=np.int64) * 3, "class_names": np.arange(40)}
+    (image,) = page_of_arrays(tmp_path, "classify", arrays).images("confusion matrix")
+    assert image.shape == (40, 40, 4)
+    np.testing.assert_array_equal(image[..., 3], np.eye(40) * 255)
 
 
-def test_trees_fold_and_show_every_leaf(page):
-    text = re.sub(r"\s+", " ", page.texts["configuration"])
+def test_samples_and_nearest_images_are_contact_sheets(page):
+    arrays = generation_arrays()
+    samples, gaussian, nearest = page.images("samples")
+    assert samples.shape == (3 * 8, 4 * 8, 3)
+    assert gaussian.shape == (8, 4 * 8, 3)
+    assert nearest.shape == (2 * 8, 5 * 8, 3)
+    np.testing.assert_array_equal(samples[16:, 8:16], np.rint(arrays["samples"][2, 1] * 255))
+    np.testing.assert_array_equal(nearest[8:, :8], np.rint(arrays["nearest"][0] * 255))
+    assert "8 × 8 pixels, 4 per class" in page.texts["samples"]
+    assert "1×: 8 × 8 pixels 2×: 16 × 16 pixels" in page.texts["sample-resolutions"]
+
+
+def test_guidance_has_its_values(page):
+    text = page.texts["guidance"]
+    assert "1: 90; 1.5: 95; 3: 100" in text
+    assert "1: 0.0123; 1.5: 0.01; 3: nan" in text
+    assert "about 0.04" in text  # mean of the finite standard errors
+
+
+def test_inpainting_has_the_psnr_of_each_method(page):
+    text = page.texts["inpainting"]
+    for caption in METHODS.values():
+        assert f"{caption}, 10.0 dB" in text
+        assert f"{caption}, 20.0 dB" in text
+    observed = np.rint(generation_arrays()["inpainting_observed"] * 255)
+    np.testing.assert_array_equal(page.images("observed"), observed)
+
+
+def test_configuration_and_environment_have_every_setting(page):
+    text = page.texts["configuration"]
     for part in ("seed 7", "image_shape 8 × 8 × 3", "w0 10.0", "kind linear"):
         assert part in text
     assert "stages meta_learn, encode" in text
-    assert len(page.of("details")) == 4  # data, field, field.map; packages
-    assert "jax 0.10.2" in re.sub(r"\s+", " ", page.texts["environment"])
+    assert len(page.find("details")) == 4  # data, field, field.map; packages
+    assert "jax 0.10.2" in page.texts["environment"]
 
 
 def test_an_empty_run_has_a_page(tmp_path):
-    page = page_of(tmp_path)
-    assert page.of("section") == []
+    page = read_page(tmp_path)
+    assert page.find("section") == []
     assert tmp_path.name in page.texts[""]
 
 
 @pytest.mark.parametrize(
-    ("absent", "gone"),
+    ("file", "sections"),
     [
         ("config.json", {"configuration"}),
         ("environment.json", {"environment"}),
-        ("meta_learn/curves.json", {"curves"}),
-        ("meta_learn/metrics.json", set()),
+        ("meta_learn/curves.json", {"training"}),
         ("classify/report.npz", {"confusion"}),
-        (
-            "meta_learn/report.npz",
-            {"reconstructions", "distribution", "latents", "scales", "inner-steps"},
-        ),
+        ("meta_learn/report.npz", set(SECTIONS[1:6])),
+        ("generate/report.npz", GENERATOR_SECTIONS),
     ],
 )
-def test_a_section_without_its_file_is_left_out(tmp_path, absent, gone):
-    write(tmp_path)
-    (tmp_path / absent).unlink()
-    found = [attributes["id"] for attributes in page_of(tmp_path).of("section")]
-    assert found == [name for name in SECTIONS if name not in gone]
+def test_a_section_without_its_file_is_left_out(tmp_path, file, sections):
+    write_run(tmp_path)
+    (tmp_path / file).unlink()
+    ids = [attributes["id"] for attributes in read_page(tmp_path).find("section")]
+    assert ids == [name for name in SECTIONS if name not in sections]
 
 
-@pytest.mark.parametrize("name", sorted(field_arrays()))
-def test_any_array_may_be_absent(tmp_path, name):
-    fields = field_arrays()
-    del fields[name]
-    write(tmp_path, fields)
-    gone = {
-        "originals": "reconstructions",
-        "reconstructions": "reconstructions",
-        "psnr": "distribution",
-        "latents": "latents",
-        "inner_steps": "inner-steps",
-    }.get(name)
-    found = [attributes["id"] for attributes in page_of(tmp_path).of("section")]
-    assert found == [section for section in SECTIONS if section != gone]
+@pytest.mark.parametrize("prefix", ["inpainting", "guidance"])
+def test_sections_without_their_arrays_are_left_out(tmp_path, prefix):
+    arrays = {k: v for k, v in generation_arrays().items() if not k.startswith(prefix)}
+    page = page_of_arrays(tmp_path, "generate", arrays)
+    assert {a["id"] for a in page.find("section")} == GENERATOR_SECTIONS - {prefix}
 
 
 def test_damaged_files_are_named(tmp_path):
-    write(tmp_path)
+    write_run(tmp_path)
     path = tmp_path / "meta_learn" / "report.npz"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"meta_learn/report\.npz is damaged"):
+    with pytest.raises(DamagedFileError, match=r"meta_learn/report\.npz"):
         report.write_report(tmp_path)
     path.unlink()
     (tmp_path / "meta_learn" / "curves.json").write_text("{")
-    with pytest.raises(ValueError, match=r"meta_learn/curves\.json is damaged"):
-        report.write_report(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "message"),
-    [
-        (
-            "reconstructions",
-            (4, 8, 8, 1),
-            r"reconstructions \(4, 8, 8, 1\) of originals \(4, 8, 8, 3\)",
-        ),
-        ("inner_steps", (5, 3, 8, 8, 3), "inner_steps of 5 images, but only 4 originals"),
-    ],
-)
-def test_arrays_that_do_not_fit_are_refused(tmp_path, name, shape, message):
-    write(tmp_path, field_arrays() | {name: np.zeros(shape, np.float32)})
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DamagedFileError, match=r"meta_learn/curves\.json"):
         report.write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
-
-
-def test_a_confusion_matrix_that_does_not_fit_its_names_is_refused(tmp_path):
-    write(tmp_path, labels=label_arrays() | {"class_names": np.array(["a"])})
-    with pytest.raises(ValueError, match=r"confusion \(3, 3\), but 1 class names"):
-        report.write_report(tmp_path)

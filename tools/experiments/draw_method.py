@@ -4,7 +4,6 @@
 import argparse
 import pathlib
 import sys
-from typing import Any
 
 import numpy as np
 
@@ -75,26 +74,17 @@ def run_pictures(run: pathlib.Path) -> dict[str, np.ndarray]:
     config = config_lib.load(run)
     _, params = load.load_field(run)
     test = images_lib.open_splits(**config.data)["test"]
-    images = test.read(np.arange(4))["image"] / np.float32(255)
-    frames = np.clip(field_arrays.inner_steps(config, params, images), 0, 1)
-    rows = [frame for image, row in zip(images, frames, strict=True) for frame in (*row, image)]
-    latents = field_arrays.field_arrays(
-        build_fitter(config), params, (images * 255).astype(np.uint8)
-    )["latents"]
-    channels = list(np.moveaxis(latents[0], -1, 0))
+    images = test.read(np.arange(_SHOWN))["image"]
+    arrays = field_arrays.field_arrays(build_fitter(config), params, images)
+    images, frames = arrays["originals"], arrays["inner_steps"]
+    rows = [frame for image, row in zip(images, frames, strict=False) for frame in (*row, image)]
+    channels = list(np.moveaxis(arrays["latents"][0], -1, 0))
     name = config.name.split("-")[0]
     return {
-        f"{name}_reconstructions": reconstructions(config, params, test),
+        f"{name}_reconstructions": beside([*images, *arrays["reconstructions"]], _SHOWN // 2),
         "inner_steps": beside(rows, frames.shape[1] + 1),
         "latents": strip(channels, min(8, len(channels))),
     }
-
-
-def reconstructions(config: Any, params: Any, test: images_lib.ImageSource) -> np.ndarray:
-    """Test images in the upper rows, what the field makes of them in the lower."""
-    images = test.read(np.arange(_SHOWN))["image"]
-    fitted = field_arrays.field_arrays(build_fitter(config), params, images)["reconstructions"]
-    return beside([*(images / np.float32(255)), *fitted], _SHOWN // 2)
 
 
 def main() -> int:
