@@ -157,7 +157,7 @@ def with_random_map(task):
     ],
 )
 def test_images_that_cannot_be_shared_are_told(changes, told):
-    (problem,) = (line for line in meta_learning.check(whole_images(**changes)) if told in line)
+    (problem,) = (line for line in meta_learning.validate(whole_images(**changes)) if told in line)
     assert problem
 
 

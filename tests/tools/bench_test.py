@@ -287,6 +287,6 @@ def test_every_row_of_growth_is_a_config_that_works(capsys):
             if name != "--batch_size":
                 key = name.removeprefix("--config.")
                 config.update_from_flattened_dict({key: literal(value)})
-        assert meta_learning.check(config) == [], row
+        assert meta_learning.validate(config) == [], row
     assert bench_growth.main(["--rows=nothing"]) == 2
     assert "no row begins with 'nothing'" in capsys.readouterr().err

@@ -26,7 +26,7 @@ options="${1#*:}"
 shape="${options%%,*}"
 workdir="${2#--workdir=}"
 mkdir -p "$workdir/meta_learn" "$workdir/classify" "$workdir/generate"
-echo "{\"field\": {\"latent_shape\": [${shape//x/, }], \"lookup\": \"nearest\", \"map\": \"linear\", \
+echo "{\"field\": {\"latent_shape\": [${shape//x/, }], \"interpolation\": \"nearest\", \"map\": \"linear\", \
 \"width\": 64, \"upsampling\": 2}, \"meta_learn\": {\"batch_size\": 8}}" >"$workdir/config.json"
 echo '{"psnr": 38.125, "pca_psnr": 34.5, "steps": 4000, "test_images": 10000}' >"$workdir/meta_learn/metrics.json"
 echo '{"accuracy": 0.8125}' >"$workdir/classify/metrics.json"

@@ -186,7 +186,7 @@ def test_every_row_of_the_study_is_a_setting_that_works(trial):
         old = functools.reduce(dict.__getitem__, path, known)[last]
         assert type(value) is type(old), key  # as flags read them
     config.update_from_flattened_dict(trial.changes)
-    assert meta_learning.check(config) == []
+    assert meta_learning.validate(config) == []
 
 
 @pytest.mark.parametrize(
