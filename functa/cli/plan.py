@@ -116,11 +116,11 @@ def run(args: argparse.Namespace) -> int:
     if not args.measure:
         jax.config.update("jax_platforms", "cpu")
     with contextlib.suppress(RuntimeError):  # JAX runs already, and its devices are fixed
-        jax.config.update(
-            "jax_num_cpu_devices", clusters[0].devices if args.measure else max(simulated)
-        )
+        count = clusters[0].devices if args.measure else max(simulated)
+        jax.config.update("jax_num_cpu_devices", count)
     stages = [name for entry in config.stages for name in str(entry).split(",") if name]
     check(config, stages, clusters, meshes)
+    compiles = args.compile or args.measure
     planners = [
         Planner(
             config,
@@ -128,18 +128,14 @@ def run(args: argparse.Namespace) -> int:
             splits=split_sizes(config.data, args.images),
             assumptions=assumptions(args, config.data.image_shape, cluster.chip),
             stages=stages,
-            devices=devices_of(cluster, measure=args.measure)
-            if args.compile or args.measure
-            else None,
+            devices=devices_of(cluster, measure=args.measure) if compiles else None,
             measure=args.measure,
         )
         for cluster in clusters
     ]
     plans = [(planner.cluster, planner.plan()) for planner in planners]
     if args.json:
-        print(
-            json.dumps([report(p, stages) for p, (_, stages) in zip(planners, plans, strict=True)])
-        )
+        print(json.dumps([report(p, plan) for p, (_, plan) in zip(planners, plans, strict=True)]))
         return 0
     lines = table.cluster_table(plans) if len(plans) > 1 else table.stage_table(*plans[0])
     print("\n".join([*table.preface(planners), "", *lines]))
@@ -208,7 +204,7 @@ def devices_of(cluster: Cluster, *, measure: bool) -> Sequence[jax.Device]:
     """Devices to compile for: TPUs that libtpu describes, or those of this machine.
 
     Raises:
-      UserError: this machine has other devices than the cluster whose steps shall be measured.
+      UserError: steps cannot be measured because this machine has other devices, or libtpu does not know the slice.
     """
     if measure and jax.device_count() != cluster.devices:
         raise UserError(
@@ -217,7 +213,12 @@ def devices_of(cluster: Cluster, *, measure: bool) -> Sequence[jax.Device]:
     if measure or not cluster.topology or not importlib.util.find_spec("libtpu"):
         return jax.devices()
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not look for TPUs in this machine
-    return topologies.get_topology_desc(cluster.topology, "tpu").devices
+    try:
+        return topologies.get_topology_desc(cluster.topology, "tpu").devices
+    except Exception as error:  # libtpu raises errors of many types
+        raise UserError(
+            f"libtpu cannot describe {cluster.name} ({cluster.topology}): {error}"
+        ) from error
 
 
 def report(planner: Planner, stages: Sequence[StagePlan]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from functa.fields.fitter import build_fitter
 from functa.models.normalization import make_normalization
 from functa.runtime import mesh as mesh_lib
 from functa.training.tasks import Task, builders, generation
-from functa.training.train_step import NONE_BAD, described_state, make_step
+from functa.training.train_step import ALL_FINITE, make_step, state_shapes
 
 AnyMesh = Any  # Mesh, or AbstractMesh to trace without devices
 
@@ -68,16 +68,16 @@ class Programs:
         return Program(
             step,
             (
-                described_state(task, mesh),
-                _with_sharding(batch, NamedSharding(mesh, P(task.spec[0]))),
-                _with_sharding(NONE_BAD, NamedSharding(mesh, P())),
+                state_shapes(task, mesh),
+                _with_sharding(batch, NamedSharding(mesh, P(task.batch_spec[0]))),
+                _with_sharding(ALL_FINITE, NamedSharding(mesh, P())),
             ),
         )
 
     def evaluation(self, stage: str) -> Program:
         """The evaluation of one batch of config[stage].eval_batch_size, on one device."""
         batch = self._batch(stage, self._config[stage].eval_batch_size)
-        return Program(jax.jit(self.task(stage).evaluate), (self._params(stage), batch))
+        return Program(jax.jit(self.task(stage).metrics.evaluate), (self._params(stage), batch))
 
     def encoder(self, mesh: AnyMesh) -> Program:
         """The fit of the encode stage, on config.encode.batch_size images per device."""

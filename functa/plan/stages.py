@@ -77,10 +77,8 @@ class Planner:
         settings, hosts = self.config.encode, self.cluster.hosts
         layout = self.programs.record_layout
         shards = plan_shards(self.records, records_per_shard(settings.shard_megabytes, layout))
-        records, per_host = (
-            sum(self.records.values()),
-            settings.batch_size * self.cluster.devices / hosts,
-        )
+        batch_size = settings.batch_size * self.cluster.devices
+        records, per_host = sum(self.records.values()), batch_size / hosts
         source = self._images()
         if settings.crop == "resize" and settings.num_augmentations > 1:
             source = source._replace(cache="none")  # crops are cut from images as they are stored
@@ -93,7 +91,7 @@ class Planner:
             source,
             examples=records,
             steps=most_batches(shards, hosts, round(per_host)),
-            batch_size=settings.batch_size * self.cluster.devices,
+            batch_size=batch_size,
             reads=reads,
             read_at_first=source.examples if cached and "meta_learn" not in self.stages else 0,
             written_bytes=per_host * layout.record_bytes,
@@ -138,9 +136,8 @@ class Planner:
         settings, layout = self.config[stage], self.programs.record_layout
         train = (self.splits if settings.copies == "first" else self.records)["train"]
         examples = train + self.splits["validation"] + self.splits["test"]
-        return train, Source(
-            examples, layout.record_bytes, layout.latent_bytes, 0.0, settings.cache
-        )
+        sizes = layout.record_bytes, layout.latent_bytes
+        return train, Source(examples, *sizes, decode_seconds=0.0, cache=settings.cache)
 
     def _trained(self, name: str, examples: int, source: Source) -> StagePlan:
         settings = self.config[name]
