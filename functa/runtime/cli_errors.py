@@ -39,6 +39,7 @@ def parser(program: str, config: flags.FlagHolder) -> Callable[[list[str]], list
 
 
 def explain_config_error(error: Exception) -> str:
+    """One line about a config that cannot be loaded or a key that cannot be set."""
     # ml_collections: "'widht'\nDid you mean ...", in quotes and escapes of its own.
     if meant := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', str(error)):
         return f"unknown config key {meant[2]}; did you mean {meant[1]}?"

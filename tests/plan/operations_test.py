@@ -177,6 +177,7 @@ def test_encoding_and_second_order_training_in_units_of_a_forward_pass():
     forward = multiply_adds(field, params, jax.ShapeDtypeStruct((16, 8, 8, 16), jnp.float32))
     programs = Programs(config)
     encoder, step = programs.encoder(mesh_of()), programs.train_step("meta_learn", mesh_of())
+    assert programs.encoder(mesh_of(data=4)).arguments[1].shape == (4 * 16, 32, 32, 3)
     assert count(encoder).multiply_adds == pytest.approx(5 * forward, rel=0.05)
     assert count(step).multiply_adds == pytest.approx(15 * forward, rel=0.05)
 
