@@ -4,7 +4,7 @@ Source: Bauer et al. 2023 (arXiv 2302.03130): 38.4 dB at 32x32x64 (as restated b
 Data: the original archives, or TFDS's own imagenet2012 in ArrayRecord form; the former are written by
     tools/prepare_data.py imagenet2012 --source=TRAIN.tar VAL.tar --labels=FILE --data_dir=data
 Command: python -m functa.main --config=configs/imagenet.py
-What it takes, projected by `tools/plan.py imagenet TOPOLOGY --decode_rate=2000 --image_bytes=110e3`; a fifth of
+What it takes, projected by `functa plan imagenet HARDWARE --decode-rate=2000 --image-bytes=110e3`; a fifth of
 the peak and 200 MB/s between a host and storage are assumed. It was never run at this size:
 
 | stage | batch | on a device of v5e-256 | v5e-256 | 64xH100 | leaves |
@@ -88,7 +88,7 @@ def get_config(options: str | None = None) -> ConfigDict:
         width=768, depth=12, heads=12, mlp_width=3072, patch=2, remat=True, dtype="bfloat16"
     )
     # Muon would take 96 % of a step: an update of 131 million parameters is 769 G multiply-adds, on every device the
-    # same (tools/plan.py).
+    # same (functa plan).
     config.generate.optimizer.update(name="adamw", learning_rate=2e-4, warmup_steps=5000)
     config.generate.steps = 400_000
     config.generate.cache = "none"

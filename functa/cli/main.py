@@ -4,6 +4,7 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -51,7 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(own)
         else:
             commands.add_parser(command, help=help_line)
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    overrides = [flag for flag in unknown if re.match(r"--config\.[\w.]+=", flag)]
+    if unknown and not (getattr(module, "CONFIG_OVERRIDES", False) and overrides == unknown):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.config_overrides = overrides
     try:
         return module.run(args)
     except UserError as error:

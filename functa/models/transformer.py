@@ -45,7 +45,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     Products are of that dtype, the softmax is float32. Written out, because jax.nn.dot_product_attention multiplies
     float32 by bfloat16 on the way back. Its cuDNN implementation, which was not run, wants bfloat16, some sizes of
     heads and some cards; what it does not want is refused while a program is compiled, and where that is for other
-    devices (tools/compile_for.py) tracing cannot ask which. For the hundreds of tokens of a latent grid the scores
+    devices (functa plan --compile) tracing cannot ask which. For the hundreds of tokens of a latent grid the scores
     are small.
     """
     scores = jnp.einsum("bnhk,bmhk->bhnm", query, key).astype(jnp.float32)

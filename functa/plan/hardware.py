@@ -1,7 +1,7 @@
-"""Clusters as their makers describe them, and what an all-reduce takes there.
+"""Published data of chips and clusters, and the time of an all-reduce there.
 
-Peaks, sizes and bandwidths are published; utilisation and the seconds of a hop are guesses, told wherever a
-number depends on them, and to be replaced by what tools/bench_step.py and tools/bench_scaling.py measure there.
+Peaks, sizes and bandwidths are published. The utilization and the latency of a hop are assumptions, which the plan
+prints; replace them by what tools/benchmarks/step.py and tools/benchmarks/scaling.py measure.
 """
 
 import dataclasses
@@ -9,24 +9,28 @@ import math
 import re
 from typing import NamedTuple
 
+from jax.sharding import AbstractMesh
+
+from functa.runtime import mesh as mesh_lib
+from functa.runtime.errors import UserError
+
 
 class Chip(NamedTuple):
-    """One device of a cluster.
+    """One device.
 
     Attributes:
-      source: of the numbers.
-      peak: operations a second (two a multiply-add) of float32 products as JAX does them by default: of
-        bfloat16 on a TPU, of tensorfloat32 on a GPU that has it.
-      peak_highest: of float32 products at jax.lax.Precision.HIGHEST, which Muon asks for: six passes of bfloat16
-        on a TPU, no tensor cores on a GPU.
-      memory: bytes; bandwidth: bytes a second between it and the chip.
-      links: bytes a second that a device sends to others of its host or slice.
-      network: bytes a second that a device sends beyond that, where its cluster is larger than one.
-      per_host: devices of a host; most: devices of the largest cluster.
-      torus: dimensions of the torus that links the devices; 0: switches.
-      hop_seconds: from a device to the next.
-      cores: of a device in the cluster's name, where that counts cores.
-      utilisation: of the peak that is reached.
+      source: publication that the numbers are from.
+      peak: floating-point operations per second (two per multiply-add) of float32 matrix products at JAX's default
+        precision: in bfloat16 on a TPU, in tensorfloat32 on a GPU that has it.
+      peak_highest: the same at jax.lax.Precision.HIGHEST: six passes of bfloat16 on a TPU, no tensor cores on a GPU.
+      memory: bytes; bandwidth: bytes per second between memory and chip.
+      links: bytes per second that a device sends to others of its host or slice.
+      network: bytes per second that a device sends to other hosts.
+      per_host: devices per host; max_devices: devices of the largest cluster.
+      torus: dimensions of the torus that links the devices; 0 for switches.
+      hop_seconds: latency from a device to its neighbor.
+      cores: cores per device, where the cluster's name counts cores.
+      utilization: assumed fraction of the peak that matrix products reach.
     """
 
     source: str
@@ -37,16 +41,16 @@ class Chip(NamedTuple):
     links: float
     network: float
     per_host: int
-    most: int
+    max_devices: int
     torus: int
     hop_seconds: float
     cores: int
-    utilisation: float
+    utilization: float
 
 
 def _tpu(source: str, peak: float, memory: float, bandwidth: float, links: float, **rest) -> Chip:
     return Chip(
-        source, peak, peak / 6, memory, bandwidth, links, links, hop_seconds=1e-6, utilisation=0.2, **rest
+        source, peak, peak / 6, memory, bandwidth, links, links, hop_seconds=1e-6, utilization=0.2, **rest
     )  # fmt: skip
 
 
@@ -55,27 +59,27 @@ def _gpu(
 ) -> Chip:  # fmt: skip
     return Chip(
         source, tf32, fp32, memory, bandwidth, links, network,
-        per_host=8, most=1 << 14, torus=0, hop_seconds=5e-6, cores=1, utilisation=0.2,
+        per_host=8, max_devices=1 << 14, torus=0, hop_seconds=5e-6, cores=1, utilization=0.2,
     )  # fmt: skip
 
 
-# Links: half of what is published for both directions together. Network of a GPU: its own port of the DGX system.
+# Links are half of the published sum of both directions. The network of a GPU is its own port of the DGX system.
 CHIPS = {
     "v4": _tpu(
         "Google Cloud documentation, TPU v4; links: Jouppi et al. 2023, table 4",
-        275e12, 32 * 2**30, 1200e9, 300e9, per_host=4, most=4096, torus=3, cores=2,
+        275e12, 32 * 2**30, 1200e9, 300e9, per_host=4, max_devices=4096, torus=3, cores=2,
     ),
     "v5e": _tpu(
         "Google Cloud documentation, TPU v5e",
-        197e12, 16e9, 819e9, 200e9, per_host=8, most=256, torus=2, cores=1,
+        197e12, 16e9, 819e9, 200e9, per_host=8, max_devices=256, torus=2, cores=1,
     ),
     "v5p": _tpu(
         "Google Cloud documentation, TPU v5p",
-        459e12, 95e9, 2765e9, 600e9, per_host=4, most=6144, torus=3, cores=2,
+        459e12, 95e9, 2765e9, 600e9, per_host=4, max_devices=6144, torus=3, cores=2,
     ),
     "v6e": _tpu(
         "Google Cloud documentation, TPU v6e",
-        918e12, 32e9, 1638e9, 400e9, per_host=8, most=256, torus=2, cores=1,
+        918e12, 32e9, 1638e9, 400e9, per_host=8, max_devices=256, torus=2, cores=1,
     ),
     "A100": _gpu(
         "NVIDIA A100 80GB SXM data sheet; DGX A100 data sheet",
@@ -89,23 +93,31 @@ CHIPS = {
         "NVIDIA H200 SXM data sheet, without sparsity; DGX H200 data sheet",
         495e12, 67e12, 141e9, 4800e9, 450e9, 50e9,
     ),
-    # A core of the machine that docs/PERFORMANCE.md is of: products at 92 G multiply-adds a second on two cores, of
-    # which a step reaches 30 to 77 %; gloo takes about 5 ms a hop (docs/SCALE.md). Memory and its bandwidth: guesses.
+    # One core of the machine of docs/PERFORMANCE.md: two cores do 92 G multiply-adds per second, of which a step
+    # reaches 30 to 77 %; gloo takes about 5 ms per hop (docs/SCALE.md). Memory and its bandwidth are guesses.
     "cpu": Chip(
         "docs/PERFORMANCE.md, docs/SCALE.md",
         92e9, 92e9, 4e9, 10e9, 1e9, 1e9,
-        per_host=64, most=64, torus=0, hop_seconds=5e-3, cores=1, utilisation=0.5,
+        per_host=64, max_devices=64, torus=0, hop_seconds=5e-3, cores=1, utilization=0.5,
     ),
 }  # fmt: skip
+
+ONE_HOST_EACH = ("v4-8", "v5e-8", "v5p-8", "v6e-8", "8xA100", "8xH100", "8xH200")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """`devices` chips of one kind; `name` as it was asked for."""
+    """Devices of one kind.
+
+    Attributes:
+      name: as the user wrote it.
+      topology: libtpu's name of a TPU slice, such as "v5e:4x4"; "" for other devices.
+    """
 
     name: str
     chip: Chip
     devices: int
+    topology: str = ""
 
     @property
     def hosts(self) -> int:
@@ -113,12 +125,12 @@ class Cluster:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes a second that a device sends in an all-reduce of all."""
+        """Bytes per second that a device sends in an all-reduce over all devices."""
         return self.chip.links if self.hosts == 1 else self.chip.network
 
     @property
     def hops(self) -> int:
-        """One after the other, in an all-reduce: rings of a torus as square as it can be, or a binary tree."""
+        """Consecutive hops of an all-reduce: rings of a torus as square as possible, or a binary tree."""
         if self.devices == 1:
             return 0
         if self.chip.torus:
@@ -127,30 +139,55 @@ class Cluster:
         return 2 * math.ceil(math.log2(self.devices))
 
     def send_seconds(self, size: float, collectives: int) -> float:
-        """Of so many bytes sent by every device, in so many collectives of all."""
+        """Time in which every device sends `size` bytes in so many collectives."""
         return size / self.bandwidth + collectives * self.hops * self.chip.hop_seconds
 
+    def mesh(self, *, data: int, fsdp: int, cell: int) -> AbstractMesh:
+        """The mesh of config.mesh over the devices.
 
-def parse(topology: str) -> Cluster:
-    """`v5e-256`, `v5p-128` (as Google names them: cores where its names count cores), `64xH100`, `cpu:2`.
+        Raises:
+          ValueError: the axes do not multiply to the devices, or `cell` would span hosts.
+        """
+        sizes = mesh_lib.axis_sizes(self.devices, data=data, fsdp=fsdp, cell=cell)
+        per_host = min(self.devices, self.chip.per_host)
+        if per_host % sizes["cell"]:
+            raise UserError(
+                f"mesh.cell={sizes['cell']} must divide the {per_host} devices of a host of {self.name}"
+            )
+        return AbstractMesh(tuple(sizes.values()), tuple(sizes))
+
+
+def parse(name: str) -> Cluster:
+    """The cluster of a name such as `v5e-256`, `v5p-128` (Google counts cores there), `64xH100` or `cpu:2`.
 
     Raises:
-      ValueError: it is none of these; the message lists what is known.
+      UserError: unknown chip or impossible number of devices.
     """
     known = ", ".join(CHIPS)
-    found = re.fullmatch(r"(?:(\d+)x)?(v\d\w*?|cpu|[A-Z]\d+)(?:[-:](\d+))?", topology)
-    if not found or (found[1] is None) == (found[3] is None):
-        raise ValueError(
-            f"TOPOLOGY={topology}: want a chip and a number, as v5e-256, 64xH100 or cpu:2; chips: {known}"
+    match = re.fullmatch(r"(?:(\d+)x)?(v\d\w*?|cpu|[A-Z]\d+)(?:[-:](\d+))?", name)
+    if not match or (match[1] is None) == (match[3] is None):
+        raise UserError(
+            f"hardware {name!r}: write a chip and a number, such as v5e-256, 64xH100 or cpu:2; chips: {known}"
         )
-    name = {"v5litepod": "v5e"}.get(found[2], found[2])
-    if name not in CHIPS:
-        raise ValueError(f"TOPOLOGY={topology}: unknown chip {found[2]}; known are {known}")
-    chip, count = CHIPS[name], int(found[1] or found[3])
-    cores = chip.cores if found[3] else 1
-    if count < 1 or count % cores or count // cores > chip.most:
-        wanted = f"1 to {chip.most:,} chips"
+    kind = {"v5litepod": "v5e"}.get(match[2], match[2])
+    if kind not in CHIPS:
+        raise UserError(f"hardware {name!r}: unknown chip {match[2]}; known are {known}")
+    chip, count = CHIPS[kind], int(match[1] or match[3])
+    cores = chip.cores if match[3] else 1
+    if count < 1 or count % cores or count // cores > chip.max_devices:
+        limits = f"1 to {chip.max_devices:,} devices"
         if cores > 1:
-            wanted = f"a multiple of {cores}, at most {chip.most:,} chips of {cores} cores"
-        raise ValueError(f"TOPOLOGY={topology}: want {wanted}")
-    return Cluster(topology, chip, count // cores)
+            limits += f", as a multiple of {cores} cores"
+        raise UserError(f"hardware {name!r}: the number must be {limits}")
+    devices = count // cores
+    return Cluster(
+        name, chip, devices, f"{kind}:{_slice_shape(devices, chip.torus)}" if chip.torus else ""
+    )
+
+
+def _slice_shape(devices: int, dimensions: int) -> str:
+    """Shape of a TPU slice of 2^n devices, as square as possible: 8 -> "2x4" or "2x2x2"."""
+    sides = [1] * dimensions
+    while math.prod(sides) < devices:
+        sides[sides.index(min(sides))] *= 2
+    return "x".join(map(str, sorted(sides, key=lambda side: (side == 1, side))))

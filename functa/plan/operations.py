@@ -1,57 +1,121 @@
-"""How many multiply-adds the mathematics of functa needs, whatever a program makes of it.
+"""Work of a program, counted from its traced form (jaxpr): multiply-adds, and bytes sent to other devices.
 
-Only matrix products are counted, and each only as often as it must be done: the first inner step is
-the same for all examples and counts as nothing; gradients of the latents need no gradients of the
-weights. The ratio of this count to the time taken is what the benchmarks compare with the rate of
-plain matrix products.
-
-With F multiply-adds of the hidden layers for one point, s inner steps and second order:
-
-    fit        forward and backward to the latents for steps 2 ... s   2 F (s - 1)
-               the values after the last step                            F
-    training   backward of that forward, activations and weights       2 F
-               backward of every forward and backward of the fit       4 F (s - 1)
-
-so fitting takes F (2 s - 1) and a second-order training step F (6 s - 3).
+Element-wise work (sines, norms, additions) is not counted. XLA's own cost analysis (functa/plan/compiled.py) counts
+it, but counts the body of a loop once.
 """
 
-from functa.fields.field import Field
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+_HIGHEST = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
+# The traced equation and how often it runs, with the sizes of the mesh axes around it.
+_Repeated = tuple[core.JaxprEqn, int, dict[str, int]]
 
 
-def forward(field: Field) -> int:
-    """Multiply-adds of one image at the training resolution, map included; first layer per point.
+@dataclasses.dataclass(frozen=True)
+class Operations:
+    """Work of one device in one call of a program.
 
-    For depth 6, width 256 and 8x8x16 latents of 32x32 images that is 0.27106e9.
+    Attributes:
+      multiply_adds: of matrix products and convolutions, without those at highest precision.
+      multiply_adds_highest: those at jax.lax.Precision.HIGHEST, such as the update of Muon.
+      sent_bytes: bytes that the device sends in collectives, by ring algorithms.
+      collectives: number of collectives. Those of one kind over the same mesh axes count as one: XLA combines them.
     """
-    h, w, c = field.image_shape
-    features = field.num_features
-    width, hidden = field.width, field.depth - 2
-    points = h * w * (features * width + hidden * width**2 + width * c)
-    return points + map_operations(field)
+
+    multiply_adds: int
+    multiply_adds_highest: int
+    sent_bytes: float
+    collectives: int
+
+    @property
+    def all_multiply_adds(self) -> int:
+        return self.multiply_adds + self.multiply_adds_highest
 
 
-def map_operations(field: Field) -> int:
-    """Multiply-adds that turn the latents of one image into modulations."""
-    i, j, d = field.latent_shape
-    m = field.num_modulations * field.upsampling**2
-    cell = {"linear": d * m, "conv3x3": 9 * d * m, "mlp": field.width * (d + m)}[field.map]
-    return i * j * cell
+def count(function: Callable, *arguments: Any) -> Operations:
+    """Counts the work of function(*arguments) without running it.
+
+    Only equations that the results depend on count, those of a scan once per iteration, and of a conditional the
+    branch with most multiply-adds. What lies outside of `jax.shard_map` counts as if every device did all of it.
+
+    Args:
+      arguments: arrays or `jax.ShapeDtypeStruct`s.
+    Raises:
+      ValueError: a while loop, whose number of iterations is unknown, contains products or collectives.
+    """
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    default = highest = 0
+    sent, kinds = 0.0, set()
+    for equation, times, axis_sizes in _repeated(jaxpr, 1, {}):
+        products = times * _multiply_adds(equation)
+        if equation.params.get("precision") == _HIGHEST:
+            highest += products
+        else:
+            default += products
+        if size := _sent_bytes(equation, axis_sizes):
+            sent += times * size
+            kinds.add((equation.primitive.name, _axes(equation)))
+    return Operations(default, highest, sent, len(kinds))
 
 
-def shared_layers(field: Field) -> int:
-    """Of `forward`, what is the same for all images: the first layer where it sees coords only."""
-    h, w, _ = field.image_shape
-    return h * w * field.num_features * field.width
+def _repeated(jaxpr: core.Jaxpr, times: int, axis_sizes: dict[str, int]) -> Iterator[_Repeated]:
+    """Innermost equations that do countable work."""
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "shard_map":
+            axis_sizes = dict(params["mesh"].shape)
+        repeats = times * params["length"] if name == "scan" else times
+        parts = [
+            list(_repeated(inner, repeats, axis_sizes)) for inner in core.jaxprs_in_params(params)
+        ]
+        if name == "cond":
+            yield from max(parts, key=lambda part: sum(n * _multiply_adds(e) for e, n, _ in part))
+            continue
+        if name == "while" and any(parts):
+            raise ValueError("a while loop has products, and its number of iterations is unknown")
+        for part in parts:
+            yield from part
+        if _multiply_adds(equation) or _sent_bytes(equation, axis_sizes):
+            yield equation, times, axis_sizes
 
 
-def fit(field: Field, *, steps: int) -> int:
-    """Multiply-adds of fitting one image and of the values after the last step."""
-    return (forward(field) - shared_layers(field)) * (2 * steps - 1)
+def _multiply_adds(equation: Any) -> int:
+    params, name = equation.params, equation.primitive.name
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval
+        outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+        # A dilated input, as in the gradient of a strided convolution, is mostly zeros, which do not count.
+        dilation = math.prod(params["lhs_dilation"])
+        return equation.outvars[0].aval.size * (kernel.size // outputs) // dilation
+    return 0
 
 
-def training(field: Field, *, steps: int, second_order: bool) -> int:
-    """Multiply-adds of one image in a training step: `fit` and the gradient through it."""
-    once = forward(field) - shared_layers(field)
-    if second_order:
-        return once * (6 * steps - 3)
-    return fit(field, steps=steps) + 2 * once
+def _axes(equation: Any) -> tuple[str, ...]:
+    axes = equation.params.get("axes", equation.params.get("axis_name", ()))
+    return axes if isinstance(axes, tuple) else (axes,)
+
+
+def _sent_bytes(equation: Any, axis_sizes: dict[str, int]) -> float:
+    """Bytes that one device sends in a collective on rings of n devices, n - 1 of n parts in every pass."""
+    name = equation.primitive.name
+    if name not in ("psum", "all_gather", "reduce_scatter", "ppermute"):
+        return 0.0
+    n = math.prod(axis_sizes[axis] for axis in _axes(equation))
+    arrays = equation.outvars if name == "all_gather" else equation.invars
+    size = sum(var.aval.size * var.aval.dtype.itemsize for var in arrays)
+    if name == "ppermute":
+        return float(size) if n > 1 else 0.0
+    passes = 2 if name == "psum" else 1  # an all-reduce is a reduce-scatter and an all-gather
+    return passes * (n - 1) / n * size

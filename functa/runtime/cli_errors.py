@@ -30,7 +30,7 @@ def parser(program: str, config: flags.FlagHolder) -> Callable[[list[str]], list
                     config.value.name
                 )  # a file that is not there is noticed by the first look inside
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            sys.exit(refuse(program, _told(error)))
+            sys.exit(refuse(program, explain_config_error(error)))
         if len(rest) > 1:
             sys.exit(refuse(program, f"unknown arguments: {' '.join(rest[1:])}"))
         return rest
@@ -38,7 +38,8 @@ def parser(program: str, config: flags.FlagHolder) -> Callable[[list[str]], list
     return parse
 
 
-def _told(error: Exception) -> str:
+def explain_config_error(error: Exception) -> str:
+    """One line about a config that cannot be loaded or a key that cannot be set."""
     # ml_collections: "'widht'\nDid you mean ...", in quotes and escapes of its own.
     if meant := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', str(error)):
         return f"unknown config key {meant[2]}; did you mean {meant[1]}?"

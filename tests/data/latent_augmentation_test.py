@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from functa.data import latent_augmentation
-from functa.plan import xla_stats
+from functa.plan.compiled import collectives
 from functa.runtime import mesh as mesh_lib
 
 SHAPE = (4, 6, 3)
@@ -94,7 +94,7 @@ def test_devices_change_nothing_and_send_each_other_nothing():
     )
     shared = mesh_lib.to_devices(mesh, {"latents": latents})["latents"]
     compiled = made.lower(shared, jax.random.key(0)).compile()
-    assert not xla_stats.collectives(compiled)
+    assert not collectives(compiled)
     np.testing.assert_allclose(
         compiled(shared, jax.random.key(0)), augment(latents, **ON), atol=1e-6
     )

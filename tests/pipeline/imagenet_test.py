@@ -8,16 +8,17 @@ import pytest
 
 from functa.configs import imagenet
 from functa.pipeline import validation
-from functa.plan import memory_traffic
+from functa.plan import hardware
 from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
-    ("options", "devices"), [(None, 256), ("16x16x256", 256), ("bilinear", 256), ("photos", 2)]
+    ("options", "name"),
+    [(None, "v5e-256"), ("16x16x256", "v5e-256"), ("bilinear", "v5e-256"), ("photos", "cpu:2")],
 )
-def test_every_value_is_possible(options, devices):
+def test_every_value_is_possible(options, name):
     config = imagenet.get_config(options)
-    mesh = memory_traffic.described_mesh(config, devices)
+    mesh = hardware.parse(name).mesh(**config.mesh)
     assert validation.validate(config, None, stages=config.stages, mesh=mesh) == []
 
 

@@ -9,7 +9,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from functa.configs import common, digits
-from functa.plan import xla_stats
+from functa.plan import compiled
+from functa.plan.programs import Programs
 from functa.runtime import mesh as mesh_lib
 from functa.training import train_step
 from functa.training.tasks import meta_learning
@@ -249,10 +250,9 @@ def test_what_is_small_or_does_not_divide_is_replicated():
 def test_a_step_on_any_mesh_reduces_the_gradient_once(sizes):
     config = whole_images(**{"field.map": "conv3x3"})
     config.mesh.update(sizes)
-    found = xla_stats.collectives(
-        xla_stats.training_step(config, mesh_lib.make_mesh(**config.mesh))
-    )
-    reduced = [sum(one.numbers) for one in found if one.kind == "all-reduce"]
+    step = Programs(config).train_step("meta_learn", mesh_lib.make_mesh(**config.mesh))
+    found = compiled.collectives(step.function.lower(*step.arguments).compile())
+    reduced = [sum(one.sizes) for one in found if one.kind == "all-reduce"]
     task = build_meta_learning(config, sources={})
     params = jax.eval_shape(task.init, jax.random.key(0))
     numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -263,5 +263,5 @@ def test_a_step_on_any_mesh_reduces_the_gradient_once(sizes):
     # The latents of one row for the neighbour, and their derivatives.
     (_, j, d) = config.field.latent_shape
     assert all(one.kind == "collective-permute" for one in others)
-    assert all(sum(one.numbers) <= images * j * d for one in others)
+    assert all(sum(one.sizes) <= images * j * d for one in others)
     assert bool(others) == ("cell" in sizes)

@@ -9,8 +9,8 @@ plainly (reference.py: per-image vmap, modulations per pixel, jnp.sin, no shared
 plain matrix products of a hidden layer's shape and type, the ceiling. After that the stage itself
 encodes --batches batches of noise to a functaset in a temporary folder, with reading, augmenting,
 rounding, writing and hashing; `stage_over_fit` is its rate by that of the fit alone, 1 where
-nothing but the device is waited for. Numbers are medians of --repeats turns; necessary operations are
-counted by functa/operations.py.
+nothing but the device is waited for. Numbers are medians of --repeats turns; operations are the
+multiply-adds of the traced fit (functa/plan/operations.py).
 
 --json prints one object: images_per_second, reference_images_per_second, speedup_over_reference,
 operations_per_image (multiply-adds), operations_per_second, ceiling_operations_per_second,
@@ -33,6 +33,7 @@ from functa.fields.fitter import build_field, build_fitter
 from functa.fields.pixels import to_float
 from functa.pipeline import encode
 from functa.plan import operations
+from functa.plan.programs import Programs
 from functa.runtime import cli_errors, mesh, rng
 from functa.runtime.memory import keep_freed_memory
 from functa.runtime.mesh import device_name
@@ -118,7 +119,9 @@ def bench(config: ConfigDict, *, repeats: int, batches: int) -> dict[str, Any]:
     }
     seconds = measure(runs, repeats)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    per_image = operations.fit(build_field(config), steps=config.inner_loop.steps)
+    fit = Programs(config).encoder(mesh.make_mesh(jax.devices()[:1]))
+    work = operations.count(fit.function, *fit.arguments)
+    per_image = work.all_multiply_adds / config.encode.batch_size
     rate = batch_size / medians["fit"]
     highest = of_products / medians["ceiling"]
     stage = whole_stage(config, encoder, params, batches)

@@ -9,8 +9,8 @@ In one process and turn by turn, so that a noisy machine disturbs all alike: the
 runs it, the same step written plainly (python -m tools.benchmarks.reference: per-image vmap, modulations per pixel,
 jnp.sin, no shared first step), and plain matrix products of the step's own shape and type, the
 ceiling. The reference knows whole images and the loss mse only, so beside it both have them; with --noreference
-cells, flips and loss are the config's. Numbers are medians of --repeats turns; the count of necessary operations is
-that of functa/operations.py. `peak_bytes` is of all that the process did, the reference included.
+cells, flips and loss are the config's. Numbers are medians of --repeats turns; operations are the multiply-adds
+of the traced step (functa/plan/operations.py). `peak_bytes` is of all that the process did, the reference included.
 
 --json prints one object: images_per_second, reference_images_per_second, speedup_over_reference,
 seconds (of a step), operations_per_image (multiply-adds), operations_per_second, ceiling_operations_per_second,
@@ -32,6 +32,7 @@ from ml_collections import ConfigDict, config_flags
 from functa.fields.fitter import build_field
 from functa.fields.pixels import to_float
 from functa.plan import operations
+from functa.plan.programs import Programs
 from functa.runtime import cli_errors, rng
 from functa.runtime import mesh as mesh_lib
 from functa.runtime.memory import keep_freed_memory
@@ -105,11 +106,10 @@ def bench(config: ConfigDict, *, batch_size: int, repeats: int, reference: bool)
         runs["reference"] = reference_step(config, images)
     seconds = measure(runs, repeats)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    loop = config.inner_loop
-    field = build_field(config)
-    per_image = operations.training(field, steps=loop.steps, second_order=loop.second_order)
-    if cells := config.meta_learn.cells_per_image:
-        per_image = per_image * cells // (field.latent_shape[0] * field.latent_shape[1])
+    mesh = mesh_lib.make_mesh(**config.mesh)
+    step = Programs(config).train_step("meta_learn", mesh, batch_size=batch_size)
+    work = operations.count(step.function, *step.arguments)
+    per_image = work.all_multiply_adds * mesh.size / batch_size
     rate = batch_size / medians["step"]
     highest = of_products / medians["ceiling"]
     beside = {}

@@ -1,0 +1,171 @@
+"""The programs of a config's stages, ready to be traced or compiled without data, devices or a functaset.
+
+Everything in functa/plan that builds tasks and models from a config is in this module.
+"""
+
+import functools
+import math
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from functa.data.functaset import format
+from functa.data.functaset.format import RecordLayout
+from functa.data.functaset.reader import Functaset, Manifest
+from functa.fields.fitter import build_fitter
+from functa.models.normalization import make_normalization
+from functa.runtime import mesh as mesh_lib
+from functa.training.tasks import Task, builders, generation
+from functa.training.train_step import ALL_FINITE, make_step, state_shapes
+
+AnyMesh = Any  # Mesh, or AbstractMesh to trace without devices
+
+
+class Program(NamedTuple):
+    """A jitted function and the shapes, dtypes and shardings of its arguments."""
+
+    function: jax.stages.Wrapped
+    arguments: tuple[Any, ...]
+
+
+class Programs:
+    """The programs of one config."""
+
+    def __init__(self, config: ConfigDict):
+        self._config = config
+        self.record_layout = RecordLayout(
+            latent_shape=tuple(config.field.latent_shape), dtype=config.encode.dtype
+        )
+        self.task = functools.cache(self._make_task)  # stage -> Task without data
+
+    def _make_task(self, stage: str) -> Task:
+        if stage == "meta_learn":
+            return builders.build_meta_learning(self._config, sources={})
+        functaset = stub_functaset(self.record_layout)
+        if stage == "classify":
+            return builders.build_classification(self._config, functaset)
+        return generation.make(
+            self._config, functaset, decode=np.asarray, process_index=0, process_count=1
+        )
+
+    def train_step(self, stage: str, mesh: AnyMesh, *, batch_size: int | None = None) -> Program:
+        """The training step of a stage, on a global batch of `batch_size` (by default the config's)."""
+        task, settings = self.task(stage), self._config[stage]
+        step = make_step(
+            task,
+            mesh=mesh,
+            seed=0,
+            ema_decay=settings.ema_decay,
+            micro_batches=settings.micro_batches,
+        )
+        batch = self._batch(stage, batch_size or settings.batch_size)
+        return Program(
+            step,
+            (
+                state_shapes(task, mesh),
+                _with_sharding(batch, NamedSharding(mesh, P(task.batch_spec[0]))),
+                _with_sharding(ALL_FINITE, NamedSharding(mesh, P())),
+            ),
+        )
+
+    def evaluation(self, stage: str) -> Program:
+        """The evaluation of one batch of config[stage].eval_batch_size, on one device."""
+        batch = self._batch(stage, self._config[stage].eval_batch_size)
+        return Program(jax.jit(self.task(stage).metrics.evaluate), (self._params(stage), batch))
+
+    def encoder(self, mesh: AnyMesh) -> Program:
+        """The fit of the encode stage, on config.encode.batch_size images per device."""
+        h, w, c = self._config.data.image_shape
+        count = self._config.encode.batch_size * mesh.size
+        images = jax.ShapeDtypeStruct((count, h, w, c), np.float32)
+        arguments = (
+            _with_sharding(self._params("meta_learn"), NamedSharding(mesh, P())),
+            _with_sharding(images, NamedSharding(mesh, mesh_lib.BY_EXAMPLE)),
+        )
+        return Program(jax.jit(build_fitter(self._config).encode), arguments)
+
+    def sampler(self, *, any_scale: bool) -> Program:
+        """Draws one block of config.generate.sample_batch_size samples, on one device.
+
+        Args:
+          any_scale: whether the guidance scale is an argument, as in the guidance sweep, instead of the config's.
+        """
+        settings = self._config.generate
+        functaset = stub_functaset(self.record_layout)
+        normalization = make_normalization(functaset, kind=settings.normalization)
+        sample = generation.make_sampler(self._config, normalization)
+
+        def draw(params, numbers, labels, *scale):
+            return sample(params, numbers, labels, scale=scale[0] if scale else None).latents
+
+        indices = jax.ShapeDtypeStruct((settings.sample_batch_size,), np.int32)
+        scale = (jax.ShapeDtypeStruct((), np.float32),) if any_scale else ()
+        return Program(jax.jit(draw), (self._params("generate"), indices, indices, *scale))
+
+    def _params(self, stage: str) -> Any:
+        return jax.eval_shape(self.task(stage).init, jax.random.key(0))
+
+    def _batch(self, stage: str, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        if stage == "meta_learn":
+            shape = (size, *self._config.data.image_shape)
+            return {"image": jax.ShapeDtypeStruct(shape, np.uint8)}
+        values = self.record_layout.unpack([])
+        return {
+            name: jax.ShapeDtypeStruct((size, *values[name].shape[1:]), values[name].dtype)
+            for name in ("latents", "scale", "label")
+            if name in values
+        }
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes that one device holds of arrays with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _with_sharding(tree: Any, sharding: Sharding) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+class _StubFunctaset(Functaset):
+    """A functaset without files, whose latents are standard normal numbers."""
+
+    def source(self, split: str, cache: str) -> Any:
+        return SimpleNamespace(num_examples=self.num_examples(split), read=self._read)
+
+    def _read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        shape = (len(indices), *self.manifest.latent_shape)
+        latents = np.random.default_rng(0).standard_normal(shape, np.float32)
+        return {"latents": latents, "label": np.zeros(len(indices), np.int32)}
+
+
+def stub_functaset(layout: RecordLayout) -> Functaset:
+    """Stub functaset to build tasks that are traced or compiled, but do not train."""
+    channels = layout.latent_shape[2]
+    splits = {split: {"examples": 64, "shards": []} for split in format.SPLITS}
+    manifest = Manifest(
+        format_version=format.FORMAT_VERSION,
+        digest="",
+        field_digest="",
+        config={"encode": {"num_augmentations": 1}},
+        latent_shape=list(layout.latent_shape),
+        dtype=layout.dtype,
+        class_names=[],
+        splits=splits,
+        mean=[0.0] * channels,
+        std=[1.0] * channels,
+        scalar_mean=0.0,
+        scalar_std=1.0,
+        files={},
+    )
+    return _StubFunctaset(path=epath.Path("stub"), manifest=manifest)
