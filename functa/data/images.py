@@ -12,6 +12,7 @@ from etils import epath
 from functa.data import image_records
 from functa.data.sources import Batch, InMemorySource, Source, load_into_memory
 from functa.runtime import storage
+from functa.runtime.config import range_errors
 from functa.runtime.errors import DataError
 
 _DIGITS_TEST_EXAMPLES = 360
@@ -139,37 +140,36 @@ def _value_problems(
     source: str, image_shape: Sequence[int], num_classes: int, max_examples: int, cache: str
 ) -> list[str]:
     problems = []
-    if source not in ("digits", "tfds"):
-        problems.append(f"data.source={source!r} is unknown; choose from digits, tfds")
-    if cache not in ("host", "none"):
-        problems.append(f"data.cache={cache!r} is unknown; choose from host, none")
-    if (
-        len(image_shape) != 3
-        or not all(isinstance(size, int) and size > 0 for size in image_shape)
-        or image_shape[2] not in (1, 3)
+    for key, value, choices in (
+        ("source", source, ("digits", "tfds")),
+        ("cache", cache, ("host", "none")),
     ):
+        if value not in choices:
+            problems.append(f"data.{key}={value!r} is unknown; choose from {', '.join(choices)}")
+    sizes_are_valid = all(isinstance(size, int) and size > 0 for size in image_shape)
+    if len(image_shape) != 3 or not sizes_are_valid or image_shape[2] not in (1, 3):
         problems.append(f"data.image_shape={tuple(image_shape)} must be (h, w, c) with c 1 or 3")
-    if num_classes < 1:
-        problems.append(f"data.num_classes={num_classes} must be at least 1")
-    if max_examples < 0:
-        problems.append(f"data.max_examples={max_examples} must be 0 (all) or more")
-    return problems
+    return problems + range_errors(
+        {
+            "data.num_classes": (num_classes, 1, 10**9),
+            "data.max_examples": (max_examples, 0, 10**12),  # 0: all
+        }
+    )
 
 
 def _digits_problems(
     image_shape: Sequence[int], num_classes: int, train_split: str, test_split: str
 ) -> list[str]:
-    actual = {
-        "image_shape": tuple(image_shape),
-        "num_classes": num_classes,
-        "train_split": train_split,
-        "test_split": test_split,
+    values = {
+        "image_shape": (tuple(image_shape), (8, 8, 1)),
+        "num_classes": (num_classes, 10),
+        "train_split": (train_split, "train"),
+        "test_split": (test_split, "test"),
     }
-    required = dict(zip(actual, ((8, 8, 1), 10, "train", "test"), strict=True))
     return [
-        f"data.{key}={value!r} must be {required[key]!r} for data.source=digits"
-        for key, value in actual.items()
-        if value != required[key]
+        f"data.{key}={value!r} must be {required!r} for data.source=digits"
+        for key, (value, required) in values.items()
+        if value != required
     ]
 
 
