@@ -1,7 +1,7 @@
-"""Augmented copies of an image, each a pure function of (seed, example id, copy number).
+"""Augmented copies of images, as the encode stage stores them.
 
-Any process can so make any copy at any time, and a shard of a functaset that is made again holds
-the same bytes.
+A copy is a pure function of the seed, the id of the example and the number of the copy. So any process
+can make any copy, and a shard that is made again has the same bytes.
 """
 
 import math
@@ -9,11 +9,60 @@ import math
 import numpy as np
 from PIL import Image
 
+from functa.data.images import ImageSource
+from functa.data.sources import Batch
 from functa.runtime import rng
+
+CROPS = ("none", "pad", "resize")
+
+
+def read_copies(
+    source: ImageSource,
+    indices: np.ndarray,
+    copies: np.ndarray,
+    *,
+    seed: int,
+    flip: bool,
+    crop: str,
+    crop_padding: int,
+    crop_min_area: float,
+) -> Batch:
+    """Reads copy copies[k] of example indices[k]; copy 0 is the image itself.
+
+    With crop="resize" a copy is cut out of the stored image, before that is cropped and resized to the
+    shape of the source.
+
+    Args:
+      indices, copies: [n] integers.
+      seed, flip, crop, crop_padding, crop_min_area: see `augment`.
+    Returns:
+      The arrays of ImageSource.read, [n, ...].
+    """
+    examples, positions = np.unique(indices, return_inverse=True)
+    augmented = np.flatnonzero(copies)
+    if crop == "resize" and augmented.size:
+        batch, originals = source.read_with_originals(examples)
+    else:
+        batch = source.read(examples)
+        originals = list(batch["image"])
+    batch = {name: values[positions] for name, values in batch.items()}
+    for k in augmented:
+        batch["image"][k] = augment(
+            originals[positions[k]],
+            shape=batch["image"].shape[1:3],
+            seed=seed,
+            example_id=int(batch["id"][k]),
+            copy=int(copies[k]),
+            flip=flip,
+            crop=crop,
+            crop_padding=crop_padding,
+            crop_min_area=crop_min_area,
+        )
+    return batch
 
 
 def augment(
-    images_uint8: np.ndarray,
+    image: np.ndarray,
     *,
     shape: tuple[int, int],
     seed: int,
@@ -24,51 +73,49 @@ def augment(
     crop_padding: int,
     crop_min_area: float,
 ) -> np.ndarray:
-    """Copy number `copy` of one image; copy 0 is the image itself.
+    """Makes one copy of one image; copy 0 is the image itself.
 
     Args:
-      images_uint8: [H, W, c] uint8, one image; of another shape than `shape` with crop="resize" only.
+      image: [H, W, c] uint8. Its shape may differ from `shape` with crop="resize" only.
       shape: (h, w) of the copies.
-      example_id: the example's id in its data set.
-      flip: mirror left-right with probability one half.
-      crop: "none"; "pad": pad every side with `crop_padding` black pixels and cut out h x w at
-        random (He et al. 2016, section 4.2, "4 pixels are padded on each side, and a 32x32 crop is
-        randomly sampled"); "resize": cut out a random part and resize it to h x w (Szegedy et al.
-        2015, section 6; see `_crop_resize` for the deviation).
-      crop_min_area: smallest part as a fraction of the image's area, in (0, 1]; crop="resize".
+      example_id: the id of the example in its data set.
+      copy: number of the copy.
+      flip: mirror left-right with probability 1/2.
+      crop: "none"; "pad": pad every side with `crop_padding` black pixels and cut out a random window
+        of h x w pixels; "resize": cut out a random box and resize it to h x w.
+      crop_min_area: smallest area of a box as a fraction of the image, in (0, 1]; crop="resize" only.
     Returns:
       [h, w, c] uint8.
     Raises:
-      ValueError: not one uint8 image, an unknown crop, or a number out of range.
+      ValueError: `image` is not one uint8 image, `crop` is unknown, or a value is out of range.
+    Source: "pad": He et al. 2016, section 4.2. "resize": Szegedy et al. 2015, section 6; `_crop_resize`
+      has the deviation.
     """
-    if images_uint8.ndim != 3 or images_uint8.dtype != np.uint8:
+    if image.ndim != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be [h, w, c] uint8, not {image.shape} {image.dtype}")
+    if crop not in CROPS:
+        raise ValueError(f"crop={crop!r} is unknown; choose from {', '.join(CROPS)}")
+    if image.shape[:2] != tuple(shape) and (crop != "resize" or copy == 0):
         raise ValueError(
-            f"expected one image [h, w, c] uint8, not {images_uint8.shape} {images_uint8.dtype}"
-        )
-    if crop not in ("none", "pad", "resize"):
-        raise ValueError(f"unknown crop {crop!r}; known are none, pad, resize")
-    if images_uint8.shape[:2] != tuple(shape) and (crop != "resize" or copy == 0):
-        raise ValueError(
-            f"an image of {images_uint8.shape[:2]} pixels has no copy {copy} of {tuple(shape)} with crop={crop}"
+            f"copy {copy} of an image of {image.shape[:2]} pixels cannot have the shape {tuple(shape)} "
+            f"with crop={crop}"
         )
     if crop_padding < 0 or not 0 < crop_min_area <= 1:
         raise ValueError(
-            f"crop_padding must be >= 0 and crop_min_area in (0, 1], not {crop_padding}, "
-            f"{crop_min_area}"
+            f"crop_padding={crop_padding} must be >= 0 and crop_min_area={crop_min_area} in (0, 1]"
         )
     if copy == 0:
-        return images_uint8
+        return image
     random = np.random.default_rng(rng.stream_seed(seed, "augment", int(example_id), int(copy)))
-    # One draw for the flip whether or not it is used: the crops are then the same with and without
-    # flips.
-    mirrored = random.random() < 0.5
-    if flip and mirrored:
-        images_uint8 = images_uint8[:, ::-1]
+    # The number is drawn even if it is not used: crops are the same with and without flips.
+    mirror = random.random() < 0.5
+    if flip and mirror:
+        image = image[:, ::-1]
     if crop == "pad":
-        images_uint8 = _crop_pad(images_uint8, random, crop_padding)
+        image = _crop_pad(image, random, crop_padding)
     elif crop == "resize":
-        images_uint8 = _crop_resize(images_uint8, random, crop_min_area, shape)
-    return np.ascontiguousarray(images_uint8)
+        image = _crop_resize(image, random, crop_min_area, shape)
+    return np.ascontiguousarray(image)
 
 
 def _crop_pad(image: np.ndarray, random: np.random.Generator, padding: int) -> np.ndarray:
@@ -81,31 +128,28 @@ def _crop_pad(image: np.ndarray, random: np.random.Generator, padding: int) -> n
 def _crop_resize(
     image: np.ndarray, random: np.random.Generator, min_area: float, shape: tuple[int, int]
 ) -> np.ndarray:
-    """Part of area a ~ U(min_area, 1), aspect ratio log-uniform in [3/4, 4/3], resized with the
-    bicubic filter.
+    """Cuts out a random box and resizes it with the bicubic filter.
 
-    The ratio is relative to that of `shape` and is drawn from the part of that interval for which
-    the box lies inside the image, where the published code draws up to ten times and then gives
-    up; boxes may start between pixels. Where an image is so long that no such box of that area lies
-    in it, the nearest ratio is taken that does.
+    The area is uniform in [min_area, 1] of the image. The aspect ratio, relative to that of `shape`, is
+    log-uniform in that part of [3/4, 4/3] for which the box fits into the image. If the image is so
+    long that no such box fits, the nearest ratio that fits is taken. Deviation from the published code,
+    which draws up to ten times and then gives up; also, boxes may start between pixels.
     """
     (height, width, c), (h, w) = image.shape, shape
     area = random.uniform(min_area, 1.0)
-    longer = math.log(
-        width * h / (height * w)
-    )  # how much wider the image is than the copy, by its ratio
-    spare = math.log(1 / area)
-    inside, wanted = (longer - spare, longer + spare), (-math.log(4 / 3), math.log(4 / 3))
-    low, high = (min(max(limit, inside[0]), inside[1]) for limit in wanted)
+    log_ratio = math.log(width * h / (height * w))  # of the whole image, relative to `shape`
+    margin = math.log(1 / area)
+    fits, wanted = (log_ratio - margin, log_ratio + margin), (-math.log(4 / 3), math.log(4 / 3))
+    low, high = (min(max(limit, fits[0]), fits[1]) for limit in wanted)
     ratio = math.exp(random.uniform(low, high))
     side = math.sqrt(area * height * width)
-    # min: rounding must not push the box over the border, which Pillow refuses.
+    # Rounding must not push the box over the border, which Pillow refuses.
     box_h = min(side * math.sqrt(h / w / ratio), height)
     box_w = min(side * math.sqrt(w / h * ratio), width)
     top, left = random.uniform(0, height - box_h), random.uniform(0, width - box_w)
     box = (left, top, min(left + box_w, width), min(top + box_h, height))
-    planes = [
+    channels = [
         np.asarray(Image.fromarray(image[..., k]).resize((w, h), Image.Resampling.BICUBIC, box))
         for k in range(c)
     ]
-    return np.stack(planes, axis=-1)
+    return np.stack(channels, axis=-1)

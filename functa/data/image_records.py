@@ -1,14 +1,13 @@
-"""TFDS data sets of images in ArrayRecord files: found, checked and decoded, without TensorFlow.
+"""TFDS data sets of images in ArrayRecord files: opening, validation and decoding, without TensorFlow.
 
-A data set lies at data_dir/NAME, data_dir/NAME/VERSION or data_dir/NAME/CONFIG/VERSION, wherever
-dataset_info.json is; `name` may be NAME or NAME/CONFIG, either with :VERSION behind it. Its
-features "image" and "label" are read.
+A data set lies at data_dir/NAME, data_dir/NAME/VERSION or data_dir/NAME/CONFIG/VERSION, where its
+dataset_info.json is; its name is NAME or NAME/CONFIG, optionally with :VERSION. Its features "image"
+and "label" are read.
 """
 
 import io
 import re
 from collections.abc import Callable, Sequence
-from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -17,29 +16,30 @@ from array_record.python import array_record_module
 from etils import epath
 from PIL import Image
 
+from functa.data.sources import Batch, check_indices
 from functa.runtime.errors import DataError
+from functa.runtime.storage import thread_map
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
-_FILES_AT_ONCE = 32  # opened by a check; on a remote disk each is a round trip
-_AGAIN = "Copy or prepare the data set again"
+_PILLOW_MODES = {1: "L", 3: "RGB"}  # by the number of channels
+_REPAIR = "copy or prepare the data set again"
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
-PREPARE = "tools/prepare_data.py NAME --source=PATH... --data_dir=DIR makes one"
+PREPARE = "functa prepare NAME --source PATH... --data-dir DIR makes one"
 
 
 def open_builder(name: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:
-    """Opens a prepared data set; builds and downloads nothing.
+    """Opens a prepared data set; prepares and downloads nothing.
 
     Raises:
-      ValueError: no such directory or data set, several configs to choose from, or metadata that
-        cannot be read.
+      ValueError: there is no such directory or data set, `name` must select one of several configs, or
+        the metadata cannot be read.
     """
     directory = _find(name, epath.Path(data_dir))
     try:
         return tfds.builder_from_directory(directory)
-    except Exception as error:  # whatever a damaged file makes the parsers raise
+    except Exception as error:  # damaged files make the parsers raise errors of many types
         raise ValueError(
-            f"the metadata in {directory} cannot be read ({error}); prepare the data set again"
+            f"the metadata in {directory} cannot be read ({error}); {_REPAIR}"
         ) from error
 
 
@@ -47,18 +47,18 @@ def _find(name: str, data_dir: epath.Path) -> epath.Path:
     base, _, version = name.partition(":")
     folder = data_dir / base
     if not base or not folder.is_dir():
-        held = "does not exist"
+        content = "does not exist"
         if data_dir.is_dir():
-            there = sorted(path.name for path in data_dir.iterdir())
-            held = f"holds {', '.join(there[:10]) or 'nothing'}{', ...' * (len(there) > 10)}"
+            names = sorted(path.name for path in data_dir.iterdir())
+            content = f"holds {', '.join(names[:10]) or 'nothing'}{', ...' * (len(names) > 10)}"
         raise ValueError(
-            f"no data set {name!r} in data.data_dir: {data_dir} {held}. Set data.data_dir and "
+            f"no data set {name!r} in data.data_dir: {data_dir} {content}. Set data.data_dir and "
             f"data.name to a TFDS data set ({PREPARE})"
         )
     if (folder / "dataset_info.json").exists() and not version:
         return folder
     configs = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
-    found = [
+    candidates = [
         path
         for config in configs
         for path in config.iterdir()
@@ -66,128 +66,135 @@ def _find(name: str, data_dir: epath.Path) -> epath.Path:
         and path.name == (version or path.name)
         and (path / "dataset_info.json").exists()
     ]
-    if not found:
+    if not candidates:
         raise ValueError(
             f"{folder} holds no dataset_info.json, nor do its subfolders "
-            f"{version or 'VERSION'} or CONFIG/{version or 'VERSION'}: it is empty or was not "
+            f"{version or 'VERSION'} or CONFIG/{version or 'VERSION'}: its preparation has not "
             f"finished ({PREPARE})"
         )
-    if len({path.parent for path in found}) > 1:
-        choices = sorted({str(path.parent.relative_to(data_dir)) for path in found})
+    if len({path.parent for path in candidates}) > 1:
+        choices = sorted({str(path.parent.relative_to(data_dir)) for path in candidates})
         raise ValueError(
             f"{name!r} has several configs; set data.name to one of {', '.join(choices)}"
         )
-    return max(found, key=lambda path: tuple(map(int, path.name.split("."))))
+    return max(candidates, key=lambda path: tuple(map(int, path.name.split("."))))
 
 
-def check_features(
+def validate_features(
     builder: tfds.core.DatasetBuilder, *, image_shape: Sequence[int], num_classes: int
 ) -> list[str]:
-    """Problems of what a data set declares: its format, the images' shape, the classes."""
-    features, where = builder.info.features, builder.data_path
+    """Problems with the file format, the image shape and the classes that a data set declares."""
+    features, path = builder.info.features, builder.data_path
     if builder.info.file_format != FORMAT:
-        form = builder.info.file_format.value
-        return [f"{where} holds {form} files; prepare it with file_format=array_record"]
+        file_format = builder.info.file_format.value
+        return [f"{path} holds {file_format} files; prepare it with file_format=array_record"]
     if not {"image", "label"} <= set(features):
-        return [f"{where} has the features {sorted(features)}, but 'image' and 'label' are needed"]
+        return [f"{path} has the features {sorted(features)}, but 'image' and 'label' are needed"]
     problems = []
     image, label = features["image"], features["label"]
-    fits = [own in (None, wanted) for own, wanted in zip(image.shape, image_shape, strict=False)]
-    if len(image.shape) != 3 or not all(fits):
+    matches = [
+        size in (None, wanted) for size, wanted in zip(image.shape, image_shape, strict=False)
+    ]
+    if len(image.shape) != 3 or not all(matches):
         problems.append(
-            f"{where} holds images of shape {image.shape}, but data.image_shape is "
-            f"{tuple(image_shape)}; set it to the images' own"
+            f"{path} holds images of shape {image.shape}, but data.image_shape is "
+            f"{tuple(image_shape)}; set it to the shape of the images"
         )
     if image.np_dtype != np.uint8:
-        problems.append(f"{where} holds {image.np_dtype} images; only uint8 ones can be read")
+        problems.append(f"{path} holds {image.np_dtype} images, but uint8 images are needed")
     classes = getattr(label, "num_classes", None)
     if label.shape != () or not np.issubdtype(label.np_dtype, np.integer):
-        problems.append(f"the labels in {where} are {label}, but one integer each is needed")
+        problems.append(f"the labels in {path} are {label}, but integer scalars are needed")
     elif classes not in (None, num_classes):
         problems.append(
-            f"{where} has {classes} classes, but data.num_classes is {num_classes}; "
+            f"{path} has {classes} classes, but data.num_classes is {num_classes}; "
             f"set it to {classes}"
         )
     return problems
 
 
-def check_files(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
-    """Problems of a split's files: missing, cut off, another number of records than recorded.
+def validate_files(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
+    """Problems with the files of a split: missing, truncated, or a wrong number of records.
 
     Reads the end of every file but no example.
     """
     try:
         instructions = builder.info.splits[split].file_instructions
     except (KeyError, ValueError):
-        known = ", ".join(builder.info.splits) or "none"
+        splits = ", ".join(builder.info.splits) or "none"
         return [
-            f"{builder.data_path} has no split {split!r}; it has {known}: name one by "
-            "data.train_split or data.test_split"
+            f"{builder.data_path} has no split {split!r}; set data.train_split and data.test_split to "
+            f"one of {splits}"
         ]
-    if not sum(each.take for each in instructions):
+    if not sum(instruction.take for instruction in instructions):
         return [f"split {split!r} of {builder.data_path} has 0 examples"]
-    with futures.ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        return [problem for problem in pool.map(_check_file, instructions) if problem]
+    return [problem for problem in thread_map(_file_problem, instructions) if problem]
 
 
-def _check_file(instruction: Any) -> str | None:
+def _file_problem(instruction: Any) -> str | None:
     path, expected = epath.Path(instruction.filename), instruction.examples_in_shard
     if not path.exists():
-        return f"{path} is missing: {expected} records. {_AGAIN}"
+        return f"{path} with {expected} records is missing; {_REPAIR}"
     reader = array_record_module.ArrayRecordReader(str(path))
-    held = reader.num_records()  # noted at the end of the file: 0 if it is cut off
+    count = reader.num_records()  # from the end of the file: 0 if it is truncated
     try:
         reader.close()
         reason = ""
     except RuntimeError as error:
         reason = f" ({error})"
-    if held == expected and not reason:
+    if count == expected and not reason:
         return None
     return (
-        f"{path} ({path.stat().length} bytes) is cut off or damaged: it shows {held} of {expected} "
-        f"records{reason}. {_AGAIN}"
+        f"{path} ({path.stat().length} bytes) is truncated or damaged: it has {count} of {expected} "
+        f"records{reason}; {_REPAIR}"
     )
 
 
 def open_image(encoded: bytes) -> Image.Image:
-    """Reads the header of a PNG or JPEG file; `load` of what is returned decodes it.
+    """Reads the header of a PNG or JPEG file; the `load` method of the result decodes the pixels.
 
     Raises:
-      ValueError: more than 8 bits a channel. Pillow would cut those of colour images to 8.
-      OSError, SyntaxError: bytes that do not begin like a PNG or JPEG.
+      ValueError: the image has more than 8 bits per channel, which Pillow would truncate.
+      OSError, SyntaxError: the bytes do not begin like a PNG or JPEG file.
     """
     image = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
-    # The header of a PNG has its depth at a fixed place; deeper JPEGs are unknown to Pillow.
+    # Byte 24 of a PNG file is its bit depth. Pillow does not open JPEG files of more than 8 bits.
     if image.mode[0] in "IF" or (image.format == "PNG" and encoded[24] > 8):
-        raise ValueError(f"the image has more than 8 bits a channel (mode {image.mode})")
+        raise ValueError(f"the image has more than 8 bits per channel (mode {image.mode})")
     return image
 
 
 def decode_image(encoded: bytes, *, image_shape: Sequence[int], resize: bool) -> np.ndarray:
-    """PNG or JPEG bytes -> [h, w, c] uint8.
-
-    Grey becomes RGB and RGB grey (ITU-R 601) as c asks, palettes are looked up, an alpha channel
-    is dropped, CMYK is converted; EXIF orientation is ignored, as in published work on such
-    folders.
+    """Decodes PNG or JPEG bytes to [h, w, c] uint8.
 
     Args:
-      image_shape: h, w and c (1 or 3).
-      resize: the rule for photographs, whose sizes vary: the largest centred part with the aspect
-        ratio w : h, resized to h x w by Pillow's antialiased bicubic filter (the same as resizing
-        the short side and cropping).
+      encoded: bytes of the file.
+      image_shape, resize: see `convert_image`.
     Raises:
-      ValueError: another size while `resize` is false, or more than 8 bits a channel.
-      OSError, SyntaxError: bytes that are not a whole PNG or JPEG.
+      ValueError: more than 8 bits per channel, or see `convert_image`.
+      OSError, SyntaxError: the bytes are not a complete PNG or JPEG file.
     """
     with open_image(encoded) as image:
         image.load()
-        return fit_image(image, image_shape=image_shape, resize=resize)
+        return convert_image(image, image_shape=image_shape, resize=resize)
 
 
-def fit_image(image: Image.Image, *, image_shape: Sequence[int], resize: bool) -> np.ndarray:
-    """A decoded image -> [h, w, c] uint8; arguments and ValueError as of `decode_image`."""
+def convert_image(image: Image.Image, *, image_shape: Sequence[int], resize: bool) -> np.ndarray:
+    """Converts a decoded image to [h, w, c] uint8.
+
+    Gray becomes RGB or RGB gray (ITU-R 601) as c requires; palettes are looked up, alpha channels
+    dropped, CMYK is converted. EXIF orientation is ignored, as in published work on such data sets.
+
+    Args:
+      image: a Pillow image whose pixels are loaded.
+      image_shape: (h, w, c), c 1 or 3.
+      resize: cut out the largest centered part with the aspect ratio w : h and resize it to h x w with
+        Pillow's antialiased bicubic filter. This equals resizing the short side and then cropping.
+    Raises:
+      ValueError: the image has another size and `resize` is false.
+    """
     h, w, c = image_shape
-    pixels = image if image.mode == _MODES[c] else image.convert(_MODES[c])
+    pixels = image if image.mode == _PILLOW_MODES[c] else image.convert(_PILLOW_MODES[c])
     if resize and pixels.size != (w, h):
         scale = min(pixels.width / w, pixels.height / h)
         left, top = (pixels.width - w * scale) / 2, (pixels.height - h * scale) / 2
@@ -198,22 +205,12 @@ def fit_image(image: Image.Image, *, image_shape: Sequence[int], resize: bool) -
     return np.asarray(pixels).reshape(h, w, c)
 
 
-def decode_whole(encoded: bytes, *, image_shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """PNG or JPEG bytes -> (what `decode_image` makes of a photograph, [H, W, c] uint8 in its own size)."""
-    with open_image(encoded) as image:
-        image.load()
-        fitted = fit_image(image, image_shape=image_shape, resize=True)
-        own = image.height, image.width, image_shape[2]
-        return fitted, fit_image(image, image_shape=own, resize=False)
-
-
 class Records:
-    """One range of a split, read from its files at every request.
+    """An ImageSource that reads a range of a split from its files at every request.
 
-    Args:
-      ids: the range of the split's own indices.
-    Raises:
-      ValueError: the features or the split do not fit; see `check_features`, `check_files`.
+    Attributes:
+      image_shape: (h, w, c) of the images that `read` returns.
+      resizes: whether images are cropped and resized, because their stored sizes vary.
     """
 
     def __init__(
@@ -225,6 +222,7 @@ class Records:
         image_shape: Sequence[int],
         num_classes: int,
     ):
+        """ids: range of indices of the split. See also images.open_splits."""
         self.num_examples = len(ids)
         self.image_shape = tuple(image_shape)
         self._ids = np.arange(ids.start, ids.stop, dtype=np.int64)
@@ -232,93 +230,80 @@ class Records:
         self._files = builder.info.splits[split].file_instructions
         features = builder.info.features
         self._encoded = isinstance(features["image"], tfds.features.Image)
-        self.resizes = None in features["image"].shape  # photographs, whose sizes vary
-        # Bytes as they are: Pillow decodes them here; other features of the set are never decoded.
-        skipped = set(features) - {"label"} - (set() if self._encoded else {"image"})
-        decoders = {key: tfds.decode.SkipDecoding() for key in skipped}
+        self.resizes = self._encoded and None in features["image"].shape
+        # Pillow decodes the images here; features other than image and label are not decoded.
+        skip = set(features) - {"label"} - (set() if self._encoded else {"image"})
+        decoders = {key: tfds.decode.SkipDecoding() for key in skip}
         self._source = builder.as_data_source(split, decoders=decoders)
 
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """See images.ImageSource.read."""
-        ids, rows = self._rows(indices)
-        images = np.empty((len(ids), *self.image_shape), np.uint8)
-        for k, row in enumerate(rows):
-            images[k] = self._decode(row["image"], ids[k])
-        return self._batch(ids, rows, images)
+    def read(self, indices: np.ndarray) -> Batch:
+        """See images.ImageSource."""
+        images, labels = self._read(indices, self._decode)
+        return self._batch(images, labels)
 
-    def read_whole(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-        """See images.ImageSource.read_whole."""
-        if not (self._encoded and self.resizes):
+    def read_with_originals(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
+        """See images.ImageSource."""
+        if not self.resizes:
             batch = self.read(indices)
             return batch, list(batch["image"])
-        ids, rows = self._rows(indices)
-        shape, kept = self.image_shape, []
-        images = np.empty((len(ids), *shape), np.uint8)
-        for k, row in enumerate(rows):
-            images[k], whole = self._naming(ids[k], decode_whole, row["image"], image_shape=shape)
-            kept.append(whole)
-        return self._batch(ids, rows, images), kept
+        pairs, labels = self._read(indices, self._decode_with_original)
+        return self._batch([image for image, _ in pairs], labels), [whole for _, whole in pairs]
 
-    def _batch(self, ids: np.ndarray, rows: list[dict], images: np.ndarray) -> dict[str, Any]:
-        labels = np.array([row["label"] for row in rows], np.int64)
+    def _batch(self, images: list[np.ndarray], labels: Batch) -> Batch:
+        return {"image": np.array(images, np.uint8).reshape(-1, *self.image_shape)} | labels
+
+    def _read(self, indices: np.ndarray, decode: Callable[[Any], Any]) -> tuple[list[Any], Batch]:
+        """Results of `decode` for the stored images, and the arrays "label" and "id"."""
+        ids = self._ids[check_indices(indices, self.num_examples)]
+        try:
+            records = self._source.__getitems__(ids.tolist())
+        except RuntimeError as error:
+            raise DataError([self._damage(ids)]) from error
+        decoded = []
+        for index, record in zip(ids, records, strict=True):
+            try:
+                decoded.append(decode(record["image"]))
+            except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: a broken PNG file
+                raise DataError([f"{self._place(index)} cannot be read: {error}"]) from error
+        labels = np.array([record["label"] for record in records], np.int64)
         wrong = np.flatnonzero((labels < 0) | (labels >= self._num_classes))
         if wrong.size:
             message = (
-                f"{self._place(ids[wrong[0]])} has label {labels[wrong[0]]}, but data.num_classes "
-                f"is {self._num_classes}, which allows 0 to {self._num_classes - 1}"
+                f"{self._place(ids[wrong[0]])} has label {labels[wrong[0]]}, but data.num_classes="
+                f"{self._num_classes} allows 0 to {self._num_classes - 1}"
             )
             raise DataError([message])
-        return {"image": images, "label": labels.astype(np.int32), "id": ids}
+        return decoded, {"label": labels.astype(np.int32), "id": ids}
 
-    def _rows(self, indices: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """(ids in the data set's own split, records) of examples."""
-        ids = self._ids[within(indices, self.num_examples)]
-        try:
-            return ids, self._source.__getitems__(ids.tolist())
-        except RuntimeError as error:
-            raise DataError([self._damaged(ids)]) from error
-
-    def _decode(self, image: Any, example: int) -> np.ndarray:
-        shape, resize = self.image_shape, self.resizes
+    def _decode(self, stored: Any) -> np.ndarray:
         if self._encoded:
-            return self._naming(example, decode_image, image, image_shape=shape, resize=resize)
-        if image.shape != shape:
-            raise DataError([f"{self._place(example)} is {image.shape}, not {shape}"])
-        return image
+            return decode_image(stored, image_shape=self.image_shape, resize=self.resizes)
+        if stored.shape != self.image_shape:
+            raise ValueError(f"the image is {stored.shape}, not {self.image_shape}")
+        return stored
 
-    def _naming(self, example: int, decode: Callable, *args: Any, **kwargs: Any) -> Any:
-        try:  # its errors name the example's place
-            return decode(*args, **kwargs)
-        except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: of a broken PNG
-            raise DataError([f"{self._place(example)} cannot be read: {error}"]) from error
+    def _decode_with_original(self, stored: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """The image [h, w, c] and the stored image [H, W, c]."""
+        with open_image(stored) as picture:
+            picture.load()
+            image = convert_image(picture, image_shape=self.image_shape, resize=True)
+            shape = (picture.height, picture.width, self.image_shape[2])
+            return image, convert_image(picture, image_shape=shape, resize=False)
 
-    def _place(self, example: int) -> str:
-        """File and record of an example, for messages."""
-        left = int(example)
+    def _place(self, index: int) -> str:
+        """File and record of an example of the split, for messages."""
+        left = int(index)
         for file in self._files:
             if left < file.take:
                 return f"record {file.skip + left} of {file.filename}"
             left -= file.take
-        raise IndexError(f"example {example} is in none of {len(self._files)} files")
+        raise IndexError(f"example {index} is in none of {len(self._files)} files")
 
-    def _damaged(self, ids: np.ndarray) -> str:
-        for example in ids:
+    def _damage(self, ids: np.ndarray) -> str:
+        """Reads records one by one to name the damaged one."""
+        for index in ids:
             try:
-                self._source[int(example)]
+                self._source[int(index)]
             except RuntimeError as error:
-                return f"{self._place(example)} is damaged ({error}). {_AGAIN}"
+                return f"{self._place(index)} is damaged ({error}); {_REPAIR}"
         return f"records {ids.min()} to {ids.max()} can be read one by one but not together"
-
-
-def within(indices: np.ndarray, num_examples: int) -> np.ndarray:
-    """Indices as they are; NumPy would take a negative one from the end.
-
-    Raises:
-      IndexError: one lies outside [0, num_examples).
-    """
-    indices = np.asarray(indices)
-    if indices.size and (indices.min() < 0 or indices.max() >= num_examples):
-        raise IndexError(
-            f"indices {indices.min()} to {indices.max()} of a split of {num_examples} examples"
-        )
-    return indices

@@ -1,51 +1,36 @@
-"""Images with random access: scikit-learn's embedded digits, and TFDS data sets in ArrayRecord."""
+"""Image sources: the digits of scikit-learn, and TFDS data sets in ArrayRecord files."""
 
 import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent import futures
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from etils import epath
 
 from functa.data import image_records
-from functa.data.image_records import DataError
+from functa.data.sources import Batch, InMemorySource, Source, load_into_memory
 from functa.runtime import storage
+from functa.runtime.config import range_errors
+from functa.runtime.errors import DataError
 
-Batch = dict[str, np.ndarray]
-_DIGITS_TEST = 360
-_CHUNK = 1024  # images that a thread decodes before it asks for more
-# Smaller images are decoded by one thread: with several, each waits for the interpreter longer than it decodes.
-_WORTH_THREADS = 64 * 64  # pixels; where two threads began to win (docs/PERFORMANCE.md, "Start")
+_DIGITS_TEST_EXAMPLES = 360
+_BLOCK_SIZE = 1024  # images that a thread decodes per call
+# Several threads decode smaller images more slowly than one: they wait for the interpreter lock.
+_MIN_PIXELS_FOR_THREADS = 64 * 64  # measured: docs/PERFORMANCE.md, "Start"
 
 
-class ImageSource(Protocol):
-    """Random access to one split of an image data set."""
+class ImageSource(Source, Protocol):
+    """Random access to one split of an image data set.
 
-    @property
-    def num_examples(self) -> int: ...
+    `read` returns "image" uint8 [k, h, w, c], "label" int32 [k] and "id" int64 [k]. An id is the index
+    in the split of the data set: validation examples keep their index in the train split. `read`
+    raises DataError if a record is damaged or does not suit the config.
+    """
 
-    def read(self, indices: np.ndarray) -> Batch:
-        """Reads the examples at positions `indices` [k] of this split; several threads may.
-
-        Returns:
-          "image" uint8 [k, h, w, c]; "label" int32 [k]; "id" int64 [k], the index in the data
-          set's own split: a validation example keeps its index in the train split, so that the two
-          share no id.
-        Raises:
-          IndexError: an index outside [0, num_examples).
-          ValueError: a record that cannot be read or is not what the config says, by file and
-            number.
-        """
-
-    def read_whole(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
-        """What `read` gives, and the images [H, W, c] uint8 as they are kept, before they are cropped and resized to
-        one shape.
-
-        Raises: as `read`.
-        """
+    def read_with_originals(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
+        """Returns `read(indices)` and the stored images [H, W, c] uint8, neither cropped nor resized."""
 
 
 def open_splits(
@@ -61,66 +46,61 @@ def open_splits(
     max_examples: int,
     cache: str,
 ) -> dict[str, ImageSource]:
-    """Opens the splits "train", "validation" and "test" as config.data describes them.
+    """Opens the splits "train", "validation" and "test". The arguments are the keys of config.data.
 
     Args:
-      source: "digits" (1,437 images to train and 360 to test, 8x8x1, always in memory; it needs no
-        name, data_dir or cache) or "tfds".
-      name: of the TFDS data set, with /CONFIG and :VERSION where it has several.
-      image_shape: h, w, c of what is read. A data set whose images vary in size is cropped and
-        resized to it (see records.decode_image); for all others it must be the very shape.
-      num_classes: labels lie in [0, num_classes).
+      source: "digits" (1,437 train and 360 test images, 8x8x1, always in memory; name, data_dir and
+        cache are not used) or "tfds".
+      name: TFDS name; NAME/CONFIG:VERSION selects one of several configs or versions.
+      image_shape: (h, w, c). A data set whose images vary in size is cropped and resized to it, see
+        image_records.decode_image; other data sets must have this shape.
+      num_classes: labels must lie in [0, num_classes).
       train_split, test_split: TFDS splits; slices such as "train[:80%]" work.
-      validation_examples: this many of the train split, taken from its end.
-      max_examples: only the first so many of each of the three splits; 0: all.
-      cache: "host" decodes a split once, at its first read, and then gathers from memory; "none"
-        always decodes.
+      validation_examples: examples at the end of the train split that form the validation split.
+      max_examples: uses only the first examples of each split; 0: all.
+      cache: "host" decodes a split at its first read and keeps it in memory; "none" decodes at every
+        read.
     Raises:
-      DataError: everything found wrong without reading an example.
+      DataError: lists all problems that can be found without reading an example.
     """
-    problems = _check_words(source, image_shape, num_classes, max_examples, cache)
-    names = {"train": train_split, "validation": train_split, "test": test_split}
+    problems = _value_problems(source, image_shape, num_classes, max_examples, cache)
+    tfds_splits = {"train": train_split, "validation": train_split, "test": test_split}
     if source == "digits":
-        problems += _check_digits(image_shape, num_classes, train_split, test_split)
-        part, train, test = _digits_parts()
+        problems += _digits_problems(image_shape, num_classes, train_split, test_split)
+        data_set = _open_digits()
     elif source == "tfds":
         try:
-            part, train, test = _tfds_parts(name, data_dir, names, image_shape, num_classes, cache)
+            data_set = _open_tfds(name, data_dir, tfds_splits, image_shape, num_classes, cache)
         except DataError as error:
             raise DataError(problems + error.problems) from error
     else:
         raise DataError(problems)
+    train, test = data_set.train_examples, data_set.test_examples
     if not 0 < validation_examples < train:
         problems.append(
-            f"data.validation_examples is {validation_examples}, but must lie between 1 and "
-            f"{train - 1}: the train split {train_split!r} has {train} examples and keeps the rest"
+            f"data.validation_examples={validation_examples} must lie between 1 and {train - 1}: the "
+            f"split {train_split!r} has {train} examples for training and validation"
         )
     if problems:
         raise DataError(problems)
-    kept = train - validation_examples
-    ranges = {"train": range(kept), "validation": range(kept, train), "test": range(test)}
-    return {split: part(split, ids[: max_examples or None]) for split, ids in ranges.items()}
+    end = train - validation_examples
+    ranges = {"train": range(end), "validation": range(end, train), "test": range(test)}
+    return {
+        split: data_set.open_range(split, ids[: max_examples or None])
+        for split, ids in ranges.items()
+    }
 
 
-def check(**data: Any) -> list[str]:
-    """Every problem of config.data; takes what `open_splits` takes. [] if there is none."""
-    try:
-        return check_splits(open_splits(**data))
-    except DataError as error:
-        return error.problems
+def validate_splits(splits: dict[str, ImageSource]) -> list[str]:
+    """Reads examples and returns their problems, one line each.
 
-
-def check_splits(splits: dict[str, ImageSource]) -> list[str]:
-    """What is wrong with opened splits, one line each; [] if nothing is.
-
-    Splits that are kept in memory are decoded here and now, every image and label. Of others the
-    first, middle and last example are read; damage elsewhere is found by checksum, and a label out
-    of range by its number, when it is read.
+    Splits with cache="host" are decoded completely. Of other splits the first, middle and last example
+    are read; damage elsewhere raises DataError when it is read.
     """
     problems = []
     for split in splits.values():
         indices = sorted({0, split.num_examples // 2, split.num_examples - 1})
-        for index in indices[:1] if isinstance(split, _Cached) else indices:
+        for index in indices[:1] if isinstance(split, _CachedImages) else indices:
             try:
                 split.read(np.array([index]))
             except ValueError as error:
@@ -129,26 +109,24 @@ def check_splits(splits: dict[str, ImageSource]) -> list[str]:
 
 
 def class_names(*, source: str, name: str, data_dir: epath.PathLike, num_classes: int) -> list[str]:
-    """Names of the classes in the order of their labels; their numbers where none are recorded."""
-    label = (
-        image_records.open_builder(name, data_dir).info.features["label"]
-        if source == "tfds"
-        else None
-    )
-    return list(getattr(label, "names", None) or map(str, range(num_classes)))
+    """Names of the classes in the order of their labels; "0", "1", ... if the data set has none."""
+    names = None
+    if source == "tfds":
+        label = image_records.open_builder(name, data_dir).info.features["label"]
+        names = getattr(label, "names", None)
+    return list(names or map(str, range(num_classes)))
 
 
 def stratified_order(labels: np.ndarray) -> np.ndarray:
-    """A fixed shuffled order in which every stretch holds the classes in their overall proportions.
+    """A shuffled order in which every stretch has the class proportions of the whole.
 
     Args:
       labels: [n] integers.
     Returns:
-      [n] int64, a permutation; it depends on `labels` alone, on no seed and on no library's
-      version.
+      A permutation [n] int64 that depends on `labels` alone, on no seed and no library version.
     """
     digests = [hashlib.sha256(str(index).encode()).digest() for index in range(len(labels))]
-    # The r-th of a class's n examples, in the order of the digests, goes (r + 1/2) / n of the way.
+    # Example r of the n examples of a class, in the order of the digests, is at (r + 1/2) / n.
     fractions = np.empty(len(labels), np.float64)
     by_class: dict[int, list[int]] = {}
     for index in sorted(range(len(labels)), key=digests.__getitem__):
@@ -158,150 +136,138 @@ def stratified_order(labels: np.ndarray) -> np.ndarray:
     return np.lexsort((labels, fractions)).astype(np.int64)
 
 
-def _check_words(
+def _value_problems(
     source: str, image_shape: Sequence[int], num_classes: int, max_examples: int, cache: str
 ) -> list[str]:
     problems = []
-    if source not in ("digits", "tfds"):
-        problems.append(f"data.source is {source!r}; known are digits and tfds")
-    if cache not in ("host", "none"):
-        problems.append(f"data.cache is {cache!r}; known are host and none")
-    if (
-        len(image_shape) != 3
-        or not all(isinstance(size, int) and size > 0 for size in image_shape)
-        or image_shape[2] not in (1, 3)
+    for key, value, choices in (
+        ("source", source, ("digits", "tfds")),
+        ("cache", cache, ("host", "none")),
     ):
-        problems.append(
-            f"data.image_shape is {tuple(image_shape)}, but must be (h, w, c) with c 1 or 3"
-        )
-    if num_classes < 1:
-        problems.append(f"data.num_classes is {num_classes}, but must be at least 1")
-    if max_examples < 0:
-        problems.append(f"data.max_examples is {max_examples}, but must be 0 (all) or more")
-    return problems
+        if value not in choices:
+            problems.append(f"data.{key}={value!r} is unknown; choose from {', '.join(choices)}")
+    sizes_are_valid = all(isinstance(size, int) and size > 0 for size in image_shape)
+    if len(image_shape) != 3 or not sizes_are_valid or image_shape[2] not in (1, 3):
+        problems.append(f"data.image_shape={tuple(image_shape)} must be (h, w, c) with c 1 or 3")
+    return problems + range_errors(
+        {
+            "data.num_classes": (num_classes, 1, 10**9),
+            "data.max_examples": (max_examples, 0, 10**12),  # 0: all
+        }
+    )
 
 
-def _check_digits(
+def _digits_problems(
     image_shape: Sequence[int], num_classes: int, train_split: str, test_split: str
 ) -> list[str]:
-    given = (tuple(image_shape), num_classes, train_split, test_split)
-    wanted = ((8, 8, 1), 10, "train", "test")
-    keys = ("image_shape", "num_classes", "train_split", "test_split")
+    values = {
+        "image_shape": (tuple(image_shape), (8, 8, 1)),
+        "num_classes": (num_classes, 10),
+        "train_split": (train_split, "train"),
+        "test_split": (test_split, "test"),
+    }
     return [
-        f"data.{key} is {mine!r}, but the embedded digits have {theirs!r}"
-        for key, mine, theirs in zip(keys, given, wanted, strict=True)
-        if mine != theirs
+        f"data.{key}={value!r} must be {required!r} for data.source=digits"
+        for key, (value, required) in values.items()
+        if value != required
     ]
 
 
-Part = Callable[[str, range], ImageSource]  # (split, its range of ids) -> source
+class _DataSet(NamedTuple):
+    """A data set: sizes of its train and test splits, and (split, range of ids) -> source."""
+
+    train_examples: int
+    test_examples: int
+    open_range: Callable[[str, range], ImageSource]
 
 
-def _digits_parts() -> tuple[Part, int, int]:
-    """How to open a part of a split, and the sizes of the train and test splits."""
-    from sklearn import datasets  # a second of import that no other source needs
+def _open_digits() -> _DataSet:
+    from sklearn import datasets  # takes a second to import
 
     digits = datasets.load_digits()
     order = stratified_order(digits.target)
     images = np.rint(digits.images[order] * (255 / 16)).astype(np.uint8)[..., None]
     labels = digits.target[order].astype(np.int32)
-    train = len(images) - _DIGITS_TEST
+    train = len(images) - _DIGITS_TEST_EXAMPLES
 
-    def part(split: str, ids: range) -> ImageSource:
+    def open_range(split: str, ids: range) -> ImageSource:
         first = train if split == "test" else 0
         rows = slice(first + ids.start, first + ids.stop)
-        return _InMemory(images[rows], labels[rows], np.arange(ids.start, ids.stop))
+        indices = np.arange(ids.start, ids.stop, dtype=np.int64)
+        return _InMemoryImages({"image": images[rows], "label": labels[rows], "id": indices})
 
-    return part, train, _DIGITS_TEST
+    return _DataSet(train, _DIGITS_TEST_EXAMPLES, open_range)
 
 
-def _tfds_parts(
+def _open_tfds(
     name: str,
     data_dir: epath.PathLike,
-    names: dict[str, str],
+    tfds_splits: dict[str, str],
     image_shape: Sequence[int],
     num_classes: int,
     cache: str,
-) -> tuple[Part, int, int]:
-    """As `_digits_parts`; names[split] is the TFDS split that `split` is a part of."""
+) -> _DataSet:
+    """Opens a TFDS data set; tfds_splits: name of our split -> TFDS split that it is a part of."""
     try:
         builder = image_records.open_builder(name, data_dir)
     except ValueError as error:
         raise DataError([str(error)]) from error
-    problems = image_records.check_features(
+    problems = image_records.validate_features(
         builder, image_shape=image_shape, num_classes=num_classes
     )
     if builder.info.file_format == image_records.FORMAT:
-        for split in dict.fromkeys(names.values()):
-            problems += image_records.check_files(builder, split)
+        for split in dict.fromkeys(tfds_splits.values()):
+            problems += image_records.validate_files(builder, split)
     if problems:
         raise DataError(problems)
 
-    def part(split: str, ids: range) -> ImageSource:
-        source = image_records.Records(
-            builder, names[split], ids, image_shape=image_shape, num_classes=num_classes
+    def open_range(split: str, ids: range) -> ImageSource:
+        records = image_records.Records(
+            builder, tfds_splits[split], ids, image_shape=image_shape, num_classes=num_classes
         )
-        return _Cached(source) if cache == "host" else source
+        return _CachedImages(records) if cache == "host" else records
 
     splits = builder.info.splits
     if not storage.is_remote(builder.data_path):
-        # Each part opens those of its split, validation those of train.
-        files = sum(len(splits[split].file_instructions) for split in names.values())
+        # Train and validation both open the files of the train split.
+        files = sum(len(splits[split].file_instructions) for split in tfds_splits.values())
         try:
             storage.allow_open_files(files)
         except ValueError as error:
             raise DataError([f"{builder.data_path}: {error}"]) from error
-    return part, splits[names["train"]].num_examples, splits[names["test"]].num_examples
+    train, test = (splits[tfds_splits[split]].num_examples for split in ("train", "test"))
+    return _DataSet(train, test, open_range)
 
 
-class _InMemory:
-    """Decoded examples: images uint8 [n, h, w, c], labels int32 [n], ids int64 [n]."""
+class _InMemoryImages(InMemorySource):
+    """Images in memory in their stored shape."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, ids: np.ndarray):
-        self.num_examples = len(ids)
-        self._arrays = {"image": images, "label": labels, "id": ids}
-
-    def read(self, indices: np.ndarray) -> Batch:
-        rows = image_records.within(indices, self.num_examples)
-        return {key: np.take(array, rows, axis=0) for key, array in self._arrays.items()}
-
-    def read_whole(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
+    def read_with_originals(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
         batch = self.read(indices)
         return batch, list(batch["image"])
 
 
-class _Cached:
-    """Records decoded at the first read, large images by all cores; the threads that come meanwhile wait."""
+class _CachedImages:
+    """Images that the first read decodes and keeps in memory; other threads wait for it."""
 
-    def __init__(self, source: image_records.Records):
-        self.records = source
-        self.num_examples = source.num_examples
+    def __init__(self, records: image_records.Records):
+        self.num_examples = records.num_examples
+        self._records = records
         self._lock = threading.Lock()
-        self._decoded: _InMemory | None = None
+        self._images: InMemorySource | None = None
 
     def read(self, indices: np.ndarray) -> Batch:
+        h, w, _ = self._records.image_shape
+        threads = (os.cpu_count() or 1) if h * w >= _MIN_PIXELS_FOR_THREADS else 1
         with self._lock:
-            if self._decoded is None:
-                self._decoded = self._decode()
-        return self._decoded.read(indices)
+            if self._images is None:
+                self._images = load_into_memory(
+                    self._records, block_size=_BLOCK_SIZE, threads=threads
+                )
+        return self._images.read(indices)
 
-    def read_whole(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
-        if self.records.resizes:
-            return self.records.read_whole(indices)  # what is kept in memory has been resized
+    def read_with_originals(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
+        if self._records.resizes:  # the images in memory are resized
+            return self._records.read_with_originals(indices)
         batch = self.read(indices)
         return batch, list(batch["image"])
-
-    def _decode(self) -> _InMemory:
-        n = self.num_examples
-        images = np.empty((n, *self.records.image_shape), np.uint8)
-        labels, ids = np.empty(n, np.int32), np.empty(n, np.int64)
-
-        def fill(start: int) -> None:
-            rows = np.arange(start, min(start + _CHUNK, n))
-            chunk = self.records.read(rows)
-            images[rows], labels[rows], ids[rows] = chunk["image"], chunk["label"], chunk["id"]
-
-        h, w, _ = self.records.image_shape
-        with futures.ThreadPoolExecutor(os.cpu_count() if h * w >= _WORTH_THREADS else 1) as pool:
-            list(pool.map(fill, range(0, n, _CHUNK)))  # list: re-raises what a thread raised
-        return _InMemory(images, labels, ids)

@@ -1,6 +1,7 @@
-"""Augmentation of latents while a classifier trains: drawn anew at every step, where the copies of encode are fixed.
+"""Augmentation of latents for classification: random at every training step.
 
-Every random number is a function of the key and of the position in the batch, which is the global one.
+The augmented copies of the encode stage, in contrast, are fixed. Random numbers depend on the key and
+on the position in the global batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,22 +14,23 @@ from functa.runtime.config import range_errors
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def make(
+def make_augment(
     *, latent_shape: Sequence[int], flip: bool, crop: int, drop: float, noise: float
 ) -> Augment:
-    """(latents [b, i, j, d] float32, key) -> the same shape, changed in this order.
+    """Returns augment(latents [b, i, j, d] float32, key) -> latents of the same shape.
 
-    Latents are normalised: a zero is the mean of its channel.
+    Operations are applied in the order of the arguments. Latents are normalized: zero is the mean of a
+    channel.
 
     Args:
       latent_shape: i, j, d.
-      flip: mirror the grid left-right with probability one half. Each cell keeps its latents, and so its part of the
-        image as it was: cells change places, and are not mirrored inside.
-      crop: cells; pad every side with so many cells of zeros, and cut out i x j cells at random.
-      drop: probability that the latents of a cell become zeros.
-      noise: standard deviation of normal noise on every number.
+      flip: mirror the grid left-right with probability 1/2. Cells change places; the part of the image
+        inside a cell is not mirrored.
+      crop: pad every side with `crop` cells of zeros and cut out a random window of i x j cells.
+      drop: probability with which all latents of a cell become zero.
+      noise: standard deviation of normal noise.
     Raises:
-      ValueError: impossible values; the message lists all of them.
+      ValueError: values are out of range; lists all of them.
     """
     i, j, _ = latent_shape
     problems = range_errors(
@@ -39,7 +41,7 @@ def make(
         }
     )
     if flip and j == 1:
-        problems.append(f"flip={flip}: a grid of {i}x{j} cells has nothing to mirror")
+        problems.append(f"flip={flip} needs a grid of at least 2 columns, not {i}x{j} cells")
     if problems:
         raise ValueError("; ".join(problems))
 
@@ -60,8 +62,8 @@ def make(
 
 
 def _flip(latents: jax.Array, key: jax.Array) -> jax.Array:
-    mirrored = jax.random.bernoulli(key, 0.5, (len(latents), 1, 1, 1))
-    return jnp.where(mirrored, latents[:, :, ::-1], latents)
+    mirror = jax.random.bernoulli(key, 0.5, (len(latents), 1, 1, 1))
+    return jnp.where(mirror, latents[:, :, ::-1], latents)
 
 
 def _crop(latents: jax.Array, key: jax.Array, padding: int) -> jax.Array:
@@ -75,22 +77,25 @@ def _crop(latents: jax.Array, key: jax.Array, padding: int) -> jax.Array:
     return jax.vmap(cut)(padded, starts)
 
 
-def mix(
+def mixup(
     latents: jax.Array, targets: jax.Array, *, key: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixup: every example with a partner from a permutation of the batch.
+    """Mixes every example with a partner, which a permutation of the batch assigns.
 
     Args:
       latents: [b, i, j, d] float32.
       targets: [b, k] float32, probabilities.
-      alpha: each example's share is drawn from Beta(alpha, alpha).
+      alpha: the weight of each example is Beta(alpha, alpha) distributed.
     Returns:
-      (mixed latents, mixed targets), of the same shapes.
-    Source: Zhang et al. 2018, "mixup", equation 2; deviation: one share an example, not a batch.
+      Mixed latents and targets, of the same shapes.
+    Source: Zhang et al. 2018, "mixup", equation 2; deviation: one weight per example, not per batch.
     """
-    share_key, order_key = jax.random.split(key)
-    share = jax.random.beta(share_key, alpha, alpha, shape=latents.shape[:1], dtype=jnp.float32)
+    weight_key, order_key = jax.random.split(key)
+    weight = jax.random.beta(weight_key, alpha, alpha, shape=latents.shape[:1], dtype=jnp.float32)
     order = jax.random.permutation(order_key, latents.shape[0])
-    weight = share[:, None, None, None]
-    mixed = weight * latents + (1 - weight) * latents[order]
-    return mixed, share[:, None] * targets + (1 - share[:, None]) * targets[order]
+
+    def mix(values: jax.Array) -> jax.Array:
+        w = jnp.expand_dims(weight, tuple(range(1, values.ndim)))
+        return w * values + (1 - w) * values[order]
+
+    return mix(latents), mix(targets)

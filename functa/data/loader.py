@@ -1,39 +1,25 @@
-"""Batches of anything with `num_examples` and `read(indices)`, for training and for evaluation.
+"""Batches of a source for training and evaluation.
 
-A loader works on whole batches: Grain's threads map the number of a step to the rows of that step
-and read them with one call, so that an example costs no Python of its own. What a step holds is a
-function of (seed, step) alone; the number of processes, of threads and of earlier restarts cannot
-change it.
+Threads of Grain map the number of a step to the examples of that step and read them with one call,
+so that an example costs no Python of its own. The examples of a step are a function of the seed and
+the step alone; they do not depend on the number of processes, on threads or on restarts.
 """
 
 import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import grain
 import numpy as np
 
-from functa.data.read_timeout import patient
+from functa.data.read_timeout import with_timeout
+from functa.data.sources import Batch, Source
 from functa.runtime import rng
 
-Batch = dict[str, np.ndarray]
-
-# Read-ahead, in batches and threads. It changes the speed and nothing else: a source in memory is
-# bound by NumPy's gather, a source on disk by decoding, for which Pillow and ArrayRecord leave the
-# interpreter lock.
+# A source in memory is limited by NumPy's gather, a source on disk by decoding. Pillow and ArrayRecord
+# release the interpreter lock while they decode.
 _THREADS = min(16, os.cpu_count() or 1)
-
-
-class Source(Protocol):
-    """Random access to one split: images or functasets."""
-
-    @property
-    def num_examples(self) -> int: ...
-
-    def read(self, indices: np.ndarray) -> Batch:
-        """Row k of every array belongs to example indices[k]."""
 
 
 def train_batches(
@@ -46,20 +32,20 @@ def train_batches(
     process_index: int,
     process_count: int,
 ) -> Iterator[Batch]:
-    """This process's share of the batches of steps first_step ... last_step - 1.
+    """Yields this process's share of the batches of steps first_step ... last_step - 1.
 
-    Global batch k is positions k * batch_size ... (k + 1) * batch_size - 1 of an endless order in
-    which every epoch is a new permutation of the split; batches run over the ends of epochs.
-    Process p yields the p-th contiguous part of each global batch.
+    Global batch k holds positions k * batch_size ... (k + 1) * batch_size - 1 of an endless order in
+    which every epoch is a new permutation of the split; a batch may span two epochs. Process p
+    yields the p-th contiguous part of each global batch.
 
     Args:
-      source: the split; every key it reads is passed on.
-      batch_size: examples a step over all processes.
-      seed: of the order, which depends on it and on the number of examples only.
+      source: the split; all its arrays are passed on.
+      batch_size: global batch size.
+      seed: of the order, which also depends on the number of examples.
     Raises:
-      ValueError: an empty source, a batch that does not divide by the processes, or steps out of
-        order.
-      InputTimeoutError, while batches are taken: a read does not come back.
+      ValueError: the source is empty, the processes do not divide the batch, or first_step is greater
+        than last_step.
+      InputTimeoutError: a read hangs; raised by the iterator.
     """
     share = _share(batch_size, process_index, process_count)
     if source.num_examples < 1:
@@ -70,10 +56,12 @@ def train_batches(
     def read(step: int) -> Batch:
         start = step * batch_size + process_index * share
         positions = np.arange(start, start + share, dtype=np.int64)
-        return source.read(shuffled(positions, num_examples=source.num_examples, seed=seed))
+        return source.read(
+            shuffled_examples(positions, num_examples=source.num_examples, seed=seed)
+        )
 
-    # Steps count from one wherever a person reads of them.
-    return _ahead(
+    # Messages count steps from one.
+    return _prefetch(
         grain.MapDataset.range(first_step, last_step).map(read),
         lambda number: f"step {first_step + number + 1}",
     )
@@ -82,56 +70,56 @@ def train_batches(
 def eval_batches(
     source: Source, *, batch_size: int, process_index: int, process_count: int
 ) -> Iterator[Batch]:
-    """This process's share of the whole split in order, every batch of the same shape.
+    """Yields this process's share of the whole split in order, in batches of one shape.
 
-    The last global batch is filled with copies of the last example. Every process yields the same
-    number of batches; the processes' parts of batch k, one after the other, are global batch k.
+    The last global batch is padded with copies of the last example. All processes yield the same
+    number of batches; their parts of batch k, concatenated, are global batch k.
 
     Yields:
-      the source's keys and "mask" [b] float32: 1, or 0 for a filled-in row.
+      The arrays of the source, and "mask" [b] float32: 1, or 0 for padding.
     Raises:
-      ValueError: a batch that does not divide by the processes.
+      ValueError: the processes do not divide the batch.
     """
     share = _share(batch_size, process_index, process_count)
 
     def read(batch: int) -> Batch:
         start = batch * batch_size + process_index * share
         positions = np.arange(start, start + share, dtype=np.int64)
-        rows = source.read(np.minimum(positions, source.num_examples - 1))
-        return rows | {"mask": (positions < source.num_examples).astype(np.float32)}
+        examples = source.read(np.minimum(positions, source.num_examples - 1))
+        return examples | {"mask": (positions < source.num_examples).astype(np.float32)}
 
-    return _ahead(
+    return _prefetch(
         grain.MapDataset.range(-(-source.num_examples // batch_size)).map(read),
         lambda number: f"batch {number + 1} of an evaluation",
     )
 
 
-def shuffled(positions: np.ndarray, *, num_examples: int, seed: int) -> np.ndarray:
-    """Examples at positions of the endless order: [k] int64 -> [k] int64 in [0, num_examples).
+def shuffled_examples(positions: np.ndarray, *, num_examples: int, seed: int) -> np.ndarray:
+    """Maps positions [k] int64 of the endless order to examples [k] int64 in [0, num_examples).
 
-    Positions e * num_examples ... (e + 1) * num_examples - 1 are epoch e. Grain's own index
-    shuffle computes each index in Python (about 10 microseconds on the machine it was timed on,
-    against 0.02 here), which a fast device would wait for.
+    Positions e * num_examples ... (e + 1) * num_examples - 1 are epoch e. Grain's index shuffle
+    computes each index in Python, in about 10 microseconds (here: 0.02), and would delay a fast
+    device.
     """
     epochs, offsets = np.divmod(positions, num_examples)
     examples = np.empty_like(positions)
     for epoch in np.unique(epochs):
         inside = epochs == epoch
-        with _ONE_SORTS:
+        # At the end of an epoch all threads need the next order at once; one of them sorts it. A
+        # million examples take 0.1 s and three times the 8 bytes per example of the order.
+        with _SORT_LOCK:
             order = _epoch_order(num_examples, seed, int(epoch))
         examples[inside] = order[offsets[inside]]
     return examples
 
 
-# Where an epoch ends all threads want the next order at once; a million examples take a tenth of a second and
-# three times the order's own 8 bytes each.
-_ONE_SORTS = threading.Lock()
+_SORT_LOCK = threading.Lock()
 
 
-@functools.lru_cache(maxsize=4)  # read-ahead works around the end of an epoch
+@functools.lru_cache(maxsize=4)  # prefetching needs two epochs at the end of one
 def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    # Raw bits of a bit generator and a stable sort are the same in every NumPy;
-    # Generator.permutation need not be.
+    # Raw bits of a bit generator and a stable sort are the same in every version of NumPy;
+    # Generator.permutation may change.
     entropy = np.random.SeedSequence(rng.stream_seed(seed, "order", epoch))
     bits = np.random.Philox(entropy).random_raw(num_examples)
     return np.argsort(bits, kind="stable")
@@ -148,6 +136,6 @@ def _share(batch_size: int, process_index: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _ahead(batches: grain.MapDataset, name: Callable[[int], str]) -> Iterator[Batch]:
+def _prefetch(batches: grain.MapDataset, name: Callable[[int], str]) -> Iterator[Batch]:
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS + 1)
-    return patient(iter(batches.to_iter_dataset(options)), name)
+    return with_timeout(iter(batches.to_iter_dataset(options)), name)

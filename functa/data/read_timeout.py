@@ -1,7 +1,7 @@
-"""Input that is waited for: told while it takes long, given up where it hangs.
+"""Read timeout and prefetching: warns while a read is slow, fails when it hangs.
 
-A read from a dead disk or file system does not fail, it does not come back. A thread waits for it,
-so that the one that trains can tell and, in the end, stop.
+A read from a dead disk or file system does not fail; it never returns. A thread waits for it, so that
+the thread that trains can warn and, in the end, stop.
 """
 
 import collections
@@ -16,36 +16,37 @@ from typing import TypeVar
 
 from functa.runtime.errors import InputTimeoutError
 
-_TELL_SECONDS = 60.0
-# Half of what processes on CPUs wait for each other in a collective; the others must still be there to be told.
-_HUNG_SECONDS = 900.0
+_WARN_SECONDS = 60.0
+# Half of the time for which processes on CPUs wait for each other in a collective: the other
+# processes must still be alive to learn of the failure.
+_TIMEOUT_SECONDS = 900.0
 
 _log = logging.getLogger("functa")
 Item = TypeVar("Item")
 
 
-def patient(items: Iterator[Item], name: Callable[[int], str]) -> Iterator[Item]:
-    """`items`, read one ahead by a thread of their own.
+def with_timeout(items: Iterator[Item], name: Callable[[int], str]) -> Iterator[Item]:
+    """Yields `items`; a thread of its own reads one item ahead.
 
     Args:
-      name: number of an item, from 0 -> what is waited for: "step 13".
+      items: an iterator whose `next` may hang.
+      name: number of an item, from 0 -> its name in messages, such as "step 13".
     Raises:
-      InputTimeoutError: one did not come in _HUNG_SECONDS.
+      InputTimeoutError: an item did not arrive within _TIMEOUT_SECONDS.
     """
-    asked: queue.SimpleQueue = queue.SimpleQueue()
+    requests: queue.SimpleQueue = queue.SimpleQueue()
     answers: queue.SimpleQueue = queue.SimpleQueue()
 
     def serve() -> None:
-        while asked.get():
+        while requests.get():
             try:
                 answers.put((next(items), None))
-            # Of whatever kind: it is raised where the item is wanted.
-            except BaseException as error:
+            except BaseException as error:  # raised again by the thread that needs the item
                 answers.put((None, error))
                 return
 
     threading.Thread(target=serve, name="input", daemon=True).start()
-    asked.put(True)
+    requests.put(True)
     try:
         for number in itertools.count():
             item, error = _wait(answers, name(number))
@@ -53,46 +54,48 @@ def patient(items: Iterator[Item], name: Callable[[int], str]) -> Iterator[Item]
                 return
             if error is not None:
                 raise error
-            asked.put(True)
+            requests.put(True)
             yield item
     finally:
-        asked.put(False)
+        requests.put(False)
 
 
-def in_order(
-    pool: futures.Executor, tasks: Iterable[Callable[[], Item]], ahead: int
+def ordered_results(
+    pool: futures.Executor, tasks: Iterable[Callable[[], Item]], limit: int
 ) -> Iterator[Item]:
-    """Results in the order of the tasks, at most `ahead` of which are begun before they are asked for."""
-    begun: collections.deque[futures.Future[Item]] = collections.deque()
+    """Yields the results of `tasks` in order; at most `limit` of them are in the pool."""
+    pending: collections.deque[futures.Future[Item]] = collections.deque()
     for task in tasks:
-        begun.append(pool.submit(task))
-        if len(begun) >= ahead:
-            yield begun.popleft().result()
-    while begun:
-        yield begun.popleft().result()
+        pending.append(pool.submit(task))
+        if len(pending) >= limit:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
-def read_ahead(tasks: Iterable[Callable[[], Item]], *, threads: int) -> Iterator[Item]:
-    """Results in the order of the tasks, by threads that nobody waits for in the end: one may hang."""
+def prefetch(tasks: Iterable[Callable[[], Item]], *, threads: int) -> Iterator[Item]:
+    """Yields the results of `tasks` in order, computed by threads.
+
+    Closing the iterator does not wait for the threads, since one of them may hang.
+    """
     pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="input")
     try:
-        yield from in_order(pool, tasks, threads)
+        yield from ordered_results(pool, tasks, threads)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _wait(answers: queue.SimpleQueue, name: str) -> tuple:
-    """The next answer."""
     begin = time.monotonic()
     while True:
-        left = _HUNG_SECONDS - (time.monotonic() - begin)
+        left = _TIMEOUT_SECONDS - (time.monotonic() - begin)
         try:
-            return answers.get(timeout=max(0.0, min(_TELL_SECONDS, left)))
+            return answers.get(timeout=max(0.0, min(_WARN_SECONDS, left)))
         except queue.Empty:
             waited = time.monotonic() - begin
-        if waited >= _HUNG_SECONDS:
+        if waited >= _TIMEOUT_SECONDS:
             raise InputTimeoutError(
-                f"no input of {name} for {waited:.0f} s: a read of the data hangs (its disk or file system may "
-                "be away); mend that, and the same command goes on from what is saved"
+                f"no input of {name} for {waited:.0f} s: a read of the data hangs. Check its disk or "
+                "file system; then the same command resumes the run"
             )
         _log.warning("has been waiting for input of %s for %.0f s", name, waited)

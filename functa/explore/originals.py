@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from functa.data import images
-from functa.data.augmented_copies import read_copies
+from functa.data.augmentation import read_copies
 
 _AUGMENTATION = ("flip", "crop", "crop_padding", "crop_min_area")  # keys of config.encode
 

@@ -24,13 +24,13 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from functa.data.augmented_copies import read_copies
+from functa.data.augmentation import read_copies
 from functa.data.functaset import format, writer
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.manifest import complete_set, completed, finished_parts, summary
 from functa.data.functaset.writer import Recipe, Shard, ShardWriter
 from functa.data.images import ImageSource
-from functa.data.read_timeout import patient, read_ahead
+from functa.data.read_timeout import prefetch, with_timeout
 from functa.runtime import config as config_lib
 from functa.runtime import mesh as mesh_lib
 from functa.runtime import storage
@@ -63,7 +63,7 @@ def validate(settings: ConfigDict, *, image_shape: tuple[int, int, int]) -> list
     """Problems of config.encode, one line each."""
     choices = {
         "compression": writer.COMPRESSIONS,
-        "dtype": format.STORED_AS,
+        "dtype": format.STORAGE_DTYPES,
         "crop": ("none", "pad", "resize"),
     }
     problems = [
@@ -267,8 +267,8 @@ def _make_shards(
             functools.partial(_read_records, splits[shard.split], shard.split, rows, settings, seed)
             for shard, rows in blocks
         )
-        batches = patient(
-            read_ahead(reads, threads=_reader_threads()),
+        batches = with_timeout(
+            prefetch(reads, threads=_reader_threads()),
             lambda number: _block_name(*blocks[min(number, len(blocks) - 1)]),
         )
         for (shard, rows), batch in zip(blocks, batches, strict=True):

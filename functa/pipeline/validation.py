@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from functa.data import images as images_lib
-from functa.data.functaset.batches import no_room
+from functa.data.functaset.batches import memory_problem
 from functa.data.functaset.format import RecordLayout
 from functa.data.images import ImageSource
 from functa.evaluation import generation_eval
@@ -59,7 +59,7 @@ def validate(
         unstable = None
         if first_step and not problems:
             unstable = thread.submit(first_step_problems, config)
-        attempt(lambda: problems.extend(images_lib.check_splits(sources)))
+        attempt(lambda: problems.extend(images_lib.validate_splits(sources)))
         if "generate" in stages and sources and not problems:
             problems += generation_eval.check_splits(config, sources)
         if sources and not problems:
@@ -149,7 +149,7 @@ def _cache_problems(
         records = {split: source.num_examples for split, source in sources.items()}
         if config[stage].copies == "all":
             records["train"] *= config.encode.num_augmentations
-        if problem := no_room(records, layout.latent_bytes, cache=config[stage].cache):
+        if problem := memory_problem(records, layout.latent_bytes, cache=config[stage].cache):
             problems.append(f"{stage}.{problem}")
     return sorted(problems)
 

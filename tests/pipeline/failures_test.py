@@ -29,8 +29,8 @@ def start(program_env, workdir, faults, *arguments, folder=None, count=2, **sett
 
 
 PATIENCE = {
-    "functa.data.read_timeout._TELL_SECONDS": 1,
-    "functa.data.read_timeout._HUNG_SECONDS": 3.5,
+    "functa.data.read_timeout._WARN_SECONDS": 1,
+    "functa.data.read_timeout._TIMEOUT_SECONDS": 3.5,
 }
 
 

@@ -53,7 +53,7 @@ class Rows:
 def _on(number, do):
     """Does it with this process's share of batch `number`."""
     positions = np.arange(16 * (number - 1), 16 * number).reshape(jax.process_count(), -1)
-    rows = loader.shuffled(positions[jax.process_index()], num_examples=64, seed=0)
+    rows = loader.shuffled_examples(positions[jax.process_index()], num_examples=64, seed=0)
     Rows.faults[tuple(rows)] = do
 
 

@@ -70,7 +70,7 @@ def measure(
     count = len(latents)
     for dtype in dtypes:
         layout = format.RecordLayout(latents.shape[1:], dtype)
-        stored, scale = format.round_latents(latents, dtype)
+        stored, scale = format.quantize(latents, dtype)
         records = layout.pack(stored=stored, scale=scale, **fields)
         seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
         sizes = {}
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     own = functaset.manifest.dtype
     dtypes = args.dtypes.split(",") if args.dtypes else [own]
-    allowed = format.STORED_AS if own == "float32" else (own,)
+    allowed = format.STORAGE_DTYPES if own == "float32" else (own,)
     if unknown := set(dtypes) - set(allowed):
         parser.error(
             f"--dtypes={','.join(sorted(unknown))}: the functaset has dtype {own}; choose from "

@@ -60,14 +60,14 @@ def positive(text: str) -> int:
 
 
 def _fit(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    return image_records.fit_image(Image.fromarray(pixels), image_shape=shape, resize=True)
+    return image_records.convert_image(Image.fromarray(pixels), image_shape=shape, resize=True)
 
 
 def _drafted(encoded: bytes, shape: tuple[int, int, int], gap: int) -> np.ndarray:
     with image_records.open_image(encoded) as image:
         image.draft(None, (gap * shape[1], gap * shape[0]))
         image.load()
-        return image_records.fit_image(image, image_shape=shape, resize=True)
+        return image_records.convert_image(image, image_shape=shape, resize=True)
 
 
 def _area(cv2: Any, pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

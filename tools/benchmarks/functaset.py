@@ -132,9 +132,9 @@ def read(work: Work, index: int, first_step: int, last_step: int) -> Read:
         if middle <= step < middle + _AGAIN:
             for name in sorted(batch):
                 digest.update(batch[name].tobytes())
-        own = format.round_latents(invented(batch["label"], layout.latent_shape), layout.dtype)
+        own = format.quantize(invented(batch["label"], layout.latent_shape), layout.dtype)
         found = format.float32_latents(batch)
-        same = (found == format.restore_latents(*own)).reshape(len(found), -1).all(axis=1)
+        same = (found == format.dequantize(*own)).reshape(len(found), -1).all(axis=1)
         problems += [
             f"step {step}: record {label} has latents of another" for label in batch["label"][~same]
         ]
@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--records", type=positive, default=1_300_000)
     parser.add_argument("--latent_shape", type=latent_shape, default="2x2x4")
-    parser.add_argument("--dtype", choices=format.STORED_AS, default="float16")
+    parser.add_argument("--dtype", choices=format.STORAGE_DTYPES, default="float16")
     parser.add_argument("--compression", choices=writer_lib.COMPRESSIONS, default="none")
     parser.add_argument("--shard_megabytes", type=float, default=0.4)
     parser.add_argument("--processes", type=positive, default=2)

@@ -128,7 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--functaset", metavar="FOLDER", help="a complete functaset")
     parser.add_argument("--records", type=positive, default=50_000, help="of noise")
     parser.add_argument("--latent_shape", type=latent_shape, default="8x8x16", help="of noise")
-    parser.add_argument("--dtype", choices=format.STORED_AS, default="float16", help="of noise")
+    parser.add_argument(
+        "--dtype", choices=format.STORAGE_DTYPES, default="float16", help="of noise"
+    )
     parser.add_argument("--batch_size", type=positive, default=256)
     parser.add_argument("--batches", type=positive, default=200, help="a turn")
     parser.add_argument("--repeats", type=positive, default=5)

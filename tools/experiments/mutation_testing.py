@@ -28,7 +28,7 @@ GROUPS = (
     "functa/diffusion/*.py",
     "functa/pipeline/*.py",
 )
-OPERATORS = {
+OPERATORS: dict[type, type] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
     ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.And: ast.Or, ast.Or: ast.And,
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
@@ -61,11 +61,11 @@ class _Sites(ast.NodeVisitor):
             for child in node.body:
                 self.visit(child)
             return
-        number = isinstance(node, ast.Constant) and type(node.value) in (int, float, bool)
+        number = isinstance(node, ast.Constant) and isinstance(node.value, int | float)
         operator = isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in OPERATORS
         compare = isinstance(node, ast.Compare) and type(node.ops[0]) in OPERATORS
-        call = isinstance(node, ast.Call) and len(node.args) > 1
-        if number or operator or compare or (call and not _has_star(node)):
+        call = isinstance(node, ast.Call) and len(node.args) > 1 and not _has_star(node)
+        if number or operator or compare or call:
             assert isinstance(node, ast.expr)
             self.nodes.append(node)
         self.generic_visit(node)
@@ -75,16 +75,19 @@ def _has_star(call: ast.Call) -> bool:
     return any(isinstance(argument, ast.Starred) for argument in call.args[:2])
 
 
-def change(node: ast.expr) -> None:
+def change(node: ast.AST) -> None:
     """Puts a fault into an expression."""
-    if isinstance(node, ast.Constant):
-        node.value = not node.value if isinstance(node.value, bool) else node.value + 1
-    elif isinstance(node, ast.BinOp | ast.BoolOp):
-        node.op = OPERATORS[type(node.op)]()
-    elif isinstance(node, ast.Compare):
-        node.ops[0] = OPERATORS[type(node.ops[0])]()
-    elif isinstance(node, ast.Call):
-        node.args[:2] = reversed(node.args[:2])
+    match node:
+        case ast.Constant(value=bool() as value):
+            node.value = not value
+        case ast.Constant(value=int() | float() as value):
+            node.value = value + 1
+        case ast.BinOp(op=op) | ast.BoolOp(op=op):
+            setattr(node, "op", OPERATORS[type(op)]())  # noqa: B010
+        case ast.Compare(ops=ops):
+            ops[0] = OPERATORS[type(ops[0])]()
+        case ast.Call(args=args):
+            args[:2] = reversed(args[:2])
 
 
 def random_faults(root: pathlib.Path, groups: list[str], count: int, seed: int) -> list[Fault]:

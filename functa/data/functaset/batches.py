@@ -1,14 +1,14 @@
-"""Batches of latents and labels of a functaset, in one order from wherever they are kept.
+"""Batches of latents and labels of a functaset, for training and evaluation.
 
-`cache` changes the speed and nothing else:
+`cache` changes the speed only; batches and their order are the same:
     none    records are read from disk and decoded for every batch
-    host    the host's memory holds a split as it is stored; a batch is a gather there
-    device  the memory of every device holds the whole split; a batch is a gather there, and only
-            the numbers of its examples travel
+    host    the memory of the host holds the split as it is stored; a batch is a gather
+    device  the memory of every device holds the whole split; a batch is a gather on the devices, and
+            only the indices of its examples are transferred
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,27 +16,20 @@ import numpy as np
 
 from functa.data import loader
 from functa.data.functaset import format
-from functa.data.functaset.reader import FileSource, Functaset, HostSource
+from functa.data.functaset.reader import FileSource, Functaset, in_memory
+from functa.data.sources import Batch, InMemorySource, Source
 from functa.runtime import memory as memory_lib
 from functa.runtime import mesh as mesh_lib
 
 CACHES = ("none", "host", "device")
 COPIES = ("first", "all")
-_NAMES = ("latents", "scale", "label", "mask")  # what models read, of all that a record holds
-_SPARED = 0.5  # of a device's memory, for the model
-_MOST_NUMBERS = 1 << 31  # examples on devices, where they are counted in int32
+_NAMES = ("latents", "scale", "label", "mask")  # the arrays that models use
+_DEVICE_FRACTION = 0.5  # of the memory of a device; the rest is for the model
+_MAX_DEVICE_EXAMPLES = 1 << 31  # examples on devices have int32 indices
 
 
 class LatentBatches:
-    """Batches {"latents" [b, i, j, d] as stored, "scale" [b, d] (int8 only), "label" [b] int32}.
-
-    Args:
-      cache: see the module.
-      copies: of each training image, "all" augmented ones or the "first", which is the image itself.
-      process_index, process_count: which share of every global batch is yielded.
-    Raises:
-      ValueError: an unknown cache, or splits too large for a device or this machine.
-    """
+    """Batches {"latents" [b, i, j, d] as stored, "scale" [b, d] (int8 only), "label" [b] int32}."""
 
     def __init__(
         self,
@@ -47,21 +40,34 @@ class LatentBatches:
         process_index: int,
         process_count: int,
     ):
+        """Checks the arguments; the first batch of a split opens it.
+
+        Args:
+          functaset: an open functaset.
+          cache: one of CACHES; see the module.
+          copies: "all" augmented copies of the training images, or only the "first", which is the image
+            itself.
+          process_index, process_count: the share of every global batch to yield.
+        Raises:
+          ValueError: the cache is unknown, or the splits do not fit into memory.
+        """
         if cache not in CACHES:
-            raise ValueError(f"cache must be {', '.join(CACHES)}, not {cache!r}")
-        self._functaset, self._cache, self._copies = functaset, cache, copies
+            raise ValueError(f"cache must be one of {', '.join(CACHES)}, not {cache!r}")
+        self._functaset, self._cache = functaset, cache
         self._processes = {"process_index": process_index, "process_count": process_count}
         records = {split: functaset.num_examples(split) for split in format.SPLITS}
+        self._stride = 1  # between training records
         if copies == "first":
-            records["train"] //= functaset.manifest.config["encode"]["num_augmentations"]
-        if problem := no_room(records, functaset.manifest.layout.latent_bytes, cache=cache):
+            self._stride = functaset.manifest.config["encode"]["num_augmentations"]
+            records["train"] //= self._stride
+        if problem := memory_problem(records, functaset.manifest.layout.latent_bytes, cache=cache):
             raise ValueError(problem)
-        self._open = functools.cache(self._opened)
+        self._open = functools.cache(self._open_split)
 
     def train(
         self, *, batch_size: int, first_step: int, last_step: int, seed: int
     ) -> Iterator[dict[str, Any]]:
-        """Batches of the train split; see pipeline.train_batches."""
+        """Yields batches of the train split; see loader.train_batches."""
         source, finish = self._open("train")
         batches = loader.train_batches(
             source,
@@ -74,87 +80,94 @@ class LatentBatches:
         return map(finish, batches)
 
     def whole(self, split: str, *, batch_size: int) -> Iterator[dict[str, Any]]:
-        """A whole split in order, with "mask" [b] float32; see pipeline.eval_batches."""
+        """Yields a split in order, with "mask" [b] float32; see loader.eval_batches."""
         source, finish = self._open(split)
         return map(finish, loader.eval_batches(source, batch_size=batch_size, **self._processes))
 
-    def _opened(self, split: str):
-        rows: Any = self._functaset.source(split, "none")
-        if split == "train" and self._copies == "first":
-            rows = _EveryNth(rows, self._functaset.manifest.config["encode"]["num_augmentations"])
+    def _open_split(self, split: str) -> tuple[Source, Callable[[Any], Any]]:
+        """A source, and a function of the batches that the loader makes of it."""
+        records: Any = self._functaset.source(split, "none")
+        if split == "train" and self._stride > 1:
+            records = _StridedSource(records, self._stride)
         if self._cache == "none":
-            return rows, _chosen
-        rows = HostSource(rows)
+            return records, _select
+        rows = in_memory(records)
         if self._cache == "host":
-            return rows, _chosen
-        # Read in blocks, and dropped once it is on the devices.
-        return _Numbers(rows.num_examples), _gather(rows, mesh_lib.make_mesh())
+            return rows, _select
+        return _IndexSource(rows.num_examples), _gather(rows, mesh_lib.make_mesh())
 
 
-class _EveryNth:
-    """Examples 0, n, 2 n, ... of a source."""
+class _StridedSource:
+    """Examples 0, stride, 2 stride, ... of a source."""
 
-    def __init__(self, source: FileSource, n: int):
-        self._source, self._n = source, n
-        self.num_examples = source.num_examples // n
+    def __init__(self, source: FileSource, stride: int):
+        self._source, self._stride = source, stride
+        self.num_examples = source.num_examples // stride
 
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return self._source.read(np.asarray(indices) * self._n)
+    def read(self, indices: np.ndarray) -> Batch:
+        return self._source.read(np.asarray(indices) * self._stride)
 
 
-class _Numbers:
-    """A source that reads nothing but which examples were asked for."""
+class _IndexSource:
+    """A source whose examples are their own indices."""
 
     def __init__(self, num_examples: int):
         self.num_examples = num_examples
 
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {"example": indices.astype(np.int32)}
+    def read(self, indices: np.ndarray) -> Batch:
+        return {"index": indices.astype(np.int32)}
 
 
-def _gather(source: HostSource, mesh: jax.sharding.Mesh):
-    """{"example": numbers [b], ...} -> the rows of `source`, taken on the devices."""
-    rows = _chosen(source.arrays)
-    place = mesh_lib.replicated(mesh)
+def _gather(source: InMemorySource, mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
+    """Copies `source` to every device; returns {"index": [b], ...} -> rows, gathered on the devices."""
+    replicated = mesh_lib.replicated(mesh)
     table = {
-        name: jax.make_array_from_process_local_data(place, values, values.shape)
-        for name, values in rows.items()
+        name: jax.make_array_from_process_local_data(replicated, values, values.shape)
+        for name, values in _select(source.arrays).items()
     }
 
     @functools.partial(jax.jit, out_shardings=mesh_lib.batched(mesh))
-    def take(table, example):
-        return {name: values[example] for name, values in table.items()}
+    def take(table, index):
+        return {name: values[index] for name, values in table.items()}
 
     def gather(batch):
         batch = mesh_lib.to_devices(mesh, batch)
-        return take(table, batch.pop("example")) | batch
+        return take(table, batch.pop("index")) | batch
 
     return gather
 
 
-def _chosen(batch: dict[str, Any]) -> dict[str, Any]:
+def _select(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: batch[name] for name in _NAMES if name in batch}
 
 
-def no_room(records: dict[str, int], latent_bytes: int, *, cache: str) -> str:
-    """Why splits of so many records cannot be kept; empty if they can."""
+def memory_problem(records: dict[str, int], latent_bytes: int, *, cache: str) -> str:
+    """Reports splits that do not fit into memory; "" if they fit.
+
+    Args:
+      records: number of records of each split.
+      latent_bytes: of one record.
+      cache: one of CACHES.
+    """
     size = sum(records.values()) * latent_bytes
-    if cache == "host" and size > (there := memory_lib.host_bytes()):
+    host = memory_lib.host_bytes()
+    if cache == "host" and size > host:
         return (
-            f"cache=host: the splits have {size:,} bytes of latents for each process, this machine {there:,} "
+            f"cache=host: the latents need {size:,} bytes in each process, but this machine has {host:,} "
             "bytes of memory; use none"
         )
     if cache != "device":
         return ""
-    if (most := max(records.values())) >= _MOST_NUMBERS:
+    largest = max(records.values())
+    if largest >= _MAX_DEVICE_EXAMPLES:
         return (
-            f"cache=device: a split has {most:,} examples, and devices count to {_MOST_NUMBERS - 1:,}; "
-            "use host or none"
+            f"cache=device: a split has {largest:,} examples, but at most {_MAX_DEVICE_EXAMPLES - 1:,} can "
+            "be indexed; use host or none"
         )
-    memory = jax.local_devices()[0].memory_stats() or {}
-    if size > _SPARED * memory.get("bytes_limit", np.inf):
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if size > _DEVICE_FRACTION * stats.get("bytes_limit", np.inf):
         return (
-            f"cache=device: the splits have {size:,} bytes of latents, a device "
-            f"{memory['bytes_limit']:,} bytes of memory; use host or none"
+            f"cache=device: the latents need {size:,} bytes on each device, which has "
+            f"{stats['bytes_limit']:,} bytes of memory; use host or none"
         )
     return ""

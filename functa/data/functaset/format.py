@@ -1,9 +1,9 @@
-"""The bytes of a functaset: file names, the layout of a record, latents rounded to a stored dtype.
+"""The format of a functaset: file names, the layout of a record, quantization of latents.
 
-A record is a `tf.train.Example`, so that TFDS reads it. All records of a functaset have one length
-and the same bytes everywhere but in the values: integers are stored as protobuf varints of a fixed
-width (with leading groups of zeros, which protobuf parsers accept). So packing and unpacking
-thousands of records is one NumPy view instead of a parse of each.
+A record is a `tf.train.Example`, so that TFDS can read it. All records of a functaset have the same
+length and the same bytes except for the values: integers are stored as protobuf varints of a fixed
+width, with leading groups of zeros, which protobuf parsers accept. So packing and unpacking thousands
+of records is one NumPy view, and no record is parsed.
 """
 
 import dataclasses
@@ -19,54 +19,56 @@ from etils import epath
 FORMAT_VERSION = 4
 NAME = "functaset"
 MANIFEST = "manifest.json"
-# What TFDS reads; the last where the classes are known.
+# Files that TFDS reads; the last one exists if the class names are known.
 METADATA = ("dataset_info.json", "features.json", "label.labels.txt")
-PARTS = "parts"  # folder of one small JSON file a finished shard
-TEMPORARY = ".tmp"  # ending of a file that is being written
+PARTS = "parts"  # folder with one JSON file per finished shard
+TEMPORARY = ".tmp"  # suffix of files that are being written
 SPLITS = ("train", "validation", "test")
 
-# dtype of the latents -> how they lie in a record. NumPy knows bfloat16 only after ml_dtypes was
-# imported, and TFDS then asks for TensorFlow, so bfloat16 is stored as its bits.
-STORED_AS = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "int8": "|i1"}
+# dtype of the latents -> dtype in a record. bfloat16 is stored as its bits: NumPy supports it only after
+# an import of ml_dtypes, and TFDS then needs TensorFlow.
+STORAGE_DTYPES = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "int8": "|i1"}
 
-_VARINT_WIDTHS = {"label": 10, "id": 7, "copy": 3}  # bytes of 7 bits; 10 hold any int64
-_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"  # fields of tf.train.Feature
+_VARINT_WIDTHS = {"label": 10, "id": 7, "copy": 3}  # groups of 7 bits; 10 groups hold any int64
+_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"  # field tags of tf.train.Feature
 
 
 def shard_name(split: str, shard: int, num_shards: int) -> str:
-    """`functaset-train.array_record-00000-of-00009`, the name TFDS expects."""
+    """File name of a shard as TFDS expects it: functaset-train.array_record-00000-of-00009."""
     return f"{NAME}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
 
 
 def json_digest(value: Any) -> str:
-    """`sha256:...` of JSON values, whatever the order of their keys."""
+    """Digest "sha256:..." of JSON values; independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_digest(file: epath.PathLike) -> str:
-    """`sha256:...` of a file's bytes."""
+    """Digest "sha256:..." of the bytes of a file."""
     with epath.Path(file).open("rb") as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def round_latents(latents: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rounds latents to what is stored.
+def quantize(latents: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rounds latents to the dtype in which they are stored.
+
+    int8 is symmetric, latents = stored * scale, with a scale per record and channel. It needs no
+    calibration pass over the data set, so any process can make any shard. The scale is rounded up to
+    float16, so no value is clipped.
 
     Args:
       latents: [k, i, j, d] float32, finite.
       dtype: float16, bfloat16, float32 or int8.
     Returns:
-      (stored [k, i, j, d] in the dtype of STORED_AS, scale [k, d] float16 for int8, else None).
-      int8 is symmetric with a scale for each record and channel, latents = stored * scale: it needs
-      no calibration pass, so any process can make any shard. The scale is rounded up to float16, so
-      that no value is clipped. A value that float16 cannot hold becomes infinite; callers check.
+      stored [k, i, j, d] of STORAGE_DTYPES, and scale [k, d] float16 for int8, None for other dtypes.
+      Values that overflow float16 become infinite; callers check.
     """
     if dtype == "bfloat16":
         return latents.astype(ml_dtypes.bfloat16).view(np.uint16), None
     if dtype != "int8":
         with np.errstate(over="ignore"):
-            return latents.astype(STORED_AS[dtype]), None
+            return latents.astype(STORAGE_DTYPES[dtype]), None
     exact = np.abs(latents).max(axis=(1, 2)) / np.float32(127)
     with np.errstate(over="ignore"):
         scale = exact.astype(np.float16)
@@ -77,32 +79,32 @@ def round_latents(latents: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarr
     return np.rint(latents / divisor[:, None, None, :]).astype(np.int8), scale
 
 
-def restore_latents(stored: Any, scale: Any) -> Any:
-    """Inverse of `round_latents`: [k, i, j, d] float32; arrays of NumPy or, under jit too, of JAX."""
+def dequantize(stored: Any, scale: Any) -> Any:
+    """Inverse of `quantize`: latents [k, i, j, d] float32. Takes NumPy or JAX arrays, also under jit."""
     if stored.dtype == np.uint16:
         stored = stored.view(ml_dtypes.bfloat16)
     values = stored.astype(np.float32)
     if scale is None:
         return values
-    with np.errstate(invalid="ignore"):  # an infinite scale times zero: not a number either
+    with np.errstate(invalid="ignore"):  # infinite scale times zero: NaN, which callers detect
         return values * scale.astype(np.float32)[:, None, None, :]
 
 
-def float32_latents(rows: dict[str, Any]) -> Any:
-    """Latents [k, i, j, d] float32 of what a source of a functaset has read; NumPy or JAX."""
-    return restore_latents(rows["latents"], rows.get("scale"))
+def float32_latents(batch: dict[str, Any]) -> Any:
+    """Latents [k, i, j, d] float32 of a batch of records, NumPy or JAX."""
+    return dequantize(batch["latents"], batch.get("scale"))
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordLayout:
-    """Where each value of a record lies.
+    """Positions of the values in a record.
 
     Attributes:
       latent_shape: i, j, d.
       dtype: of the latents: float16, bfloat16, float32 or int8.
-      struct: NumPy structured dtype of a whole record, one field a value.
-      template: [struct.itemsize] uint8, a record whose values are zero.
-      fixed: positions of the bytes that are the same in all records.
+      struct: NumPy structured dtype of a record, one field per value.
+      template: [struct.itemsize] uint8, a record of zeros.
+      fixed: positions of the bytes that are equal in all records.
     """
 
     latent_shape: tuple[int, int, int]
@@ -118,7 +120,7 @@ class RecordLayout:
         values.append(("psnr", _FLOAT_LIST, "<f4"))
         if self.dtype == "int8":
             values.append(("scale", _BYTES_LIST, ("<f2", self.latent_shape[2:])))
-        values.append(("latents", _BYTES_LIST, (STORED_AS[self.dtype], self.latent_shape)))
+        values.append(("latents", _BYTES_LIST, (STORAGE_DTYPES[self.dtype], self.latent_shape)))
         names, kinds, formats = zip(*values, strict=True)
         widths = [np.dtype(part).itemsize for part in formats]
         headers = [
@@ -145,23 +147,24 @@ class RecordLayout:
 
     @property
     def latent_bytes(self) -> int:
-        """Of the latents of one record, the scales of int8 included."""
+        """Bytes of the latents of one record, with the scale of int8."""
         names = ("latents", "scale") if self.dtype == "int8" else ("latents",)
         return sum(self.struct[name].itemsize for name in names)
 
     @property
     def record_bytes(self) -> int:
+        """Length of a record in bytes."""
         return self.struct.itemsize
 
     def pack(self, *, stored, scale, label, id, copy, psnr) -> list[bytes]:
-        """Records of k examples.
+        """Makes records of k examples.
 
         Args:
-          stored, scale: as `round_latents` returns them.
+          stored, scale: see `quantize`.
           label, id, copy: [k] integers.
           psnr: [k] float32.
         Raises:
-          ValueError: an id or a copy number is negative or too large for its place.
+          ValueError: an id or a copy number is negative or too large for its width.
         """
         rows = np.tile(self.template, (len(stored), 1))
         records = rows.view(self.struct)[:, 0]
@@ -174,14 +177,14 @@ class RecordLayout:
         return [row.tobytes() for row in rows]
 
     def unpack(self, records: Sequence[bytes]) -> dict[str, np.ndarray]:
-        """Values of k records.
+        """Reads the values of k records.
 
         Returns:
-          latents [k, i, j, d] as stored (float16, bfloat16, float32, int8) and, for int8, scale
-          [k, d] float16: `float32_latents` makes numbers of them, best where they are used, since
-          they travel in half the bytes; label int32 [k], id int64 [k], copy int32 [k], psnr float32 [k].
+          latents [k, i, j, d] of the dtype of the layout and, for int8, scale [k, d] float16; apply
+          `float32_latents` on the device, after the transfer; label int32 [k], id int64 [k], copy
+          int32 [k], psnr float32 [k].
         Raises:
-          ValueError: a record is not of this layout; names its position in `records`.
+          ValueError: a record does not have this layout; names its position in `records`.
         """
         wrong = [k for k, record in enumerate(records) if len(record) != self.record_bytes]
         if wrong:
@@ -189,9 +192,9 @@ class RecordLayout:
                 f"record {wrong[0]} has {len(records[wrong[0]])} bytes, not {self.record_bytes}"
             )
         rows = np.frombuffer(b"".join(records), np.uint8).reshape(-1, self.record_bytes)
-        same = rows[:, self.fixed] == self.template[self.fixed]
-        if not same.all():
-            k = int(np.argmin(same.all(axis=1)))
+        equal = (rows[:, self.fixed] == self.template[self.fixed]).all(axis=1)
+        if not equal.all():
+            k = int(np.argmin(equal))
             raise ValueError(f"record {k} is not a record of this functaset: its headers differ")
         values = rows.view(self.struct)[:, 0]
         latents = np.ascontiguousarray(values["latents"])
@@ -208,7 +211,7 @@ class RecordLayout:
 
 
 def _varint(number: int) -> bytes:
-    """Shortest protobuf varint, as lengths are written."""
+    """The shortest protobuf varint of a number."""
     groups = bytearray()
     while number > 127:
         groups.append(number & 127 | 128)
@@ -217,12 +220,11 @@ def _varint(number: int) -> bytes:
 
 
 def _entry_header(name: str, kind: bytes, width: int) -> bytes:
-    """What stands before the `width` bytes of a value in the feature map of a tf.train.Example."""
-    values = b"\x0a" + _varint(
-        width
-    )  # the repeated field of the list: one string, or packed numbers
-    listed = kind + _varint(len(values) + width) + values
-    feature = b"\x12" + _varint(len(listed) + width) + listed
+    """The bytes before the `width` bytes of a value in the feature map of a tf.train.Example."""
+    # The repeated field of the list: one string, or packed numbers.
+    values = b"\x0a" + _varint(width)
+    value_list = kind + _varint(len(values) + width) + values
+    feature = b"\x12" + _varint(len(value_list) + width) + value_list
     key = b"\x0a" + _varint(len(name)) + name.encode()
     return b"\x0a" + _varint(len(key) + len(feature) + width) + key + feature
 

@@ -214,7 +214,7 @@ def _write_metadata(directory: epath.Path, parts: Parts, recipe: Recipe) -> None
 
     features = tfds.features
     layout = recipe.layout
-    stored = np.dtype(format.STORED_AS[layout.dtype])
+    stored = np.dtype(format.STORAGE_DTYPES[layout.dtype])
     notes = {
         "bfloat16": "bits of bfloat16: latents.view(ml_dtypes.bfloat16)",
         "int8": "multiply by scale",

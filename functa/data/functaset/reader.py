@@ -1,22 +1,22 @@
-"""Reading a functaset: a data set of latents in ArrayRecord files that TFDS also opens.
+"""Reading a functaset, a data set of latents in ArrayRecord files that TFDS also reads.
 
-    functaset/manifest.json                                  written last; alone makes the set valid
+    functaset/manifest.json                                  written last: the functaset is complete
     functaset/functaset-SPLIT.array_record-00000-of-00009    shards
-    functaset/dataset_info.json, features.json               what TFDS reads
-    functaset/parts/SHARD.json                               what is known of each finished shard
+    functaset/dataset_info.json, features.json               read by TFDS
+    functaset/parts/SHARD.json                               statistics of each finished shard
 
-Somebody else's program needs neither this package nor TensorFlow:
+Other programs need neither this package nor TensorFlow to read it:
 
     source = tfds.builder_from_directory("runs/NAME/functaset").as_data_source("train")
 
 A record holds
-    latents  [i, j, d] of the manifest's dtype. bfloat16 appears as its bits, in uint16
-             (`latents.view(ml_dtypes.bfloat16)`); int8 needs its scale: latents * scale.
+    latents  [i, j, d] of the dtype in the manifest. bfloat16 values appear as their bits, uint16
+             (`latents.view(ml_dtypes.bfloat16)`); int8 values must be multiplied by scale.
     scale    [d] float16, int8 only
-    label    class, -1 if there is none
-    id       index of the image in the split that its own data set has
+    label    class, -1 if unknown
+    id       index of the image in the split of the image data set
     copy     number of the augmented copy; 0 is the image itself
-    psnr     dB, data range 1, of the fit before the latents were rounded to the dtype
+    psnr     dB, data range 1, of the fit before the latents were quantized
 """
 
 import dataclasses
@@ -30,30 +30,31 @@ from etils import epath
 
 from functa.data.functaset import format
 from functa.data.functaset.format import RecordLayout
+from functa.data.sources import Batch, InMemorySource, check_indices, load_into_memory
 from functa.runtime import storage
 from functa.runtime.errors import DamagedFileError
 
-_TOGETHER = 100  # records of a shard from which on one call for all of them is faster
-_READ_BLOCK = 256  # records decoded at once when a whole split is read
+_MIN_RECORDS_PER_CALL = 100  # per shard; with fewer, reading one by one is faster
+_BLOCK_SIZE = 256  # records decoded at once when a whole split is read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What manifest.json holds, under the same names.
+    """Contents of manifest.json.
 
     Attributes:
       format_version: of all files.
       digest: of the manifest itself.
-      field_digest: of the field and inner rates that made the latents.
-      config: the parts of the run's config that decide the records.
+      field_digest: of the field and inner learning rates that made the latents.
+      config: the parts of the config that determine the records.
       latent_shape: [i, j, d].
-      dtype: of the latents: float16, bfloat16, float32, int8.
-      class_names: in the order of the labels; none: unknown.
-      splits: {split: {examples: records, augmented copies included; psnr: dB, mean over records;
+      dtype: of the latents: float16, bfloat16, float32 or int8.
+      class_names: in the order of the labels; empty: unknown.
+      splits: {split: {examples: number of records, with augmented copies; psnr: dB, mean over records;
         psnr_of_mean_mse: dB; shards: [{file, records, bytes, sha256, ids: [least, greatest]}]}};
-        both numbers are null in a split without records.
+        psnr and psnr_of_mean_mse are null for a split without records.
       mean, std: [d], of the stored latents of the train split.
-      scalar_mean, scalar_std: of all their numbers alike.
+      scalar_mean, scalar_std: the same over all channels together.
       files: {file that TFDS reads: digest}.
     """
 
@@ -78,10 +79,11 @@ class Manifest:
 
     @property
     def shards(self) -> list[dict[str, Any]]:
-        """Of all splits, in order."""
+        """Entries of the shards of all splits, in order."""
         return [shard for split in self.splits.values() for shard in split["shards"]]
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Functaset:
     """A complete functaset; see `open_functaset`.
 
@@ -90,28 +92,27 @@ class Functaset:
       manifest: its Manifest.
     """
 
-    def __init__(self, *, path: epath.Path, manifest: Manifest):
-        self.path = path
-        self.manifest = manifest
+    path: epath.Path
+    manifest: Manifest
 
     def num_examples(self, split: str) -> int:
-        """Records of a split, augmented copies included."""
+        """Number of records of a split, with augmented copies."""
         return self._split(split)["examples"]
 
-    def source(self, split: str, cache: str) -> "HostSource | FileSource":
-        """Random access to a split.
+    def source(self, split: str, cache: str) -> "InMemorySource | FileSource":
+        """Opens a split for random access.
 
         Args:
-          cache: host: decoded once into memory; none: read and decoded at every access. For the
-            memory of devices see data/latent_batches.py.
+          split: train, validation or test.
+          cache: "host" decodes the split once and keeps it in memory; "none" reads and decodes at every
+            access. For the memory of devices see functaset/batches.py.
         Returns:
-          An object with `num_examples` and read(indices [k]) -> what RecordLayout.unpack tells:
-          latents as they are stored, label, id, copy, psnr.
+          A source; see RecordLayout.unpack for the arrays that it reads.
         """
         if cache not in ("host", "none"):
             raise ValueError(f"cache must be host or none, not {cache!r}")
         source = FileSource(path=self.path, split=self._split(split), layout=self.manifest.layout)
-        return source if cache == "none" else HostSource(source)
+        return source if cache == "none" else in_memory(source)
 
     def _split(self, split: str) -> dict[str, Any]:
         if split not in self.manifest.splits:
@@ -120,9 +121,10 @@ class Functaset:
 
 
 class FileSource:
-    """Decodes the asked-for records at every read; can be pickled and shared by threads."""
+    """Reads and decodes records at every request. It can be pickled."""
 
     def __init__(self, *, path: epath.Path, split: dict[str, Any], layout: RecordLayout):
+        """split: its entry in the manifest."""
         self.num_examples = split["examples"]
         self._layout, self._path, self._shards = layout, path, split["shards"]
         self._ends = np.cumsum([shard["records"] for shard in self._shards], dtype=np.int64)
@@ -130,14 +132,14 @@ class FileSource:
         files = [f"{path / shard['file']}[0:{shard['records']}]" for shard in split["shards"]]
         self._records = array_record_data_source.ArrayRecordDataSource(files) if files else None
 
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Functaset.source`.
+    def read(self, indices: np.ndarray) -> Batch:
+        """Reads records; see RecordLayout.unpack for the arrays.
 
         Raises:
-          IndexError: an index is negative or not less than num_examples.
+          IndexError: an index lies outside [0, num_examples).
           DamagedFileError: a record cannot be read; names the shard.
         """
-        indices = _checked(indices, self.num_examples)
+        indices = check_indices(indices, self.num_examples)
         if self._records is None or not indices.size:
             return self._layout.unpack([])
         try:
@@ -146,49 +148,35 @@ class FileSource:
             raise DamagedFileError(self._damage(indices) or f"{self._path}: {error}") from error
 
     def _fetch(self, indices: np.ndarray) -> Sequence[bytes]:
-        """All at once from a store, and from a disk where a shard has many of them; else one after the other.
+        """Reads records with one call, or one by one where that is faster.
 
-        ArrayRecord starts threads for every call, one a shard: a batch of 256 records of 200 shards then takes five
-        times as long as its records one by one. The loader has threads of its own.
+        One call of ArrayRecord starts one thread per shard. From a local disk, a batch of 256 records of
+        200 shards then takes five times as long as its records one by one.
         """
         assert self._records is not None
-        if self._remote or len(indices) >= _TOGETHER * len(self._holding(indices)):
+        if self._remote or len(indices) >= _MIN_RECORDS_PER_CALL * len(self._shards_of(indices)):
             return self._records.__getitems__(indices.tolist())
         return [self._records[index] for index in indices.tolist()]
 
-    def _holding(self, indices: np.ndarray) -> np.ndarray:
+    def _shards_of(self, indices: np.ndarray) -> np.ndarray:
         """Numbers of the shards that hold `indices`."""
         return np.unique(np.searchsorted(self._ends, indices, side="right"))
 
     def _damage(self, indices: np.ndarray) -> str:
-        """What is wrong with the shards that hold `indices`."""
+        """Problems of the shards that hold `indices`; "" if there are none."""
         problems = []
-        for number in self._holding(indices):
+        for number in self._shards_of(indices):
             shard = self._shards[number]
             file = self._path / shard["file"]
-            problems.append(wrong_size(file, shard["bytes"]) or wrong_bytes(file, shard["sha256"]))
+            problems.append(
+                size_problem(file, shard["bytes"]) or digest_problem(file, shard["sha256"])
+            )
         return "; ".join(f"{problem}; delete it and run again" for problem in problems if problem)
 
 
-class HostSource:
-    """A whole split in memory."""
-
-    def __init__(self, source: FileSource):
-        self.num_examples = source.num_examples
-        arrays: dict[str, np.ndarray] = {}
-        for start in range(0, self.num_examples, _READ_BLOCK):
-            stop = min(start + _READ_BLOCK, self.num_examples)
-            block = source.read(np.arange(start, stop))
-            for name, values in block.items():
-                if name not in arrays:
-                    arrays[name] = np.empty((self.num_examples, *values.shape[1:]), values.dtype)
-                arrays[name][start:stop] = values
-        self.arrays = arrays or source.read(np.arange(0))
-
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Functaset.source`."""
-        indices = _checked(indices, self.num_examples)
-        return {name: values[indices] for name, values in self.arrays.items()}
+def in_memory(source: FileSource) -> InMemorySource:
+    """Decodes a whole split into memory."""
+    return load_into_memory(source, block_size=_BLOCK_SIZE, threads=1)
 
 
 def open_functaset(path: epath.PathLike, *, field_digest: str | None) -> Functaset:
@@ -196,49 +184,59 @@ def open_functaset(path: epath.PathLike, *, field_digest: str | None) -> Functas
 
     Args:
       path: its directory.
-      field_digest: of the field that is going to decode it; None: any.
+      field_digest: digest of the field that will decode it; None accepts any field.
     Raises:
-      ValueError: no complete set there; the manifest is damaged or of another format; a shard is
-        missing or has another size than when it was written; the set was made with another field
-        (names both sides); more shards than this process may open.
+      ValueError: there is no complete functaset; the manifest is damaged or of another format version;
+        a shard is missing or has a wrong size; another field made the functaset; or there are more
+        shards than this process may open.
     """
     path = epath.Path(path)
     manifest = read_manifest(path)
-    if field_digest is not None and field_digest != manifest.field_digest:
-        raise ValueError(another_field(path, manifest, field_digest))
+    if field_digest is not None and (problem := field_problem(path, manifest, field_digest)):
+        raise ValueError(problem)
     if not storage.is_remote(path):
-        storage.allow_open_files(len(manifest.shards))  # a shard is opened once and stays open
+        storage.allow_open_files(len(manifest.shards))  # shards stay open
     problems = storage.thread_map(
-        lambda shard: wrong_size(path / shard["file"], shard["bytes"]), manifest.shards
+        lambda shard: size_problem(path / shard["file"], shard["bytes"]), manifest.shards
     )
     for problem in filter(None, problems):
-        raise ValueError(f"{problem}; encode again to make it anew")
+        raise ValueError(f"{problem}; run the encode stage again")
     return Functaset(path=path, manifest=manifest)
 
 
-def wrong_size(file: epath.Path, size: int) -> str | None:
-    """What is wrong with a file of `size` bytes, as far as one request tells: missing, or of another size."""
+def size_problem(file: epath.Path, size: int) -> str | None:
+    """Reports a file that is missing or does not have `size` bytes. Takes one request."""
     try:
-        found = file.stat().length
+        actual = file.stat().length
     except FileNotFoundError:
         return f"{file} is missing"
-    return None if found == size else f"{file} has {found} bytes, not {size}"
+    return None if actual == size else f"{file} has {actual} bytes, not {size}"
 
 
-def wrong_bytes(file: epath.Path, digest: str) -> str | None:
-    """What is wrong with a file by its digest: missing, or damaged. Reads all of it."""
+def digest_problem(file: epath.Path, digest: str) -> str | None:
+    """Reports a file that is missing or does not have `digest`. Reads the whole file."""
     try:
-        found = format.file_digest(file)
+        actual = format.file_digest(file)
     except FileNotFoundError:
         return f"{file} is missing"
-    return None if found == digest else f"{file} is damaged: its digest is {found}, not {digest}"
+    return None if actual == digest else f"{file} is damaged: its digest is {actual}, not {digest}"
+
+
+def field_problem(path: epath.Path, manifest: Manifest, field_digest: str) -> str | None:
+    """Reports a functaset that another field made."""
+    if field_digest == manifest.field_digest:
+        return None
+    return (
+        f"{path} was encoded with the field {manifest.field_digest}, this field is {field_digest}; "
+        "encode again with this field, or use the field that made the functaset"
+    )
 
 
 def read_manifest(path: epath.PathLike) -> Manifest:
-    """The manifest of a functaset's directory.
+    """Reads the manifest in the directory of a functaset.
 
     Raises:
-      ValueError: there is none, so the set is not complete; or it is damaged or of another format
+      ValueError: there is none, so the functaset is not complete; or it is damaged or of another format
         version.
     """
     file = epath.Path(path) / format.MANIFEST
@@ -250,28 +248,15 @@ def read_manifest(path: epath.PathLike) -> Manifest:
             f"{file} does not exist: no complete functaset there; run the encode stage"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error!r}); encode again to make it anew") from error
+        raise ValueError(f"{file} is damaged ({error!r}); run the encode stage again") from error
     if version != format.FORMAT_VERSION:
         raise ValueError(
-            f"{file} has format version {version}, this program reads"
-            f" {format.FORMAT_VERSION}; encode again"
+            f"{file} has format version {version}, but this program reads version "
+            f"{format.FORMAT_VERSION}; run the encode stage again"
         )
-    if digest != (found := format.json_digest(values | {"digest": ""})):
-        raise ValueError(f"{file} is damaged: its digest is {found}, not {digest}; encode again")
+    actual = format.json_digest(values | {"digest": ""})
+    if digest != actual:
+        raise ValueError(
+            f"{file} is damaged: its digest is {actual}, not {digest}; run the encode stage again"
+        )
     return Manifest(**values)
-
-
-def another_field(path: epath.Path, manifest: Manifest, field_digest: str) -> str:
-    return (
-        f"{path} was encoded with the field {manifest.field_digest}, this field is"
-        f" {field_digest}; encode again with this field, or use the field that made the set"
-    )
-
-
-def _checked(indices: np.ndarray, num_examples: int) -> np.ndarray:
-    indices = np.asarray(indices, np.int64)
-    if indices.size and not 0 <= indices.min() <= indices.max() < num_examples:
-        raise IndexError(
-            f"indices {indices.min()} to {indices.max()} are not in [0, {num_examples})"
-        )
-    return indices

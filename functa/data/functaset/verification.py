@@ -11,10 +11,10 @@ from functa.data.functaset import format
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.reader import (
     Manifest,
-    another_field,
+    digest_problem,
+    field_problem,
     read_manifest,
-    wrong_bytes,
-    wrong_size,
+    size_problem,
 )
 
 _SHARDS_AT_ONCE = 4
@@ -66,9 +66,9 @@ def verify(path: epath.PathLike, *, field_digest: str | None, fraction: float) -
     def look(number: int) -> tuple[list[str], int]:
         shard = shards[number]
         file = path / shard["file"]
-        problem = wrong_size(file, shard["bytes"])
+        problem = size_problem(file, shard["bytes"])
         if problem is None and number in hashed:
-            problem = wrong_bytes(file, shard["sha256"])
+            problem = digest_problem(file, shard["sha256"])
         if problem is not None:  # its records are not worth a look
             return [problem], 0
         chosen = _spread(shard["records"], fraction, seed=seed + 1 + number)
@@ -91,8 +91,8 @@ def _of_manifest(path: epath.Path, manifest: Manifest, field_digest: str | None)
     """Problems of the field, of counts, and of the files that TFDS reads."""
     problems: list[str | None] = []
     if field_digest is not None and field_digest != manifest.field_digest:
-        problems.append(another_field(path, manifest, field_digest))
-    problems += [wrong_bytes(path / name, digest) for name, digest in manifest.files.items()]
+        problems.append(field_problem(path, manifest, field_digest))
+    problems += [digest_problem(path / name, digest) for name, digest in manifest.files.items()]
     for name, split in manifest.splits.items():
         total = sum(shard["records"] for shard in split["shards"])
         if total != split["examples"]:

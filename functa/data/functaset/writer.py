@@ -177,8 +177,8 @@ class ShardWriter:
         split, dtype = self._shard.split, self._recipe.layout.dtype
         _require_finite("latents are", latents, split=split, id=id, copy=copy)
         _require_finite("psnr is", psnr, split=split, id=id, copy=copy)
-        stored, scale = format.round_latents(latents, dtype)
-        rounded = format.restore_latents(stored, scale)
+        stored, scale = format.quantize(latents, dtype)
+        rounded = format.dequantize(stored, scale)
         _require_finite(f"latents as {dtype} are", rounded, split=split, id=id, copy=copy)
         packed = self._recipe.layout.pack(
             stored=stored, scale=scale, label=label, id=id, copy=copy, psnr=psnr

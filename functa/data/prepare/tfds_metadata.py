@@ -149,7 +149,7 @@ def write_metadata(
         (directory / DAMAGED).write_bytes(os.fsencode(text))  # file names need not be UTF-8
     builder = tfds.builder_from_directory(directory)
     problems = [
-        problem for split in splits for problem in image_records.check_files(builder, split)
+        problem for split in splits for problem in image_records.validate_files(builder, split)
     ]
     if problems:
         raise OSError("; ".join(problems))

@@ -25,7 +25,7 @@ from etils import epath
 
 from functa.data.prepare import shards as image_shards
 from functa.data.prepare import sources, tfds_metadata
-from functa.data.read_timeout import in_order
+from functa.data.read_timeout import ordered_results
 from functa.runtime import config, storage
 
 _AHEAD = 4  # images for each thread, held in memory until it is their turn to be written
@@ -209,7 +209,7 @@ def _make(
         for k in range(shard.start, shard.stop)
     )
     with futures.ThreadPoolExecutor(1) as finisher, futures.ThreadPoolExecutor(jobs) as pool:
-        samples = in_order(pool, reads, jobs * _AHEAD)
+        samples = ordered_results(pool, reads, jobs * _AHEAD)
         finishing: tuple[futures.Future[image_shards.Part], float] | None = None
         for shard in shards:
             labels = archive.splits[shard.split].labels[shard.start : shard.stop]

@@ -1,6 +1,6 @@
 """Uniform quantizers with one range per channel, and the code length of an ideal entropy coder.
 
-Functasets are stored as `functa.data.functaset.format.round_latents` does it; these quantizers
+Functasets are stored as `functa.data.functaset.format.quantize` does it; these quantizers
 estimate the loss of fewer bits.
 """
 

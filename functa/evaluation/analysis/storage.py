@@ -49,15 +49,15 @@ def stored_latents(trained_field: TrainedField) -> tuple[StoredLatents, ...]:
 def _functaset_formats(trained_field: TrainedField) -> Iterator[StoredLatents]:
     latents, shape = trained_field.fitted.latents, trained_field.field.latent_shape
     for dtype in ("float32", "float16", "bfloat16", "int8"):
-        stored, scale = format.round_latents(latents, dtype)
+        stored, scale = format.quantize(latents, dtype)
         entropy_bytes = None
         if scale is not None:
-            known, _ = format.round_latents(trained_field.reference_latents, dtype)
+            known, _ = format.quantize(trained_field.reference_latents, dtype)
             known, symbols = (values.astype(np.int32) + 128 for values in (known, stored))
             bits = quantization.code_length(known.reshape(-1, shape[2]), symbols, 256)
             entropy_bytes = float(bits.mean()) / 8 + scale[0].nbytes
         size = format.RecordLayout(shape, dtype).latent_bytes
-        mse = trained_field.mse(format.restore_latents(stored, scale))
+        mse = trained_field.mse(format.dequantize(stored, scale))
         yield StoredLatents(dtype, size, entropy_bytes, mse)
 
 

@@ -137,7 +137,7 @@ def make_augment(
     settings: ConfigDict, latent_shape: tuple[int, int, int]
 ) -> latent_augmentation.Augment:
     """The augmentation of config.classify.augment. Raises ValueError for impossible values."""
-    return latent_augmentation.make(latent_shape=latent_shape, **settings.augment)
+    return latent_augmentation.make_augment(latent_shape=latent_shape, **settings.augment)
 
 
 def make_init(module: nn.Module, *, latent_shape: tuple[int, ...]) -> Callable[[jax.Array], PyTree]:
@@ -174,7 +174,9 @@ def make_draw(
         latents = augment(normalize(float32_latents(batch)), augment_key)
         targets = jax.nn.one_hot(batch["label"], num_classes, dtype=jnp.float32)
         if mixup > 0:
-            latents, targets = latent_augmentation.mix(latents, targets, key=mixup_key, alpha=mixup)
+            latents, targets = latent_augmentation.mixup(
+                latents, targets, key=mixup_key, alpha=mixup
+            )
         keys = jax.random.split(model_key, len(latents))
         return {"latents": latents, "targets": targets, "keys": keys}
 

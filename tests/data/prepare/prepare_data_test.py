@@ -258,8 +258,9 @@ def test_npz(tmp_path, shape):
     assert run(tmp_path, tmp_path / "a.npz") == 0
     assert_holds(tmp_path, data)
     config = CONFIG | {"data_dir": tmp_path / "out", "image_shape": (*shape, 1)[:3]}
-    assert images.check(**config) == []
-    read = images.open_splits(**config)["validation"].read(np.arange(10))
+    splits = images.open_splits(**config)
+    assert images.validate_splits(splits) == []
+    read = splits["validation"].read(np.arange(10))
     np.testing.assert_array_equal(read["image"], data["x_train"][20:].reshape(10, 9, 7, -1))
 
 
@@ -565,7 +566,8 @@ def test_a_killed_run_leaves_no_data_set(tmp_path, capsys, program_env):
     done = subprocess.run([sys.executable, "-c", program, *words], env=program_env, timeout=60)
     assert done.returncode == -signal.SIGKILL
     assert left_behind(tmp_path) == ["1.0.0.lock", "1.0.0.unfinished"]
-    assert "not finished" in images.check(**CONFIG | {"data_dir": tmp_path / "out"})[0]
+    with pytest.raises(ValueError, match="has not finished"):
+        images.open_splits(**CONFIG | {"data_dir": tmp_path / "out"})
     assert run(tmp_path, tmp_path / "a.npz") == 0
     assert capsys.readouterr().out.count("finished earlier") == 2
     assert left_behind(tmp_path) == ["1.0.0"]

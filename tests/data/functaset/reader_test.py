@@ -1,0 +1,169 @@
+import json
+import pickle
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from functa.data.functaset import format, reader
+from functa.runtime.errors import DamagedFileError
+from tests.support import functaset_sets
+
+DTYPES = tuple(format.STORAGE_DTYPES)
+
+
+@pytest.fixture(scope="module")
+def functasets(tmp_path_factory):
+    """{dtype: (directory, records by split)}. Tests leave them unchanged."""
+    root = tmp_path_factory.mktemp("functasets")
+    return {
+        dtype: (root / dtype, functaset_sets.write(root / dtype, dtype=dtype)) for dtype in DTYPES
+    }
+
+
+@pytest.fixture
+def functaset(tmp_path):
+    """(directory, manifest as a dict) of a functaset to damage."""
+    directory = tmp_path / "functaset"
+    functaset_sets.write(directory)
+    return directory, json.loads((directory / "manifest.json").read_text())
+
+
+def open_source(functasets, dtype, split, cache):
+    return reader.open_functaset(functasets[dtype][0], field_digest=None).source(split, cache)
+
+
+def documented_latents(record, dtype):
+    """Latents as the docstring of the reader tells other programs to compute them."""
+    if dtype == "bfloat16":
+        return record["latents"].view(ml_dtypes.bfloat16).astype(np.float32)
+    if dtype == "int8":
+        return record["latents"] * record["scale"].astype(np.float32)
+    return record["latents"].astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tfds_reads_every_dtype(functasets, dtype):
+    directory, splits = functasets[dtype]
+    for split, expected in splits.items():
+        source = tfds.builder_from_directory(directory).as_data_source(split)
+        assert len(source) == len(expected["id"])
+        latents = format.dequantize(*format.quantize(expected["latents"], dtype))
+        for k in range(len(source)):
+            record = source[k]
+            np.testing.assert_array_equal(documented_latents(record, dtype), latents[k])
+            for name in ("label", "id", "copy", "psnr"):
+                assert record[name] == expected[name][k]
+
+
+def test_other_programs_read_bfloat16_without_jax_and_tensorflow(functasets):
+    code = (
+        "import sys, tensorflow_datasets as tfds\n"
+        f"record = tfds.builder_from_directory({str(functasets['bfloat16'][0])!r})"
+        ".as_data_source('test')[3]\n"
+        "assert not {'tensorflow', 'jax', 'ml_dtypes'} & set(sys.modules)\n"
+        "print(record['latents'].dtype, record['latents'].shape, record['id'])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "uint16 (2, 2, 3) 203\n"
+
+
+@pytest.mark.parametrize("cache", ["host", "none"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_read_returns_the_requested_records_in_order(functasets, dtype, cache):
+    expected = functasets[dtype][1]["train"]
+    source = open_source(functasets, dtype, "train", cache)
+    assert source.num_examples == 45
+    latents = format.dequantize(*format.quantize(expected["latents"], dtype))
+    for indices in ([44, 0, 19, 20, 20, 21], list(range(45)), [7], []):
+        indices = np.array(indices, np.int64)
+        for one in (source, pickle.loads(pickle.dumps(source))):
+            batch = one.read(indices)
+            np.testing.assert_array_equal(format.float32_latents(batch), latents[indices])
+            for name in ("label", "id", "copy", "psnr"):
+                np.testing.assert_array_equal(batch[name], expected[name][indices])
+            assert batch["latents"].dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("cache", ["host", "none"])
+@pytest.mark.parametrize("index", [-1, 45])
+def test_indices_outside_the_split_are_refused(functasets, cache, index):
+    source = open_source(functasets, "float16", "train", cache)
+    with pytest.raises(IndexError, match="45"):
+        source.read(np.array([3, index]))
+
+
+def test_unknown_splits_and_caches_are_refused(functasets):
+    with pytest.raises(ValueError, match="'dev'.* train, validation, test"):
+        open_source(functasets, "float16", "dev", "host")
+    with pytest.raises(ValueError, match="'disk'"):
+        open_source(functasets, "float16", "train", "disk")
+
+
+def test_damaged_records_name_their_shard(functaset):
+    directory, manifest = functaset
+    file = directory / manifest["splits"]["train"]["shards"][1]["file"]
+    content = bytearray(file.read_bytes())
+    opened = reader.open_functaset(directory, field_digest=None)
+    half = len(content) // 2
+    content[:half] = bytes(half)
+    file.write_bytes(content)
+    source = opened.source("train", "none")
+    for index in (20, 39):  # the first and last record of the shard
+        with pytest.raises(DamagedFileError, match=file.name):
+            source.read(np.array([index]))
+    assert source.read(np.arange(20))["id"].tolist() == list(range(20))
+
+
+def test_another_field_is_refused_and_both_are_named(functasets):
+    directory, _ = functasets["float16"]
+    other = "sha256:" + "f" * 64
+    with pytest.raises(ValueError, match=f"{functaset_sets.DIGEST}.*{other}"):
+        reader.open_functaset(directory, field_digest=other)
+    reader.open_functaset(directory, field_digest=functaset_sets.DIGEST)
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"format_version": 1}', "\x00\xff"])
+def test_a_missing_or_damaged_manifest_is_refused(functaset, text):
+    file = functaset[0] / "manifest.json"
+    file.unlink()
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match="manifest.json"):
+        reader.open_functaset(functaset[0], field_digest=None)
+
+
+def test_another_format_version_is_refused(functaset):
+    directory, manifest = functaset
+    manifest |= {"format_version": 99, "digest": ""}
+    manifest["digest"] = format.json_digest(manifest)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=f"version 99.* {format.FORMAT_VERSION}"):
+        reader.open_functaset(directory, field_digest=None)
+
+
+def test_a_changed_number_in_the_manifest_is_found(functaset):
+    file = functaset[0] / "manifest.json"
+    text = file.read_text()
+    assert text.count('"examples": 45') == 1
+    file.write_text(text.replace('"examples": 45', '"examples": 44'))
+    with pytest.raises(ValueError, match="digest"):
+        reader.open_functaset(functaset[0], field_digest=None)
+
+
+def test_missing_and_truncated_shards_are_refused(functaset):
+    directory, manifest = functaset
+    file = directory / manifest["splits"]["test"]["shards"][1]["file"]
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=f"{file.name} .*1000 .*{size}"):
+        reader.open_functaset(directory, field_digest=None)
+    file.unlink()
+    with pytest.raises(ValueError, match=file.name):
+        reader.open_functaset(directory, field_digest=None)
