@@ -76,11 +76,11 @@ def main(argv: list[str]) -> int:
     del argv
     config = _CONFIG.value
     if config is None:
-        return cli_errors.refuse("compile_for", "--config=configs/NAME.py is needed")
+        return cli_errors.report_user_error("compile_for", "--config=configs/NAME.py is needed")
     try:
         devices = devices_of(_TOPOLOGY)
     except ValueError as error:
-        return cli_errors.refuse("compile_for", str(error))
+        return cli_errors.report_user_error("compile_for", str(error))
     problems = meta_learning.validate(config)
     try:
         mesh = mesh_lib.make_mesh(devices, **config.mesh)
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         problems.append(str(error))
     if problems:
-        return cli_errors.refuse("compile_for", "\n".join(problems))
+        return cli_errors.report_user_error("compile_for", "\n".join(problems))
     result = measure(config, mesh)
     if _JSON.value:
         print(json.dumps(result))
@@ -108,4 +108,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.argv[1:2] = []  # the topology is not absl's
-    app.run(main, flags_parser=cli_errors.parser("compile_for", _CONFIG))
+    app.run(main, flags_parser=cli_errors.flags_parser("compile_for", _CONFIG))

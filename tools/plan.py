@@ -192,12 +192,14 @@ def main(argv: list[str]) -> int:
     del argv
     config = _CONFIG.value
     if config is None or len(_TOPOLOGY) != 1:
-        return cli_errors.refuse("plan", "want NAME[:OPTIONS] TOPOLOGY, as cifar10_spatial v5e-256")
+        return cli_errors.report_user_error(
+            "plan", "want NAME[:OPTIONS] TOPOLOGY, as cifar10_spatial v5e-256"
+        )
     jax.config.update("jax_platforms", "cpu")  # no program is run
     try:
         planner = plan_of(config, _TOPOLOGY[0])
     except ValueError as error:
-        return cli_errors.refuse("plan", str(error))
+        return cli_errors.report_user_error("plan", str(error))
     stages = planner.stages()
     told = report(planner, stages)
     if _JSON.value:
@@ -222,4 +224,4 @@ _TOPOLOGY: list[str] = []
 
 if __name__ == "__main__":
     sys.argv[1:], _TOPOLOGY[:] = words(sys.argv[1:])
-    app.run(main, flags_parser=cli_errors.parser("plan", _CONFIG))
+    app.run(main, flags_parser=cli_errors.flags_parser("plan", _CONFIG))

@@ -144,7 +144,7 @@ class Checkpoints:
             path = self.directory / f"step_{step}"
             restored, problem = self._read(step, template)
             # What one process cannot read, none may go on from.
-            problem = next(filter(None, processes.gather(problem, str(path))), "")
+            problem = next(filter(None, processes.gather_texts(problem, str(path))), "")
             if not problem:
                 self._refuse_other_format(path, restored["info"].get("format", 1))
                 if not self._read_only:

@@ -76,7 +76,7 @@ def test_file_lock_does_not_depend_on_the_clock(tmp_path, shift, ahead):
         shift(ahead)
         os.utime(tmp_path / ".lock", (time.time(), time.time()))
         second = locks.directory_lock(epath.Path(tmp_path), quiet)
-        with pytest.raises(ValueError, match="another program is at work"), second:
+        with pytest.raises(ValueError, match="another program is running"), second:
             pass
     os.utime(tmp_path / ".lock", (time.time(), time.time()))
     with locks.directory_lock(epath.Path(tmp_path), quiet):

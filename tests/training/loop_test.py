@@ -312,8 +312,8 @@ def test_sigterm_requests_a_stop():
     previous = signal.getsignal(signal.SIGTERM)
     try:
         preemption = PreemptionWatcher()
-        assert not preemption.requested(1)
+        assert not preemption.should_stop_at(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.requested(2)
+        assert preemption.should_stop_at(2)
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -8,7 +8,6 @@ thousands of records is one NumPy view instead of a parse of each.
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,12 +35,6 @@ _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"  # fields of t
 def shard_name(split: str, shard: int, num_shards: int) -> str:
     """`functaset-train.array_record-00000-of-00009`, the name TFDS expects."""
     return f"{NAME}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
-
-
-def json_digest(value: Any) -> str:
-    """`sha256:...` of JSON values, whatever the order of their keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_digest(file: epath.PathLike) -> str:

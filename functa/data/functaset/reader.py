@@ -30,7 +30,7 @@ from etils import epath
 
 from functa.data.functaset import format
 from functa.data.functaset.format import RecordLayout
-from functa.runtime import storage
+from functa.runtime import digests, storage
 from functa.runtime.errors import DamagedFileError
 
 _TOGETHER = 100  # records of a shard from which on one call for all of them is faster
@@ -256,7 +256,7 @@ def read_manifest(path: epath.PathLike) -> Manifest:
             f"{file} has format version {version}, this program reads"
             f" {format.FORMAT_VERSION}; encode again"
         )
-    if digest != (found := format.json_digest(values | {"digest": ""})):
+    if digest != (found := digests.json_digest(values | {"digest": ""})):
         raise ValueError(f"{file} is damaged: its digest is {found}, not {digest}; encode again")
     return Manifest(**values)
 
