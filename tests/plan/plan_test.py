@@ -115,7 +115,7 @@ def test_what_lies_over_fsdp_is_gathered_scattered_and_added_up():
     )
     # Parameters, their average and two moments.
     assert share.whole_bytes - share.state_bytes == 4 * (cut - cut // 4)
-    with pytest.raises(ValueError, match=r"do not make up the 6 devices"):
+    with pytest.raises(ValueError, match=r"must be 6"):
         memory_traffic.described_mesh(config, 6)
 
 
