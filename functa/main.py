@@ -31,15 +31,19 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default: 
 def main(argv: list[str]) -> int:
     del argv  # all arguments are flags
     if _CONFIG.value is None:
-        return cli_errors.refuse("functa", "--config=configs/NAME.py[:options] is required")
+        return cli_errors.report_user_error(
+            "functa", "--config=configs/NAME.py[:options] is required"
+        )
     stopped = os.environ.get("FUNCTA_STOPPED_STATUS") or "0"
     if not (stopped.isdecimal() and int(stopped) < 256):
-        return cli_errors.refuse(
+        return cli_errors.report_user_error(
             "functa", f"FUNCTA_STOPPED_STATUS={stopped} must be an exit status from 0 to 255"
         )
     devices = os.environ.get("JAX_NUM_CPU_DEVICES") or "1"
     if not (devices.lstrip("-").isdecimal() and (int(devices) >= 1 or int(devices) == -1)):
-        return cli_errors.refuse("functa", f"JAX_NUM_CPU_DEVICES={devices} must be at least 1")
+        return cli_errors.report_user_error(
+            "functa", f"JAX_NUM_CPU_DEVICES={devices} must be at least 1"
+        )
     config = _CONFIG.value
     workdir = _WORKDIR.value or str(Path("runs") / config.name)
 
@@ -48,20 +52,20 @@ def main(argv: list[str]) -> int:
     import jax
 
     _use_compilation_cache(jax)
-    from functa.runtime import processes
+    from functa.runtime import distributed, processes
 
     try:
         status = _run(config, workdir, stopped_status=int(stopped))
     except Exception as error:
-        if not processes.several():
+        if not processes.is_distributed():
             raise
         traceback.print_exc()
-        line = f"{processes.this_process()}: {processes.cause(error)}"
+        line = f"{processes.process_name()}: {distributed.error_summary(error)}"
         print(f"functa: {line}", file=sys.stderr)
-        processes.announce(1, line)
+        distributed.announce_exit(1, line)
         status = 1
-    if status in (1, 2) and processes.several():
-        processes.end(status)
+    if status in (1, 2) and processes.is_distributed():
+        distributed.exit_process(status)
     return status
 
 
@@ -70,16 +74,16 @@ def _run(config: ConfigDict, workdir: str, *, stopped_status: int) -> int:
 
     from functa.pipeline import runner
     from functa.report import metric_registry, report
-    from functa.runtime import errors, processes
+    from functa.runtime import distributed, errors
 
     try:
-        processes.start()
+        distributed.initialize()
         summary = runner.run_stages(config, workdir, say=lambda line: print(line, flush=True))
         if jax.process_index() == 0:
             metric_registry.write_summary(workdir)
             print(metric_registry.results_table(summary))
             print(f"report: {report.write_report(workdir)}")
-        processes.finish()
+        distributed.complete()
     except errors.UserError as error:
         return _fail(2, f"cannot run {config.name}:\n{error}")
     except errors.StorageUnavailableError as error:
@@ -92,20 +96,20 @@ def _run(config: ConfigDict, workdir: str, *, stopped_status: int) -> int:
         return _fail(1, str(error))
     except errors.InputTimeoutError as error:
         # A normal exit would wait for the thread that is still reading.
-        processes.end(_fail(1, str(error)))
+        distributed.exit_process(_fail(1, str(error)))
     except errors.StopRequested as stop:
         print(f"functa: {stop}; the same command resumes the run", flush=True)
-        processes.finish()
+        distributed.complete()
         return stopped_status
     return 0
 
 
 def _fail(status: int, line: str) -> int:
-    from functa.runtime import processes
+    from functa.runtime import distributed, processes
 
-    process = f"{processes.this_process()}: " if processes.several() else ""
+    process = f"{processes.process_name()}: " if processes.is_distributed() else ""
     print(f"functa: {process}{line}", file=sys.stderr)
-    processes.announce(status, line)
+    distributed.announce_exit(status, line)
     return status
 
 
@@ -117,4 +121,4 @@ def _use_compilation_cache(jax) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=cli_errors.parser("functa", _CONFIG))
+    app.run(main, flags_parser=cli_errors.flags_parser("functa", _CONFIG))

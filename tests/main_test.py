@@ -105,10 +105,12 @@ def test_unknown_config_is_reported_with_the_known_ones(run_main, tmp_path):
     result = run_main("--config=configs/imagnet.py:tiny", f"--workdir={tmp_path / 'run'}")
     assert result.returncode == 2
     (line,) = lines(result)
-    assert "there is no config configs/imagnet.py; configs has cifar10_functa, " in line
+    assert "configs/imagnet.py" in line
+    assert "cifar10_functa, " in line
     assert "common" not in line
     result = run_main("--config=/nowhere/my.py", f"--workdir={tmp_path / 'run'}")
-    assert lines(result) == ["functa: there is no config /nowhere/my.py"]
+    (line,) = lines(result)
+    assert "/nowhere/my.py" in line
 
 
 def test_stage_without_its_input_is_rejected(run_main, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from etils import epath
 
-from functa.runtime import processes, storage
+from functa.runtime import distributed, processes, storage
 from functa.runtime.errors import StorageUnavailableError
 
 RENEWAL_SECONDS = 10.0
@@ -106,9 +106,9 @@ def _renew(
             if released.is_set():
                 return
             # The main thread may take long to fail, and must not write anything more.
-            line = f"{processes.this_process()}: {error}"
+            line = f"{processes.process_name()}: {error}"
             logging.getLogger("functa").error("functa: %s", line)
-            processes.announce(1, line)
-            processes.end(1)
+            distributed.announce_exit(1, line)
+            distributed.exit_process(1)
         except Exception as error:  # object stores raise many types for temporary failures
             logging.getLogger("functa").warning("%s could not be renewed: %s", path, error)

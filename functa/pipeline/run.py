@@ -124,7 +124,7 @@ class Run:
         directory = self.workdir / task.name
         writes = jax.process_index() == 0
         dashboard = Dashboard(directory, stage=task.name) if writes else NullDashboard()
-        self.preemption.align()
+        self.preemption.synchronize()
         with contextlib.closing(dashboard):
             dashboard.hparams(config_lib.flatten(config_lib.to_dict(self.config)))
             return train(

@@ -52,7 +52,7 @@ def sharing_problems(workdir: epath.Path, config: ConfigDict) -> list[str]:
                 f"{path}, written by process 0, does not exist: all processes must share --workdir"
             ]
         time.sleep(0.5)
-    if config_lib.decisive(config_lib.load(workdir)) != config_lib.decisive(config):
+    if config_lib.shared_settings(config_lib.load(workdir)) != config_lib.shared_settings(config):
         return [
             f"{path} is not the file that process 0 has written: all processes must share --workdir"
         ]

@@ -15,7 +15,7 @@ from functa.pipeline import environment, locks, log, run_directory, validation
 from functa.pipeline.run import Run
 from functa.pipeline.stages import STAGES
 from functa.runtime import config as config_lib
-from functa.runtime import processes, storage
+from functa.runtime import digests, processes, storage
 from functa.runtime.errors import StopRequested, UserError
 
 _READ_IMAGES = {"meta_learn", "encode", "generate"}  # stages that read images
@@ -38,7 +38,7 @@ def run_stages(
     problems = run_directory.problems(run.workdir)
     if problems and storage.is_remote(run.workdir):
         # Without the object store, nothing is known about the run.
-        _raise_any(processes.agree({}, problems))
+        _raise_any(processes.gather_problems(problems))
     problems += stage_problems(run)
     incomplete = incomplete_stages(run)
     reads_images = bool(_READ_IMAGES & set(incomplete))
@@ -50,15 +50,19 @@ def run_stages(
             stages=incomplete,
             first_step="meta_learn" in incomplete and not started and not problems,
         )
-    identity = {"jax": jax.__version__, "functa": processes.source_digest()}
-    identity |= {f"config.{key}": value for key, value in config_lib.decisive(config).items()}
-    _raise_any(processes.agree(identity, problems))
+    identity = {"jax": jax.__version__, "functa": digests.source_digest()}
+    identity |= {
+        f"config.{key}": value for key, value in config_lib.shared_settings(config).items()
+    }
+    _raise_any(processes.gather_problems(problems, identity))
     run.workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        _raise_any(processes.agree({}, _lock_and_freeze(run, stack)))
-        _raise_any(processes.agree({}, run_directory.sharing_problems(run.workdir, config)))
+        _raise_any(processes.gather_problems(_lock_and_freeze(run, stack)))
+        _raise_any(processes.gather_problems(run_directory.sharing_problems(run.workdir, config)))
         # The previous owner of the lock may have completed stages in the meantime.
-        incomplete = json.loads(processes.gather(json.dumps(incomplete_stages(run)), "stages")[0])
+        incomplete = json.loads(
+            processes.gather_texts(json.dumps(incomplete_stages(run)), "stages")[0]
+        )
         if incomplete and jax.process_index() == 0:
             run.say = stack.enter_context(log.log_file(run.workdir, say))
             run.say(describe(run, run.sources if reads_images else {}))
@@ -66,7 +70,9 @@ def run_stages(
             if stage not in incomplete:
                 _raise_any(run.input_problems(stage))
                 continue
-            if "stop" in processes.gather("stop" if run.preemption.received() else "", stage):
+            if "stop" in processes.gather_texts(
+                "stop" if run.preemption.should_stop() else "", stage
+            ):
                 raise StopRequested(f"stopped before {stage}; everything is saved")
             run_stage(run, stage)
     if not incomplete:
@@ -103,7 +109,7 @@ def run_stage(run: Run, stage: str) -> None:
     metrics["seconds"] = metrics.pop("earlier_seconds") + time.monotonic() - start
     if jax.process_index() == 0:
         config_lib.write_json(run.metrics_path(stage), metrics)
-    processes.wait(f"end of {stage}")  # the next stage reads these metrics
+    processes.barrier(f"end of {stage}")  # the next stage reads these metrics
 
 
 def describe(run: Run, sources: dict[str, ImageSource]) -> str:

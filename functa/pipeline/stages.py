@@ -80,7 +80,7 @@ def encode(run: Run) -> dict[str, Any]:
     params = jax.device_get(params)  # every process encodes on its own devices only
 
     def stop() -> None:
-        if run.preemption.received():
+        if run.preemption.should_stop():
             raise StopRequested("encode stopped; complete shards are kept")
 
     data = config.data
@@ -161,7 +161,7 @@ def generate(run: Run) -> dict[str, Any]:
     generator = mesh.to_host(result.params)
 
     def stop() -> None:
-        if run.preemption.received():
+        if run.preemption.should_stop():
             raise StopRequested("generate stopped; complete blocks of samples are kept")
 
     normalization = make_normalization(functaset, kind=settings.normalization)
@@ -174,7 +174,7 @@ def generate(run: Run) -> dict[str, Any]:
         "samples": count,
         "samples_per_second": rate,
     }
-    processes.wait("samples")
+    processes.barrier("samples")
     if jax.process_index():
         return metrics  # process 0 evaluates
     latents, swept = drawing.collect()

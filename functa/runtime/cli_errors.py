@@ -1,4 +1,4 @@
-"""Flags of a program with a config: what is wrong with them is told in a line, exit status 2."""
+"""One-line messages for wrong command-line flags and configs, with exit status 2."""
 
 import pathlib
 import re
@@ -8,49 +8,48 @@ from collections.abc import Callable
 from absl import flags
 
 
-def refuse(program: str, message: str) -> int:
-    """Tells what a person must mend; the exit status for it."""
+def report_user_error(program: str, message: str) -> int:
+    """Prints a problem that the user must fix. Returns the exit status 2."""
     print(f"{program}: {message}", file=sys.stderr)
     return 2
 
 
-def parser(program: str, config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
-    """For `absl.app.run(main, flags_parser=...)`: absl's parser, with a misspelt key or a wrong type told in
-    a line or two instead of a traceback.
+def flags_parser(program: str, config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
+    """A parser for `absl.app.run(main, flags_parser=...)` that reports errors without a traceback.
 
     Args:
-      config: of ml_collections.config_flags.DEFINE_config_file.
+      program: name for messages.
+      config: flag of ml_collections.config_flags.DEFINE_config_file.
     """
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            rest = flags.FLAGS(argv)
+            arguments = flags.FLAGS(argv)
             if config.value is not None:
-                _ = (
-                    config.value.name
-                )  # a file that is not there is noticed by the first look inside
+                _ = config.value.name  # fails if the file does not exist
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            sys.exit(refuse(program, explain_config_error(error)))
-        if len(rest) > 1:
-            sys.exit(refuse(program, f"unknown arguments: {' '.join(rest[1:])}"))
-        return rest
+            sys.exit(report_user_error(program, explain_config_error(error)))
+        if len(arguments) > 1:
+            message = f"unknown arguments: {' '.join(arguments[1:])}"
+            sys.exit(report_user_error(program, message))
+        return arguments
 
     return parse
 
 
 def explain_config_error(error: Exception) -> str:
-    """One line about a config that cannot be loaded or a key that cannot be set."""
-    # ml_collections: "'widht'\nDid you mean ...", in quotes and escapes of its own.
-    if meant := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', str(error)):
-        return f"unknown config key {meant[2]}; did you mean {meant[1]}?"
-    if key := re.fullmatch(r"['\"]+(\w+)['\"]+", str(error)):
-        return f"unknown config key {key[1]}; configs/common.py lists them"
-    if missing := re.search(r"No such file or directory: '(.+[.]py)'", str(error)):
-        path = pathlib.Path(missing[1])
-        beside = sorted(path.parent.glob("*.py"))
-        names = [file.stem for file in beside if "def get_config" in file.read_text()]
-        there = f"; {path.parent} has {', '.join(names)}" if names else ""
-        return f"there is no config {path}{there}"
-    # A config file that raises comes wrapped with its traceback: what it said is the last line.
-    lines = str(error).strip().splitlines()
+    """One line for an error of absl or ml_collections."""
+    text = str(error)
+    if keys := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text):
+        return f"unknown config key {keys[2]}; did you mean {keys[1]}?"
+    if key := re.fullmatch(r"['\"]+(\w+)['\"]+", text):
+        return f"unknown config key {key[1]}; configs/common.py lists the keys"
+    if file := re.search(r"No such file or directory: '(.+[.]py)'", text):
+        path = pathlib.Path(file[1])
+        siblings = sorted(path.parent.glob("*.py"))
+        names = [sibling.stem for sibling in siblings if "def get_config" in sibling.read_text()]
+        choices = f"; {path.parent} contains {', '.join(names)}" if names else ""
+        return f"config {path} does not exist{choices}"
+    # The traceback of a failing config file ends with its own message.
+    lines = text.strip().splitlines()
     return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]

@@ -1,4 +1,4 @@
-"""Configs as plain data: reading, writing, comparing. Their defaults live in configs/ and nowhere else."""
+"""Configs and other JSON files: conversion, comparison, reading and writing."""
 
 import json
 import math
@@ -11,30 +11,21 @@ from ml_collections import ConfigDict
 from functa.runtime import storage
 from functa.runtime.errors import DamagedFileError
 
-# May differ between two commands on one workdir: which stages to run, on what, and where images lie, not
-# what is computed.
-_FREE = (
-    "stages",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.cell",
-    "data.data_dir",
-    "data.cache",
-    "classify.cache",
-    "generate.cache",
-)
-_FREE_BUT_COMMON = ("stages", "mesh.data", "mesh.fsdp", "mesh.cell")
-# Of a stage whose folder is not there yet, all of its own keys too.
-_STAGES = ("encode", "classify", "generate")
+# Keys that may change between two commands on one run directory, because they do not change results.
+# The first ones must be equal in all processes of a command; the others may differ between machines.
+_SHARED_CHANGEABLE = ("stages", "mesh.data", "mesh.fsdp", "mesh.cell")
+_LOCAL_CHANGEABLE = ("data.data_dir", "data.cache", "classify.cache", "generate.cache")
+# All keys of these stages may change until the stage has started.
+_CHANGEABLE_STAGES = ("encode", "classify", "generate")
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """Nested dict of JSON values; tuples become lists."""
+    """Converts a config to nested dicts of JSON values. Tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def from_dict(values: dict[str, Any]) -> ConfigDict:
-    """The inverse of `to_dict`; lists become tuples."""
+    """The inverse of `to_dict`. Lists become tuples."""
 
     def restore(value):
         if isinstance(value, dict):
@@ -45,7 +36,7 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """Flattens nested dicts: {"a": {"b": 1}} -> {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -55,19 +46,17 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def decisive(config: ConfigDict) -> dict[str, Any]:
-    """What all processes of a run must have in common: {"field.width": 64, ...}."""
+def shared_settings(config: ConfigDict) -> dict[str, Any]:
+    """Settings that must be equal in all processes of a run: {"field.width": 64, ...}."""
     flat = flatten(to_dict(config))
-    return {
-        key: value for key, value in flat.items() if key in _FREE_BUT_COMMON or key not in _FREE
-    }
+    return {key: value for key, value in flat.items() if key not in _LOCAL_CHANGEABLE}
 
 
 def load(workdir: epath.PathLike) -> ConfigDict:
-    """The frozen config of a run.
+    """Reads the config of a run.
 
     Raises:
-      ValueError: `workdir` holds no run.
+      ValueError: `workdir` is not a run directory.
     """
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
@@ -76,39 +65,40 @@ def load(workdir: epath.PathLike) -> ConfigDict:
 
 
 def freeze(config: ConfigDict, workdir: epath.PathLike) -> list[str]:
-    """Writes workdir/config.json, or compares with the one that is there.
+    """Writes workdir/config.json, or compares the config with that of an existing run.
 
     Returns:
-      One line a key that differs where it may not, and how to go on; config.json is left then.
+      One line per key that differs but must not; config.json then stays as it is.
     """
     workdir = epath.Path(workdir)
     path = workdir / "config.json"
     new = to_dict(config)
-    different = []
+    problems = []
     if path.exists():
-        old, now = flatten(read_json(path)), flatten(new)
-        for key in sorted(old.keys() | now.keys()):
+        old_values, new_values = flatten(read_json(path)), flatten(new)
+        for key in sorted(old_values.keys() | new_values.keys()):
             stage = key.split(".")[0]
-            begun = stage not in _STAGES or (workdir / stage).exists()
-            if old.get(key) != now.get(key) and key not in _FREE and begun:
-                way = (
+            started = stage not in _CHANGEABLE_STAGES or (workdir / stage).exists()
+            changeable = key in _SHARED_CHANGEABLE + _LOCAL_CHANGEABLE or not started
+            old, new_value = old_values.get(key, "(absent)"), new_values.get(key, "(absent)")
+            if old != new_value and not changeable:
+                alternative = (
                     f"remove {workdir / stage} to change it"
-                    if stage in _STAGES
-                    else "the same config"
+                    if stage in _CHANGEABLE_STAGES
+                    else "use the same config"
                 )
-                different.append(
-                    f"{key}: {old.get(key, '(absent)')} in {path}, {now.get(key, '(absent)')} now; "
-                    f"give another --workdir or {way}"
+                problems.append(
+                    f"{key}: {old} in {path}, {new_value} now; use another --workdir or {alternative}"
                 )
-        if different or old == now:
-            return different
+        if problems or old_values == new_values:
+            return problems
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, new)
     return []
 
 
 def range_errors(values: dict[str, tuple[float, float, float]]) -> list[str]:
-    """One line for each {name: (value, low, high)} that is not a finite number from low to high."""
+    """One line per entry of {name: (value, low, high)} that is not a finite number from low to high."""
     return [
         f"{name}={value} must be from {low:g} to {high:g}"
         for name, (value, low, high) in values.items()
@@ -117,32 +107,31 @@ def range_errors(values: dict[str, tuple[float, float, float]]) -> list[str]:
 
 
 def read_json(path: epath.PathLike) -> Any:
-    """Contents of a JSON file.
+    """Reads a JSON file.
 
     Raises:
-      DamagedFileError: it is not JSON.
+      DamagedFileError: the content is not JSON.
     """
     path = epath.Path(path)
     try:
         return json.loads(path.read_text())
     except ValueError as error:
         raise DamagedFileError(
-            f"{path} is damaged ({error}); delete it, and its folder if it belongs to a stage, and "
-            "run again"
+            f"{path} is damaged ({error}); delete it, or the whole directory of its stage, and run again"
         ) from error
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes beside and renames: a reader never sees half a file, after a loss of power neither."""
+    """Writes a JSON file atomically: even after a power failure it is complete or absent."""
     path = epath.Path(path)
     text = json.dumps(value, indent=1)
-    if storage.is_remote(path):  # an object is there whole or not at all
+    if storage.is_remote(path):  # object stores write atomically
         path.write_text(text)
         return
-    beside = path.parent / f"{path.name}.partial"
+    partial = path.parent / f"{path.name}.partial"
     with storage.explain_disk_full(path, len(text)):
-        with beside.open("w") as file:
+        with partial.open("w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        partial.replace(path)

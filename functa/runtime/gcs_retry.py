@@ -1,7 +1,7 @@
-"""gs:// that is away for a while: every request is tried again, told, and given up after a defined time.
+"""Google Cloud Storage file system that retries requests for ten minutes and logs outages.
 
-gcsfs itself tries six times in half a minute and tells nothing. TensorStore, which Orbax moves arrays
-with, tries by itself for longer than is waited here.
+gcsfs retries for half a minute without a message, and has no setting for that. TensorStore, which
+Orbax uses for arrays, retries on its own for longer.
 """
 
 import asyncio
@@ -15,53 +15,52 @@ from gcsfs import core, retry
 
 from functa.runtime.errors import StorageUnavailableError
 
-_AWAY_SECONDS = 600.0
-# Seconds between two tries: who renews a lock must be back before others take it for dead (workdir.py).
-_LONGEST_PAUSE = 10.0
+_RETRY_SECONDS = 600.0
+# Below the expiry of a lock (pipeline/locks.py): its owner must renew it soon after an outage.
+_MAX_PAUSE_SECONDS = 10.0
 
 _log = logging.getLogger("functa")
-# One try; gcsfs wraps it in its own.
-_once = core.GCSFileSystem._request.__wrapped__
+# One attempt, without the retries of gcsfs. Can go once gcsfs makes the number of retries a setting.
+_request_once = core.GCSFileSystem._request.__wrapped__
 
 
-class StoreFileSystem(gcsfs.GCSFileSystem):
-    """What fsspec, and so etils' epath, takes for gs:// (disk.py)."""
+class RetryingFileSystem(gcsfs.GCSFileSystem):
+    """The fsspec file system of gs:// paths, registered in runtime/storage.py."""
 
-    _away_since: float | None = None
+    _outage_start: float | None = None
 
     async def _request(self, method: str, path: str, *args: Any, **kwargs: Any):
         pause = 0.5
         while True:
             try:
-                answer = await _once(self, method, path, *args, **kwargs)
+                response = await _request_once(self, method, path, *args, **kwargs)
             except Exception as error:
-                # TimeoutError: aiohttp's, of a store that takes requests and answers none.
+                # aiohttp raises TimeoutError if the store accepts a request and does not answer.
                 if not (retry.is_retriable(error) or isinstance(error, TimeoutError)):
                     raise
-                self._told_away(error)
+                self._on_failure(error)
             else:
-                self._told_back()
-                return answer
+                self._on_success()
+                return response
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
-    def _told_away(self, error: Exception) -> None:
+    def _on_failure(self, error: Exception) -> None:
         code = getattr(error, "code", None)
-        why = (
-            f"status {code}" if code else f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
-        )
-        if self._away_since is None:
-            self._away_since = time.monotonic()
-            _log.warning("gs:// does not answer (%s): trying for %.0f s", why, _AWAY_SECONDS)
-        away = time.monotonic() - self._away_since
-        if away > _AWAY_SECONDS:
+        first_line = str(error).split("\n")[0]
+        cause = f"status {code}" if code else f"{type(error).__name__}: {first_line}"
+        if self._outage_start is None:
+            self._outage_start = time.monotonic()
+            _log.warning("gs:// does not answer (%s): retrying for %.0f s", cause, _RETRY_SECONDS)
+        seconds = time.monotonic() - self._outage_start
+        if seconds > _RETRY_SECONDS:
             raise StorageUnavailableError(
-                f"gs:// has not answered for {away:.0f} s ({why}); once it does, the same command goes on from "
-                "what is saved there"
+                f"gs:// has not answered for {seconds:.0f} s ({cause}); run the same command when it is "
+                "available again, to resume from what is saved there"
             )
 
-    def _told_back(self) -> None:
-        if self._away_since is not None:
-            away = time.monotonic() - self._away_since
-            self._away_since = None
-            _log.warning("gs:// answers again, after %.0f s", away)
+    def _on_success(self) -> None:
+        if self._outage_start is not None:
+            seconds = time.monotonic() - self._outage_start
+            self._outage_start = None
+            _log.warning("gs:// answers again, after %.0f s", seconds)

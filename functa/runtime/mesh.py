@@ -1,8 +1,9 @@
-"""The device mesh, and what lies where on it.
+"""The device mesh and shardings.
 
-Its axes are `data`, `fsdp` and `cell`. Batches are sharded over all three, everything else is replicated, with two
-exceptions, each off at size 1: the parameters and optimiser of a large downstream model are sharded over `fsdp`, and
-in meta-learning on whole images the devices of `cell` share the rows of cells of each image.
+The mesh has the axes data, fsdp and cell. Batches are sharded over all three axes, everything else is
+replicated, with two exceptions: the parameters and optimizer state of a large downstream model are
+sharded over fsdp, and in meta-learning on whole images the devices along cell share each image, by
+rows of cells.
 """
 
 import math
@@ -15,82 +16,91 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "cell")
-BY_EXAMPLE = P(AXES)  # leading axis over all devices
-BY_ROWS = P(("data", "fsdp"), "cell")  # and the second one over the devices that share an example
-_SMALLEST_SHARDED = 1 << 14  # numbers; below that, to gather costs more than to keep
+BY_EXAMPLE = P(AXES)  # the leading axis over all devices
+BY_ROWS = P(("data", "fsdp"), "cell")  # and the second axis over the devices that share an example
+_MIN_SHARDED_SIZE = 1 << 14  # for smaller arrays, gathering costs more than the memory saved
 
 
 def make_mesh(
     devices: Sequence[jax.Device] | None = None, *, data: int = -1, fsdp: int = 1, cell: int = 1
 ) -> Mesh:
-    """The mesh over these devices, or over all of all processes.
+    """Builds the mesh of some devices, by default of all devices of all processes.
 
-    Devices of a process are neighbours in it, so that the share of a batch that a process holds is one block.
+    Devices of a process are adjacent, so that its share of a batch is contiguous.
 
     Args:
-      data, fsdp, cell: sizes; one of them may be -1, the rest.
+      devices: devices of the mesh.
+      data, fsdp, cell: sizes of the axes. One of them may be -1, which means all remaining devices.
     Raises:
-      ValueError: the sizes do not make up the devices, or `cell` would reach over processes.
+      ValueError: the product of the sizes is not the number of devices, or devices along `cell`
+        belong to different processes.
     """
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(len(devices), data=data, fsdp=fsdp, cell=cell)
-    told = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
-    in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
-    own = sum(device.process_index == in_order[0].process_index for device in in_order)
-    if own % sizes["cell"]:
-        raise ValueError(f"{told}: the {own} devices of a process must be a multiple of mesh.cell")
-    grid = np.asarray(in_order).reshape([sizes[name] for name in AXES])
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    per_process = sum(device.process_index == ordered[0].process_index for device in ordered)
+    if per_process % sizes["cell"]:
+        raise ValueError(
+            f"mesh.cell={sizes['cell']} must divide the {per_process} devices of a process"
+        )
+    grid = np.asarray(ordered).reshape([sizes[name] for name in AXES])
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def axis_sizes(count: int, *, data: int, fsdp: int, cell: int) -> dict[str, int]:
-    """Sizes of the axes over so many devices, the -1 replaced.
+    """Sizes of the axes for a number of devices, with -1 replaced.
 
     Raises:
-      ValueError: they do not make up the devices.
+      ValueError: the product of the sizes is not the number of devices.
     """
     sizes = {"data": data, "fsdp": fsdp, "cell": cell}
-    told = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
-    rest = [name for name, size in sizes.items() if size == -1]
-    given = math.prod(size for size in sizes.values() if size != -1)
-    if len(rest) > 1 or min(size for size in (*sizes.values(), 1) if size != -1) < 1:
-        raise ValueError(f"{told}: want numbers from 1, and at most one -1 for the rest")
-    if count % given or (not rest and given != count):
-        raise ValueError(f"{told} do not make up the {count} devices")
-    return sizes | dict.fromkeys(rest, count // given)
+    settings = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+    free_axes = [name for name, size in sizes.items() if size == -1]
+    fixed_sizes = [size for size in sizes.values() if size != -1]
+    product = math.prod(fixed_sizes)
+    if len(free_axes) > 1 or min(fixed_sizes) < 1:
+        raise ValueError(f"{settings}: sizes must be at least 1, and at most one may be -1")
+    if count % product or (not free_axes and product != count):
+        raise ValueError(f"{settings}: the product of the sizes must be {count}, the devices")
+    return sizes | dict.fromkeys(free_axes, count // product)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of arrays that every device holds."""
     return NamedSharding(mesh, P())
 
 
 def batched(mesh: Mesh) -> NamedSharding:
-    """Leading axis over all devices."""
+    """Sharding of the leading axis over all devices."""
     return NamedSharding(mesh, BY_EXAMPLE)
 
 
 def sharded_axes(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
-    """For every array of `tree` (or its shape) the axis that lies over `fsdp`: the longest one that divides,
-    -1 for what is replicated."""
+    """Axis of each array that is sharded over fsdp; -1 if the array is replicated.
+
+    Large arrays are sharded along their longest axis that is divisible by the size of fsdp.
+    """
     size = mesh.shape["fsdp"]
 
     def axis(leaf) -> int:
-        fitting = [k for k, length in enumerate(leaf.shape) if length % size == 0]
-        if size == 1 or not fitting or np.prod(leaf.shape) < _SMALLEST_SHARDED:
+        divisible = [k for k, length in enumerate(leaf.shape) if length % size == 0]
+        if size == 1 or not divisible or np.prod(leaf.shape) < _MIN_SHARDED_SIZE:
             return -1
-        return max(fitting, key=lambda k: leaf.shape[k])
+        return max(divisible, key=lambda k: leaf.shape[k])
 
     return jax.tree.map(axis, tree)
 
 
 def over_fsdp(axis: int) -> P:
-    """The partition that `sharded_axes` tells."""
+    """Partition of an array whose axis `axis` (from `sharded_axes`) is sharded over fsdp."""
     return P() if axis < 0 else P(*[None] * axis, "fsdp")
 
 
 def to_devices(mesh: Mesh, batch: dict[str, Any], spec: P = BY_EXAMPLE) -> dict[str, jax.Array]:
-    """This process's share of a batch -> global arrays, sharded by example; what lies on the devices
-    already stays."""
+    """Makes global arrays, sharded by example, from this process's share of a batch.
+
+    Arrays that are on devices already are returned as they are.
+    """
     sharding = NamedSharding(mesh, P(spec[0]))
     return {
         name: value
@@ -101,9 +111,9 @@ def to_devices(mesh: Mesh, batch: dict[str, Any], spec: P = BY_EXAMPLE) -> dict[
 
 
 def to_host(tree: Any) -> Any:
-    """Global arrays, however they are sharded -> complete NumPy arrays on every process.
+    """Copies global arrays of any sharding to NumPy arrays on every process.
 
-    All processes must call it, unless everything is replicated.
+    All processes must call it, unless all arrays are replicated.
     """
 
     def complete(leaf):

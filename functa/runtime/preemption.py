@@ -1,4 +1,4 @@
-"""Stopping on purpose: SIGTERM, Ctrl-C, or a cluster's notice that the machine will be taken."""
+"""Requests to stop: SIGTERM, Ctrl-C, or the notice that a cluster will reclaim the machine."""
 
 import signal
 import time
@@ -11,54 +11,54 @@ from functa.runtime import processes
 
 
 class PreemptionWatcher:
-    """Asks, at points where stopping is safe, whether to stop.
+    """Polls for requests to stop, at points where stopping is safe.
 
-    In one process a handler of SIGTERM and SIGINT sets a flag; a second signal ends the program.
+    In one process, a handler of SIGTERM and SIGINT sets a flag. A second signal ends the program.
 
-    With jax.distributed the runtime's own notice is used. Every process asks it with rising numbers; once any of
-    them gets SIGTERM, they agree on a number above all that were asked so far, and the answer is yes to that
-    number alone. So each process asks every number once, in order, over the whole run: after `align` one a step,
-    in which all are together, and one a second of its own clock where each works alone.
+    In several processes, JAX's preemption service is polled with increasing numbers. After one
+    process receives SIGTERM, the service selects a number that no process has polled yet, and
+    answers yes to that number only. Therefore every process polls every number, in order: one per
+    step where processes work in lockstep, which `synchronize` prepares, and otherwise one per second.
     """
 
     def __init__(self):
-        self._received = False
-        self._asked = 0  # the last number
-        self._alone_from = 0, time.monotonic()  # number and time from which seconds are counted
+        self._requested = False
+        self._last_number = 0
+        self._clock_origin = 0, time.monotonic()  # number and time from which seconds count
         if jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._handle)
+                signal.signal(number, self._handle_signal)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self._received = True
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the program at once
+        self._requested = True
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the program
 
-    def _ask_to(self, last: int) -> bool:
-        """Asks every number up to `last`; whether the answer to one of them, or before, was yes."""
-        for number in range(self._asked + 1, last + 1):
-            self._received |= multihost_utils.reached_preemption_sync_point(number)
-            self._asked = number
-        return self._received
+    def _poll_up_to(self, last: int) -> bool:
+        """Polls every number up to `last`. Returns whether a stop has been requested by then."""
+        for number in range(self._last_number + 1, last + 1):
+            self._requested |= multihost_utils.reached_preemption_sync_point(number)
+            self._last_number = number
+        return self._requested
 
-    def align(self) -> None:
-        """Before work in which all processes take each step together; every process must call it."""
+    def synchronize(self) -> None:
+        """Prepares work in lockstep. All processes must call it."""
         if jax.process_count() > 1:
-            asked = processes.gather(str(self._asked), "align")
-            self._ask_to(max(map(int, asked)) + 1)
+            numbers = processes.gather_texts(str(self._last_number), "preemption")
+            self._poll_up_to(max(map(int, numbers)) + 1)
 
-    def requested(self, step: int) -> bool:
-        """Whether to save and stop; after `align` every process must ask at the same steps."""
-        del step  # only that there is one more
+    def should_stop_at(self, step: int) -> bool:
+        """Whether to save and stop, for work in lockstep: all processes must poll the same steps."""
+        del step  # the service counts polls
         if jax.process_count() == 1:
-            return self._received
-        stop = self._ask_to(self._asked + 1)
-        self._alone_from = self._asked, time.monotonic()
+            return self._requested
+        stop = self._poll_up_to(self._last_number + 1)
+        self._clock_origin = self._last_number, time.monotonic()
         return stop
 
-    def received(self) -> bool:
-        """Whether any process was asked, a second or two ago; for work that processes do alone."""
+    def should_stop(self) -> bool:
+        """Whether to stop, for work that processes do independently; up to two seconds late."""
         if jax.process_count() == 1:
-            return self._received
-        number, since = self._alone_from
-        return self._ask_to(number + int(time.monotonic() - since))
+            return self._requested
+        number, start = self._clock_origin
+        return self._poll_up_to(number + int(time.monotonic() - start))

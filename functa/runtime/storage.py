@@ -1,5 +1,4 @@
-"""Where files lie: which paths are of an object store, many files at once, locks on local ones, and a full disk told
-the same way by all that writes."""
+"""Local disks and object stores: concurrent requests, open files, file locks and full disks."""
 
 import contextlib
 import errno
@@ -14,60 +13,62 @@ from typing import TypeVar
 import fsspec
 from etils import epath
 
-# gcsfs remembers what folders hold, but other processes write there too.
+# Other processes write to the same directories, so cached listings would be stale.
 fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
 
-# By name: what writes to disks only need not import gcsfs.
+# Registered by name, so that programs on local disks need not import gcsfs.
 for _name in ("gs", "gcs"):
-    fsspec.register_implementation(_name, "functa.runtime.gcs_retry.StoreFileSystem", clobber=True)
+    fsspec.register_implementation(
+        _name, "functa.runtime.gcs_retry.RetryingFileSystem", clobber=True
+    )
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_AT_ONCE = 32  # requests to an object store under way, where each is a round trip
-_OTHER_HANDLES = 256  # open files that a program has besides those it asks room for
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CONCURRENT_REQUESTS = 32
+_RESERVED_FILES = 256  # open files of a program besides data sets
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether it is in an object store (gs://...): whole objects, no appending, no locks of the system."""
+    """Whether a path is in an object store (gs://...), which has no appending and no file locks."""
     return "://" in str(path)
 
 
 def thread_map(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """function(item) of all items, in their order, several at a time: for what waits for a store."""
-    with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+    """[function(item) for item in items] in threads, for requests to an object store."""
+    with futures.ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
         return list(pool.map(function, items))
 
 
 def allow_open_files(count: int) -> None:
-    """Raises this process's limit of open files, if need be, so that `count` may be open together, and others beside
-    them: of an image data set and of a functaset, which do not know of each other.
+    """Raises this process's soft limit of open files to hold `count` files of a data set open.
+
+    The new limit has room for a second data set of that size.
 
     Raises:
-      ValueError: the system's hard limit is below `count`; names both.
+      ValueError: the hard limit is too low; the message names both numbers.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed, wanted = count + _OTHER_HANDLES, 2 * count + _OTHER_HANDLES
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
+    required, target = count + _RESERVED_FILES, 2 * count + _RESERVED_FILES
+    if soft == resource.RLIM_INFINITY or soft >= target:
         return
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    if hard != resource.RLIM_INFINITY and hard < required:
         raise ValueError(
-            f"{count} files must be open together, and this process may open {hard}: raise its hard limit "
-            "(ulimit -Hn), or make fewer and larger shards (of a functaset, config.encode.shard_megabytes)"
+            f"{count} files must be open at the same time, but the limit of this process is {hard}: "
+            "raise the hard limit (ulimit -Hn), or write fewer and larger shards (functasets: "
+            "config.encode.shard_megabytes)"
         )
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
+    limit = target if hard == resource.RLIM_INFINITY else min(target, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
 @contextlib.contextmanager
 def locked(path: epath.PathLike) -> Iterator[None]:
-    """Keeps a second program out while this one runs, by a local file that the system locks.
-
-    The lock of a program that is killed is open again.
+    """Holds an exclusive lock on a local file. The system releases it if the program is killed.
 
     Raises:
-      ValueError: another program holds it.
+      ValueError: another program holds the lock.
     """
     path = epath.Path(path)
     with open(path, "a+") as file:
@@ -76,13 +77,11 @@ def locked(path: epath.PathLike) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise ValueError(
-                f"another program is at work in {path.parent} ({file.read().strip()}); wait for it or stop it"
+                f"another program is running in {path.parent} ({file.read().strip()}); wait for it or stop it"
             ) from error
         if not path.exists() or os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
-            # Its owner has removed it since it was opened here: this lock keeps nobody out.
-            raise ValueError(
-                f"another program was at work in {path.parent} until just now; try again"
-            )
+            # The owner removed the file after it was opened here, so this lock excludes nobody.
+            raise ValueError(f"another program has just ended in {path.parent}; try again")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -90,26 +89,25 @@ def locked(path: epath.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explain_disk_full(path: epath.PathLike, needed: int) -> Iterator[None]:
-    """Turns the many errors of a full disk into OSError with the path and the bytes needed.
+def explain_disk_full(path: epath.PathLike, required: int) -> Iterator[None]:
+    """Converts errors of a full disk to OSError with the path and the required bytes.
 
-    Python raises OSError, ArrayRecord RuntimeError and TensorStore ValueError, each with a text of
-    its own. Other errors pass unchanged.
+    Python raises OSError, ArrayRecord RuntimeError and TensorStore ValueError. Other errors pass.
 
     Args:
-      path: what is being written.
-      needed: bytes, about.
+      path: the file or directory that the body writes.
+      required: approximate number of bytes.
     """
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
-        for code in FULL:
-            told = os.strerror(code) in str(error) or f"os_error_code='{code}'" in str(error)
-            if getattr(error, "errno", None) == code or told:
+        for code in DISK_FULL_ERRNOS:
+            in_text = os.strerror(code) in str(error) or f"os_error_code='{code}'" in str(error)
+            if getattr(error, "errno", None) == code or in_text:
                 raise OSError(
                     code,
-                    f"{os.strerror(code)}: about {needed:,} bytes are needed; what is complete stays "
-                    "valid, make room and run the same command again",
+                    f"{os.strerror(code)}: about {required:,} bytes are required; make room and run "
+                    "the same command again, which keeps all complete files",
                     str(path),
                 ) from error
         raise

@@ -1,0 +1,1 @@
+"""The training step, the training loop with its checkpoints and logs, and the tasks it trains."""

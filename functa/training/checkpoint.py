@@ -1,7 +1,7 @@
-"""Checkpoints: Orbax, with checksums of our own.
+"""Checkpoints: Orbax with checksums.
 
-Orbax restores flipped bytes as wrong numbers without an error, so the digest of every array is
-saved beside the arrays and compared after reading.
+Orbax restores damaged arrays without an error. Therefore the digest of every array is saved beside
+the arrays and compared after reading.
 """
 
 import hashlib
@@ -16,21 +16,22 @@ from etils import epath
 from functa.runtime import mesh, processes, storage
 from functa.runtime.errors import DamagedFileError, UserError
 
-# Of the machine and not of the file: reading again may go well, so nothing is taken for damaged.
-_PASSING = (MemoryError, OSError)
-# Raised when the same arrays come to mean something else, as when the first layer went to radians
-# (read as what they were, they would decode to other images without an error), or when there are
-# others, as when Muon's state changed. One number for states and exported fields.
-_FORMAT = 4
-_RECORD_BYTES = 1 << 16  # of digests and Orbax's own files
+# Errors of the machine, not of the file: reading again may succeed.
+_TRANSIENT_ERRORS = (MemoryError, OSError)
+# Version of training states and exported fields. Must be increased whenever arrays are added or
+# removed, or change their meaning: old parameters would decode to wrong images without an error.
+_FORMAT = 5
+_METADATA_BYTES = 1 << 16  # of digests and Orbax's own files
 
 
 def array_digests(tree: Any) -> dict[str, str]:
-    """{path of a leaf: "dtype[shape]:sha256 of its bytes"}; all processes must call it where arrays lie
-    spread over them."""
+    """Digests of the leaves of a pytree: {path: "dtype[shape]:sha256"}.
+
+    All processes must call it if arrays are sharded over them.
+    """
     digests = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        # One at a time: a host need not hold all of a state that many share.
+        # One array at a time: a host may not have enough memory for a whole sharded state.
         value = np.ascontiguousarray(mesh.to_host(leaf))
         content = hashlib.sha256(value.tobytes()).hexdigest()
         digests[jax.tree_util.keystr(path)] = f"{value.dtype}{list(value.shape)}:{content}"
@@ -38,16 +39,17 @@ def array_digests(tree: Any) -> dict[str, str]:
 
 
 def digest(tree: Any) -> str:
-    """One name for the exact values of a pytree: "sha256:..."."""
+    """Digest "sha256:..." of the names, types and values of a pytree."""
     lines = sorted(f"{path} {content}" for path, content in array_digests(tree).items())
     return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, but it leaves the question whether to stop to functa.interruption.
+    """Orbax's manager without its own polls for preemption.
 
-    To ask is to tell the runtime how far this process has come. Orbax asks from a thread that ends a save in the
-    background, with the step saved: processes then agree on a step that one of them has passed, and hang.
+    A poll tells JAX's preemption service the step of this process. Orbax polls with the saved step from
+    a background thread. The service could then select a step that a process has already passed, and the
+    processes would hang. runtime/preemption.py polls instead.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -55,18 +57,22 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The latest `keep` checkpoints of one directory.
+    """The latest `keep` checkpoints in a directory.
 
-    A checkpoint is a pytree of arrays and a dict `info` of JSON values. Saving goes on in the
-    background; a save that was killed leaves nothing that is ever read.
+    A checkpoint is a pytree of arrays and a dict `info` of JSON values. Saves run in the background. An
+    interrupted save leaves no checkpoint.
+
+    Args:
+      directory: local path or gs://.
+      keep: number of checkpoints; older ones are deleted.
+      read_only: for programs that do not hold the lock of the run; leaves saves of others alone.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int, read_only: bool = False):
-        """read_only: for who does not hold the run's lock; saves of others under way are let be."""
         self.directory = epath.Path(directory)
         if not storage.is_remote(directory):
-            self.directory = self.directory.resolve()  # Orbax takes no relative paths
-        self._bytes = 0  # of the newest save
+            self.directory = self.directory.resolve()  # Orbax rejects relative paths
+        self._bytes = 0  # size of the newest save
         self._read_only = read_only
         self._manager = _Manager(
             self.directory,
@@ -80,18 +86,18 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Steps that were saved completely, oldest first."""
+        """Steps of complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
-        """Saves in the background.
+        """Starts to save in the background.
 
         Raises:
-          ValueError: a checkpoint of this step or a later one is there; see `remove_after`.
-          OSError: of this save or the one before it: the disk is full; names the bytes needed.
+          ValueError: a checkpoint of this step or a later one exists; see `remove_after`.
+          OSError: this save or the previous one failed because the disk is full.
         """
         record = {"format": _FORMAT, "digests": array_digests(state), "info": info}
-        self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _RECORD_BYTES
+        self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _METADATA_BYTES
         with storage.explain_disk_full(self.directory, self._bytes):
             saved = self._manager.save(
                 step,
@@ -100,15 +106,13 @@ class Checkpoints:
                 ),
             )
         if not saved:
-            raise ValueError(
-                f"{self.directory} holds steps {self.steps()}: step {step} cannot be saved"
-            )
+            raise ValueError(f"cannot save step {step}: {self.directory} has steps {self.steps()}")
 
     def info(self, step: int) -> dict[str, Any]:
-        """What was saved beside the arrays.
+        """The `info` of a checkpoint.
 
         Raises:
-          DamagedFileError: it cannot be read.
+          DamagedFileError: the checkpoint cannot be read.
         """
         try:
             restored = self._manager.restore(
@@ -116,51 +120,52 @@ class Checkpoints:
             )
             return restored["info"]["info"]
         except Exception as error:  # as in `restore`
-            if isinstance(error, _PASSING) and not isinstance(error, FileNotFoundError):
+            if isinstance(error, _TRANSIENT_ERRORS) and not isinstance(error, FileNotFoundError):
                 raise
             raise DamagedFileError(
-                f"{self.directory / f'step_{step}'} is damaged ({_first_line(error)}); delete the folder "
-                "of the stage to train it again"
+                f"{self.directory / f'step_{step}'} is damaged ({_first_line(error)}); delete the "
+                "directory of the stage to train it again"
             ) from error
 
     def remove_after(self, step: int) -> None:
-        """Removes the checkpoints of later steps."""
-        for later in [other for other in self.steps() if other > step]:
-            self._manager.delete(later)
+        """Deletes checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
 
     def restore(self, template: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """The newest checkpoint whose arrays are what was saved; damaged newer ones are removed.
+        """Reads the newest undamaged checkpoint. Deletes newer, damaged ones unless read_only.
 
         Args:
-          template: pytree of jax.ShapeDtypeStruct with the shardings wanted.
+          template: pytree of jax.ShapeDtypeStruct with shardings.
         Returns:
-          (step, arrays, info), or None if nothing was ever saved.
+          (step, arrays, info), or None if there is no checkpoint.
         Raises:
-          DamagedFileError: every checkpoint is damaged; the message says how each is.
-          UserError: it is of a version whose arrays mean something else; nothing is removed.
+          DamagedFileError: all checkpoints are damaged; lists the damage of each.
+          UserError: the checkpoint has the format of another version of functa.
         """
         damage = []
         for step in reversed(self.steps()):
             path = self.directory / f"step_{step}"
             restored, problem = self._read(step, template)
-            # What one process cannot read, none may go on from.
-            problem = next(filter(None, processes.gather(problem, str(path))), "")
+            # All processes must use the same checkpoint.
+            problem = next(filter(None, processes.gather_texts(problem, str(path))), "")
             if not problem:
-                self._refuse_other_format(path, restored["info"].get("format", 1))
+                self._require_format(path, restored["info"].get("format", 1))
                 if not self._read_only:
                     self.remove_after(step)
                 return step, restored["state"], restored["info"]["info"]
             damage.append(f"{path}: {problem}")
-            logging.warning("damaged checkpoint, trying the one before: %s", damage[-1])
+            logging.warning("damaged checkpoint, trying the previous one: %s", damage[-1])
         if damage:
             raise DamagedFileError(
-                "no undamaged checkpoint is left; delete the folder of the stage to train it again:\n  "
+                "all checkpoints are damaged; delete the directory of the stage to train it again:\n  "
                 + "\n  ".join(damage)
             )
         return None
 
     def _read(self, step: int, template: Any) -> tuple[Any, str]:
-        """(what was saved, ""), or (None, what is wrong with it)."""
+        """Reads one checkpoint. Returns its content and "", or None and a description of the damage."""
         try:
             restored = self._manager.restore(
                 step,
@@ -169,34 +174,34 @@ class Checkpoints:
                 ),
             )
         except Exception as error:  # Orbax raises a dozen types for a damaged file
-            if isinstance(error, _PASSING) and not isinstance(error, FileNotFoundError):
+            if isinstance(error, _TRANSIENT_ERRORS) and not isinstance(error, FileNotFoundError):
                 raise
             return None, _first_line(error)
         saved = restored["info"]["digests"]
         digests = array_digests(restored["state"])
         wrong = [name for name, content in digests.items() if saved.get(name) != content]
         if wrong:
-            return None, f"checksum of {wrong[0]} and {len(wrong) - 1} more arrays"
+            return None, f"wrong checksum of {wrong[0]} and {len(wrong) - 1} more arrays"
         return restored, ""
 
-    def _refuse_other_format(self, path: epath.Path, found: int) -> None:
-        if found != _FORMAT:
+    def _require_format(self, path: epath.Path, version: int) -> None:
+        if version != _FORMAT:
             raise UserError(
-                f"{path} has format {found}, this program reads {_FORMAT}: another version of functa wrote "
-                "it, whose arrays are others or mean something else; use that version, or train again in "
-                "another directory"
+                f"{path} has format {version}, but this version of functa reads format {_FORMAT}: use "
+                "the version that wrote it, or train again in another directory"
             )
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk.
+        """Waits until all saves are complete.
 
         Raises:
-          OSError: the disk is full; names the bytes needed.
+          OSError: the disk is full.
         """
         with storage.explain_disk_full(self.directory, self._bytes):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
+        """Waits until all saves are complete, and releases the directory."""
         with storage.explain_disk_full(self.directory, self._bytes):
             self._manager.close()
 

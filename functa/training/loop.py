@@ -89,7 +89,7 @@ def train(
         last = step == steps
         log = step % log_every == 0 or last
         evaluate = step % eval_every == 0 or last
-        stop = preemption.requested(step)
+        stop = preemption.should_stop_at(step)
         save = evaluate or stop or step % checkpoint_every == 0
         if log or save:
             trainer.check_finite(first_nonfinite)

@@ -1,17 +1,11 @@
-"""CLU's writer of TensorBoard event files, without TensorFlow.
+"""Writer of TensorBoard event files that does not need TensorFlow."""
 
-CLU's own needs TensorFlow. Ours, on TensorBoard's `EventFileWriter`, takes its place before
-`clu.metric_writers` is first imported, so that everything of CLU that writes metrics works: import
-it as `from functa.summary_writer import metric_writers`.
-"""
-
-import importlib
-import sys
+import itertools
+import os
+import socket
 import time
-import types
 from collections.abc import Mapping
 from typing import Any
-from unittest import mock
 
 import numpy as np
 from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -19,128 +13,118 @@ from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.hparams import summary_v2 as hparams_summary
 from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.text import summary_v2 as text_summary
-from tensorboard.summary.writer import event_file_writer
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 
 from functa.runtime import image_io
 
-BUCKETS = 30  # of a histogram, as TensorBoard's own writers
+_HISTOGRAM_BUCKETS = 30  # as in TensorBoard's own writers
+_file_numbers = itertools.count()
 
 
 class SummaryWriter:
-    """Event files as a `clu.metric_writers.MetricWriter`, whose interface describes the methods."""
+    """Event file writer with the interface of clu.metric_writers.MetricWriter. Not thread-safe.
+
+    Args:
+      logdir: an existing local directory.
+      not_before: lower bound of the time in the file's name, in seconds since 1970.
+    """
 
     def __init__(self, logdir: str, *, not_before: int = 0):
-        """not_before: the least second, since 1970, that the file may be named by."""
-        clock = types.SimpleNamespace(time=lambda: max(time.time(), not_before))
-        # TensorBoard takes no name.
-        with mock.patch.object(event_file_writer, "time", clock):
-            self._events = event_file_writer.EventFileWriter(logdir)
+        seconds = max(int(time.time()), not_before)
+        unique = f"{socket.gethostname()}.{os.getpid()}.{next(_file_numbers)}"
+        name = f"events.out.tfevents.{seconds:010d}.{unique}"
+        self._file = open(os.path.join(logdir, name), "xb")  # noqa: SIM115
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
 
-    def _write(self, step: int, summary: summary_pb2.Summary):
-        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+    def _write(self, **event: Any) -> None:
+        event_bytes = event_pb2.Event(wall_time=time.time(), **event).SerializeToString()
+        self._records.write(event_bytes)
 
-    def _write_tensor(self, step: int, tag: str, array: np.ndarray, metadata):
+    def _write_tensor(self, step: int, tag: str, array: np.ndarray, metadata: Any) -> None:
         tensor = tensor_util.make_tensor_proto(array)
         value = summary_pb2.Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
-        self._write(step, summary_pb2.Summary(value=[value]))
+        self._write(step=step, summary=summary_pb2.Summary(value=[value]))
 
-    def restart(self, step: int):
-        """From here on, what earlier files of the folder hold of `step` and later steps is void."""
+    def restart(self, step: int) -> None:
+        """Makes readers discard `step` and later steps of earlier files in the directory."""
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._events.add_event(
-            event_pb2.Event(wall_time=time.time(), step=step, session_log=session)
-        )
+        self._write(step=step, session_log=session)
 
     def write_summaries(
         self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
-    ):
+    ) -> None:
         for tag, value in values.items():
             self._write_tensor(step, tag, np.asarray(value), (metadata or {}).get(tag))
 
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]):
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         values = []
         for tag, scalar in scalars.items():
             array = np.asarray(scalar)
             if array.size != 1:
                 raise ValueError(f"scalar {tag!r} at step {step} has shape {list(array.shape)}")
             values.append(summary_pb2.Summary.Value(tag=tag, simple_value=float(array.reshape(()))))
-        self._write(step, summary_pb2.Summary(value=values))
+        self._write(step=step, summary=summary_pb2.Summary(value=values))
 
-    def write_images(self, step: int, images: Mapping[str, Any]):
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        metadata = image_metadata.create_summary_metadata(display_name=None, description=None)
         for tag, image in images.items():
             array = np.asarray(image)
             array = array[None] if array.ndim == 3 else array
             size = [str(array.shape[2]).encode(), str(array.shape[1]).encode()]
             encoded = size + [image_io.png(one) for one in array]
-            metadata = image_metadata.create_summary_metadata(display_name=None, description=None)
             self._write_tensor(step, tag, np.array(encoded, dtype=object), metadata)
 
-    def write_videos(self, step: int, videos: Mapping[str, Any]):
-        raise NotImplementedError(f"event files hold no videos; got {', '.join(videos)}")
+    def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
+        raise NotImplementedError(f"videos are not supported: {', '.join(videos)}")
 
-    def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int):
-        raise NotImplementedError(
-            f"event files written here hold no audio; got {', '.join(audios)}"
-        )
+    def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
+        raise NotImplementedError(f"audio is not supported: {', '.join(audios)}")
 
-    def write_texts(self, step: int, texts: Mapping[str, str]):
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         for tag, text in texts.items():
-            self._write(step, text_summary.text_pb(tag, text))
+            self._write(step=step, summary=text_summary.text_pb(tag, text))
 
     def write_histograms(
         self,
         step: int,
         arrays: Mapping[str, Any],
         num_buckets: Mapping[str, int] | None = None,
-    ):
+    ) -> None:
+        """Writes histograms of finite entries, and a scalar with the number of others, if any."""
+        metadata = histogram_metadata.create_summary_metadata(display_name=None, description=None)
         for tag, array in arrays.items():
             values = np.asarray(array).astype(np.float64).ravel()
             finite = values[np.isfinite(values)]
-            if finite.size < values.size:  # a histogram has no place for them
+            if finite.size < values.size:
                 self.write_scalars(step, {f"{tag}/not_finite": values.size - finite.size})
-            counts, edges = np.histogram(finite, bins=(num_buckets or {}).get(tag) or BUCKETS)
-            metadata = histogram_metadata.create_summary_metadata(
-                display_name=None, description=None
-            )
+            bins = (num_buckets or {}).get(tag) or _HISTOGRAM_BUCKETS
+            counts, edges = np.histogram(finite, bins=bins)
             buckets = np.stack([edges[:-1], edges[1:], counts], axis=1)
             self._write_tensor(step, tag, buckets, metadata)
 
-    def write_hparams(self, hparams: Mapping[str, Any]):
-        self._write(0, hparams_summary.hparams_pb(_flat(hparams)))
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        self._write(step=0, summary=hparams_summary.hparams_pb(_flatten(hparams)))
 
-    def flush(self):
-        self._events.flush()
+    def flush(self) -> None:
+        self._file.flush()
 
-    def close(self):
-        self._events.close()
+    def close(self) -> None:
+        self._file.close()
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Leaves by their dotted path; sequences as one word: (8, 8, 16) is "8x8x16"."""
-    flat = {}
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Leaves by dotted path, as types of hparams. Sequences become text: (8, 8, 16) is "8x8x16"."""
+    flat: dict[str, bool | int | float | str] = {}
     for key, value in tree.items():
         if hasattr(value, "items"):
-            flat.update(_flat(value, f"{prefix}{key}."))
+            flat |= _flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple):
-            numbers = all(isinstance(one, int | float) for one in value)
-            flat[prefix + key] = ("x" if numbers else ", ").join(str(one) for one in value)
+            numeric = all(isinstance(item, int | float) for item in value)
+            flat[prefix + key] = ("x" if numeric else ", ").join(map(str, value))
+        elif isinstance(value, bool | int | float | str):
+            flat[prefix + key] = value
         else:
-            plain = isinstance(value, bool | int | float | str)
-            flat[prefix + key] = value if plain else str(value)
+            flat[prefix + key] = str(value)
     return flat
-
-
-def _import_metric_writers() -> types.ModuleType:
-    """CLU's metric writers, with our SummaryWriter unless a program has imported them before."""
-    name = "clu.metric_writers.tf.summary_writer"
-    if "clu.metric_writers" not in sys.modules:
-        module = types.ModuleType(name, SummaryWriter.__doc__)
-        module.__dict__["SummaryWriter"] = SummaryWriter
-        sys.modules[name] = module
-    metric_writers = importlib.import_module("clu.metric_writers")
-    metric_writers.MetricWriter.register(SummaryWriter)
-    return metric_writers
-
-
-metric_writers = _import_metric_writers()

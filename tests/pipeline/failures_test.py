@@ -10,7 +10,7 @@ import time
 import jax
 import pytest
 
-from functa.runtime import processes as distributed
+from functa.runtime import distributed
 from tests.pipeline.runner_test import TINY
 from tests.support import processes
 
@@ -70,8 +70,8 @@ def test_a_nan_of_one_process_ends_all_with_its_step_and_name(program_env, tmp_p
     saved = tmp_path / "run" / "meta_learn" / "checkpoints"
     for index, log in enumerate(logs):
         assert (
-            f"functa: process {index} of 2: meta_learn: the loss of step 8 is not finite; the last good "
-            f"checkpoint is step 6 in {saved}" in log
+            f"functa: process {index} of 2: meta_learn: the loss of step 8 is not finite; the last finite "
+            f"checkpoint is: step 6 in {saved}" in log
         )
         assert "Traceback" not in log
     assert sorted(path.name for path in saved.glob("step_*")) == ["step_3", "step_6"]
@@ -111,7 +111,7 @@ def test_a_disk_that_is_full_for_one_ends_all_with_status_2(
         assert group.wait(60) == [2, 2], group.told()
         own, other = (group.logs[k].read_text() for k in (full, 1 - full))
     assert re.search(
-        rf"functa: process {full} of 2: .*File too large: about [\d,]+ bytes are needed; .*functaset-",
+        rf"functa: process {full} of 2: .*File too large: about [\d,]+ bytes are required; .*functaset-",
         own,
     )
     assert "Traceback" not in own
@@ -124,9 +124,11 @@ def test_a_disk_that_is_full_for_one_ends_all_with_status_2(
 
 def test_who_does_not_come_is_not_called_dead():
     gloo = "Gloo all-reduce failed: [unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation"
-    assert "has not come to this point" in distributed.cause(jax.errors.JaxRuntimeError(gloo))
+    assert "did not reach this operation" in distributed.error_summary(
+        jax.errors.JaxRuntimeError(gloo)
+    )
     closed = "Gloo all-reduce failed: [pair.cc:547] Connection closed by peer"
-    assert "has died or cannot be reached" in distributed.cause(jax.errors.JaxRuntimeError(closed))
+    assert "died or is unreachable" in distributed.error_summary(jax.errors.JaxRuntimeError(closed))
 
 
 @pytest.mark.slow

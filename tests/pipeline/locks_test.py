@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from functa.pipeline import locks
-from functa.runtime import gcs_retry, processes
+from functa.runtime import distributed, gcs_retry
 from tests.pipeline.remote_test import store  # noqa: F401  (a fixture)
 from tests.runtime.gcs_retry_test import bucket, send_away  # noqa: F401  (bucket: a fixture)
 
@@ -18,8 +18,8 @@ HOUR = 3600
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     # A retry must end before the lock counts as abandoned.
-    assert gcs_retry._LONGEST_PAUSE <= locks.RENEWAL_SECONDS
-    monkeypatch.setattr(gcs_retry, "_LONGEST_PAUSE", 0.2)
+    assert gcs_retry._MAX_PAUSE_SECONDS <= locks.RENEWAL_SECONDS
+    monkeypatch.setattr(gcs_retry, "_MAX_PAUSE_SECONDS", 0.2)
     monkeypatch.setattr(locks, "RENEWAL_SECONDS", 0.2)
 
 
@@ -76,7 +76,7 @@ def test_file_lock_does_not_depend_on_the_clock(tmp_path, shift, ahead):
         shift(ahead)
         os.utime(tmp_path / ".lock", (time.time(), time.time()))
         second = locks.directory_lock(epath.Path(tmp_path), quiet)
-        with pytest.raises(ValueError, match="another program is at work"), second:
+        with pytest.raises(ValueError, match="another program is running"), second:
             pass
     os.utime(tmp_path / ".lock", (time.time(), time.time()))
     with locks.directory_lock(epath.Path(tmp_path), quiet):
@@ -103,7 +103,7 @@ def test_outage_does_not_count_as_missed_renewal():
 
 def test_program_ends_if_its_lock_is_taken_over(lock, monkeypatch, caplog):
     ended = []
-    monkeypatch.setattr(processes, "end", ended.append)
+    monkeypatch.setattr(distributed, "exit_process", ended.append)
     with caplog.at_level(logging.ERROR, "functa"), locks._object_lock(lock, quiet):
         lock.write_text("process 1 on another host, 5")
         deadline = time.monotonic() + 10

@@ -12,7 +12,7 @@ import pytest
 
 from functa.data.functaset import reader
 from functa.pipeline import load
-from functa.runtime import processes as distributed
+from functa.runtime import distributed
 from functa.runtime.errors import UserError
 from tests.pipeline.runner_test import TINY, functaset_bytes, numbers
 from tests.support import processes
@@ -192,7 +192,7 @@ def test_unequal_processes_are_told(program_env, tmp_path):
     )
     with group:
         assert group.wait() == [2, 2], group.told()
-        assert "as many devices; there are 1 in process 0, 2 in process 1" in group.told()
+        assert "process 0 has 1, process 1 has 2" in group.told()
 
 
 @pytest.mark.slow
@@ -322,10 +322,10 @@ def test_a_contradiction_in_the_environment_is_told(run_main, tmp_path, variable
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        (("127.0.0.1", "2", "0"), "want HOST:PORT"),
-        (("127.0.0.1:70000", "2", "0"), "want HOST:PORT"),
-        (("127.0.0.1:1234", "2", "2"), "the second below the first"),
-        (("127.0.0.1:1234", "two", "0"), "want whole numbers"),
+        (("127.0.0.1", "2", "0"), "HOST:PORT"),
+        (("127.0.0.1:70000", "2", "0"), "HOST:PORT"),
+        (("127.0.0.1:1234", "2", "2"), "JAX_PROCESS_ID=2"),
+        (("127.0.0.1:1234", "two", "0"), "JAX_NUM_PROCESSES=two"),
     ],
 )
 def test_values_that_name_no_place_are_told(monkeypatch, values, told):
@@ -335,7 +335,7 @@ def test_values_that_name_no_place_are_told(monkeypatch, values, told):
     # What finds nobody there would end this process.
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("it was taken"))
     with pytest.raises(UserError, match=told):
-        distributed.start()
+        distributed.initialize()
 
 
 @pytest.mark.parametrize(
@@ -363,4 +363,4 @@ def test_what_tells_of_other_processes(monkeypatch, variables, files, libtpu, cl
     monkeypatch.setattr(
         distributed.importlib.util, "find_spec", lambda name: object() if libtpu else None
     )
-    assert distributed._cluster() == cluster
+    assert distributed._jax_detects_processes() == cluster

@@ -12,11 +12,10 @@ import time
 
 import pytest
 
-from functa.data.functaset import format
 from functa.evaluation import generation_eval
 from functa.pipeline import runner
 from functa.runtime import config as config_lib
-from functa.runtime import errors
+from functa.runtime import digests, errors
 from tests.conftest import ROOT
 
 TINY = "--config=configs/digits.py:tiny"
@@ -180,7 +179,7 @@ def test_functaset_of_another_field_is_rejected(finished, run_main, tmp_path):
     content = json.loads(manifest.read_text())
     ours = content["field_digest"]
     content |= {"field_digest": "sha256:" + "0" * 64, "digest": ""}
-    content["digest"] = format.json_digest(content)
+    content["digest"] = digests.json_digest(content)
     manifest.write_text(json.dumps(content))
     result = run_main(TINY, f"--workdir={workdir}")
     assert result.returncode == 2

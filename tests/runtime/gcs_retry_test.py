@@ -24,9 +24,9 @@ def bucket(store, monkeypatch):  # noqa: F811
     """gs://bucket for this process."""
     for name, value in store.env.items():
         monkeypatch.setenv(name, value)
-    gcs_retry.StoreFileSystem.clear_instance_cache()
+    gcs_retry.RetryingFileSystem.clear_instance_cache()
     yield epath.Path("gs://bucket/store")
-    gcs_retry.StoreFileSystem.clear_instance_cache()
+    gcs_retry.RetryingFileSystem.clear_instance_cache()
 
 
 def test_every_request_waits_and_tells_it_once(bucket, store, caplog):  # noqa: F811
@@ -47,11 +47,11 @@ def test_every_request_waits_and_tells_it_once(bucket, store, caplog):  # noqa: 
         assert "gs:// does not answer" in told[0]
         assert "answers again, after" in told[1]
     assert {path.name for path in bucket.iterdir()} == {"after", "large"}
-    assert isinstance(fsspec.filesystem("gs"), gcs_retry.StoreFileSystem)
+    assert isinstance(fsspec.filesystem("gs"), gcs_retry.RetryingFileSystem)
 
 
 def test_a_store_that_stays_away_is_given_up(bucket, store, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(gcs_retry, "_AWAY_SECONDS", 1.0)
+    monkeypatch.setattr(gcs_retry, "_RETRY_SECONDS", 1.0)
     (bucket / "file").write_text("content")
     send_away(store, 4)
     with pytest.raises(
@@ -97,7 +97,7 @@ def test_a_run_goes_on_when_the_store_is_back(store, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 def test_a_store_that_stays_away_ends_all_and_the_same_command_goes_on(store, tmp_path):  # noqa: F811
-    patience = {"functa.runtime.gcs_retry._AWAY_SECONDS": 5}
+    patience = {"functa.runtime.gcs_retry._RETRY_SECONDS": 5}
     workdir = "gs://bucket/away"
     with failures_test.start(
         store.env, workdir, {"*": {"toy": 12, "constant": patience}}, *META, folder=tmp_path / "one"

@@ -109,7 +109,7 @@ def alone(seconds):
         print("alone", flush=True)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if run.interruption.received():
+            if run.preemption.should_stop():
                 raise StopRequested("meta_learn stopped")
             time.sleep(0.1)
         return {"earlier_seconds": 0.0}
@@ -152,4 +152,4 @@ if __name__ == "__main__":
                 LATER.append((fault, value))
             else:
                 globals()[fault](value)
-    app.run(main.main, flags_parser=cli_errors.parser("functa", main._CONFIG))
+    app.run(main.main, flags_parser=cli_errors.flags_parser("functa", main._CONFIG))

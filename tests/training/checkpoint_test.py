@@ -1,10 +1,12 @@
+"""Checkpoints: exact values, damage, interrupted saves and formats."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from functa.runtime.errors import UserError
+from functa.runtime.errors import DamagedFileError, UserError
 from functa.training import checkpoint
 
 
@@ -19,8 +21,14 @@ def template():
     )
 
 
+def save(checkpoints, *steps):
+    for step in steps:
+        checkpoints.save(step, state(step), {"seconds": step / 10})
+        checkpoints.wait()
+
+
 def flip_bytes(directory):
-    """One byte in the middle of every file that holds numbers."""
+    """Flips one bit in the middle of every file of arrays."""
     files = [
         path for path in (directory / "state").rglob("*") if path.is_file() and "/d/" in str(path)
     ]
@@ -31,102 +39,102 @@ def flip_bytes(directory):
         path.write_bytes(content)
 
 
-def test_the_newest_comes_back_exactly_and_old_ones_go(tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+@pytest.fixture
+def open_checkpoints():
+    """Opens Checkpoints and closes them after the test."""
+    opened = []
+
+    def open_(directory, keep=2):
+        opened.append(checkpoint.Checkpoints(directory, keep=keep))
+        return opened[-1]
+
+    yield open_
+    for checkpoints in opened:
+        checkpoints.close()
+
+
+def test_newest_checkpoint_is_restored_exactly_and_old_ones_are_deleted(tmp_path, open_checkpoints):
+    checkpoints = open_checkpoints(tmp_path)
     assert checkpoints.restore(template()) is None
-    for step in (1, 2, 3):
-        checkpoints.save(step, state(step), {"seconds": step / 10})
-    checkpoints.wait()
+    save(checkpoints, 1, 2, 3)
     assert checkpoints.steps() == [2, 3]
     step, restored, info = checkpoints.restore(template())
     assert (step, info) == (3, {"seconds": 0.3})
+    assert checkpoints.info(2) == {"seconds": 0.2}
     np.testing.assert_array_equal(restored["a"], np.full(300, 3, np.float32))
-    checkpoints.close()
+    checkpoints.remove_after(2)
+    assert checkpoints.steps() == [2]
 
 
-def test_a_relative_directory_will_do(tmp_path, monkeypatch):
+def test_step_cannot_be_saved_twice(tmp_path, open_checkpoints):
+    checkpoints = open_checkpoints(tmp_path)
+    save(checkpoints, 2)
+    with pytest.raises(ValueError, match="step 2"):
+        save(checkpoints, 2)
+
+
+def test_relative_directory(tmp_path, monkeypatch, open_checkpoints):
     monkeypatch.chdir(tmp_path)
-    checkpoints = checkpoint.Checkpoints("here", keep=1)
-    checkpoints.save(1, state(1), {})
-    checkpoints.wait()
+    checkpoints = open_checkpoints("relative")
+    save(checkpoints, 1)
     assert checkpoints.restore(template())[0] == 1
-    checkpoints.close()
-    assert (tmp_path / "here" / "step_1").is_dir()
+    assert (tmp_path / "relative" / "step_1").is_dir()
 
 
-def test_a_flipped_byte_is_noticed_and_the_one_before_is_used(tmp_path, caplog):
-    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
-    for step in (1, 2):
-        checkpoints.save(step, state(step), {})
-        checkpoints.wait()
-    checkpoints.close()
+def test_damaged_checkpoint_is_replaced_by_the_previous_one(tmp_path, open_checkpoints, caplog):
+    save(open_checkpoints(tmp_path), 1, 2)
     flip_bytes(tmp_path / "step_2")
-    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+    checkpoints = open_checkpoints(tmp_path)
     step, restored, _ = checkpoints.restore(template())
     assert step == 1
     assert float(restored["a"][0]) == 1
     assert "step_2" in caplog.text
     assert checkpoints.steps() == [1]
-    checkpoints.save(2, state(2), {})  # the damaged step is saved again, not taken for done
-    checkpoints.wait()
+    save(checkpoints, 2)
     assert checkpoints.restore(template())[0] == 2
-    checkpoints.close()
 
 
-def test_only_damaged_ones_left_is_an_error_that_names_them(tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
-    checkpoints.save(7, state(7), {})
-    checkpoints.wait()
-    flip_bytes(tmp_path / "step_7")
-    with pytest.raises(ValueError, match="step_7"):
+def test_error_names_all_damaged_checkpoints(tmp_path, open_checkpoints):
+    checkpoints = open_checkpoints(tmp_path)
+    save(checkpoints, 6, 7)
+    for step in (6, 7):
+        flip_bytes(tmp_path / f"step_{step}")
+    with pytest.raises(DamagedFileError, match=r"(?s)step_7.*step_6"):
         checkpoints.restore(template())
-    checkpoints.close()
 
 
-def test_arrays_that_meant_something_else_are_refused_and_kept(tmp_path, monkeypatch):
-    with monkeypatch.context() as earlier:
-        earlier.setattr(checkpoint, "_FORMAT", 1)
-        checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
-        for step in (1, 2):
-            checkpoints.save(step, state(step), {})
-        checkpoints.wait()
-    with pytest.raises(UserError, match="step_2 has format 1, this program reads"):
+def test_other_format_is_rejected_and_kept(tmp_path, monkeypatch, open_checkpoints):
+    checkpoints = open_checkpoints(tmp_path)
+    with monkeypatch.context() as earlier_version:
+        earlier_version.setattr(checkpoint, "_FORMAT", 1)
+        save(checkpoints, 1, 2)
+    with pytest.raises(UserError, match="step_2 has format 1"):
         checkpoints.restore(template())
     assert checkpoints.steps() == [1, 2]
-    checkpoints.close()
 
 
-def test_half_a_checkpoint_is_ignored(tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
-    checkpoints.save(1, state(1), {})
-    checkpoints.wait()
-    checkpoints.close()
-    (tmp_path / "step_2").mkdir()  # what a killed copy leaves
-    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
-    assert checkpoints.restore(template())[0] == 1
-    checkpoints.close()
+def test_incomplete_checkpoint_is_ignored(tmp_path, open_checkpoints):
+    save(open_checkpoints(tmp_path), 1)
+    (tmp_path / "step_2").mkdir()  # left by an interrupted copy
+    assert open_checkpoints(tmp_path).restore(template())[0] == 1
 
 
-def test_digest_sees_values_types_and_names():
-    one = checkpoint.digest(state(1))
-    assert one == checkpoint.digest(jax.tree.map(np.asarray, state(1)))
-    assert one.startswith("sha256:")
+def test_digest_depends_on_values_types_and_names():
+    digest = checkpoint.digest(state(1))
+    assert digest == checkpoint.digest(jax.tree.map(np.asarray, state(1)))
     others = [
         state(2),
         {"a": state(1)["a"]},
+        {"a": state(1)["a"], "c": state(1)["b"]},
         jax.tree.map(lambda x: x.astype(jnp.float16), state(1)),
     ]
-    assert len({one, *map(checkpoint.digest, others)}) == 4
+    assert len({digest, *map(checkpoint.digest, others)}) == 5
 
 
-def test_saving_does_not_ask_whether_to_stop(tmp_path, monkeypatch):
-    """To ask tells the other processes which step this one has come to; that of an old save would be a lie."""
-    asked = []
+def test_saves_do_not_poll_for_preemption(tmp_path, monkeypatch, open_checkpoints):
+    polls = []
     monkeypatch.setattr(
-        multihost_utils, "reached_preemption_sync_point", lambda step: asked.append(step) or False
+        multihost_utils, "reached_preemption_sync_point", lambda step: polls.append(step) or False
     )
-    checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
-    for step in (1, 2):
-        checkpoints.save(step, state(1.0), {})
-    checkpoints.close()
-    assert asked == []
+    save(open_checkpoints(tmp_path, keep=1), 1, 2)
+    assert polls == []

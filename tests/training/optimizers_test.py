@@ -1,3 +1,5 @@
+"""Optimizers: directions, schedules, weight decay, clipping and settings."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ SETTINGS = dict(
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
-def test_every_optimiser_lowers_a_quadratic(name):
+def test_every_optimizer_decreases_a_quadratic(name):
     optimizer = optimizers.make(name=name, **(SETTINGS | {"steps": 40})).transformation
     params = {"matrix": jnp.full((3, 4), 2.0), "vector": jnp.full((4,), 2.0)}
     state = optimizer.init(params)
@@ -38,7 +40,7 @@ def test_every_optimiser_lowers_a_quadratic(name):
     assert float(loss(params)) < 0.7 * before
 
 
-def test_muon_makes_matrices_move_along_all_directions():
+def test_muon_updates_have_similar_singular_values():
     optimizer = optimizers.make(name="muon", **SETTINGS).transformation
     gradient = {"matrix": jnp.float32([[100.0, 0.0], [0.0, 1.0]])}
     params = {"matrix": jnp.zeros((2, 2))}
@@ -48,7 +50,7 @@ def test_muon_makes_matrices_move_along_all_directions():
 
 
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (8, 8), (1, 5)])
-def test_orthogonalize_is_what_the_steps_on_the_matrix_itself_give(shape):
+def test_orthogonalize_equals_newton_schulz_steps_on_the_matrix(shape):
     matrix = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     matrix *= np.logspace(0, -2, shape[1], dtype=np.float32)
     expected = np.float64(matrix) / np.linalg.norm(matrix)
@@ -58,31 +60,31 @@ def test_orthogonalize_is_what_the_steps_on_the_matrix_itself_give(shape):
     np.testing.assert_allclose(optimizers.orthogonalize(matrix), expected, atol=1e-3)
 
 
-def test_orthogonalize_leaves_nothing_where_there_is_no_gradient():
+def test_orthogonalize_of_zeros_is_zero():
     np.testing.assert_array_equal(optimizers.orthogonalize(jnp.zeros((4, 9))), 0)
 
 
 @pytest.mark.parametrize("size", [1e30, 1e-3])
-def test_orthogonalize_knows_no_size(size):
+def test_orthogonalize_does_not_depend_on_scale(size):
     matrix = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
-    huge = optimizers.orthogonalize(matrix * np.float32(size))
-    np.testing.assert_allclose(huge, optimizers.orthogonalize(matrix), atol=1e-5)
+    scaled = optimizers.orthogonalize(matrix * np.float32(size))
+    np.testing.assert_allclose(scaled, optimizers.orthogonalize(matrix), atol=1e-5)
 
 
-def test_orthogonalize_makes_no_direction_of_rounding_errors():
+def test_orthogonalize_suppresses_near_zero_gradients():
     matrix = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
     assert np.abs(optimizers.orthogonalize(matrix * np.float32(1e-15))).max() < 1e-5
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_orthogonalize_hides_no_broken_number(bad):
+def test_orthogonalize_keeps_nonfinite_values(bad):
     matrix = np.ones((4, 9), np.float32)
     matrix[1, 2] = bad
     assert not np.isfinite(optimizers.orthogonalize(matrix)).all()
 
 
-def test_orthogonalize_lets_no_rounding_error_grow():
-    """Of rank 1 and large: all other singular values are rounding errors, some below zero."""
+def test_orthogonalize_does_not_amplify_rounding_errors():
+    """The matrix has rank 1: all other eigenvalues of its Gram matrix are rounding errors."""
     rng = np.random.default_rng(0)
     matrix = np.float32(1e6 * np.outer(rng.normal(size=64), rng.normal(size=900)))
     sizes = np.linalg.svd(np.asarray(optimizers.orthogonalize(matrix)), compute_uv=False)
@@ -90,8 +92,8 @@ def test_orthogonalize_lets_no_rounding_error_grow():
     assert sizes[1] < 0.3
 
 
-def test_muon_follows_optax_over_many_steps():
-    """The same directions as optax's own Muon once the bias corrections of the momentum agree."""
+def test_muon_equals_optax_muon_after_many_steps():
+    """The bias corrections of the momentum differ only in early steps."""
     rng = np.random.default_rng(1)
     params = {"matrix": jnp.zeros((5, 12)), "vector": jnp.zeros((3,))}
     ours = optimizers.make(name="muon", **SETTINGS).transformation
@@ -113,15 +115,15 @@ def test_muon_follows_optax_over_many_steps():
         ("exponential", [0.05, 0.1, 0.1, 0.1 * 0.1**0.5, 0.01]),
     ],
 )
-def test_schedules_at_chosen_steps(schedule, expected):
+def test_schedules(schedule, expected):
     rate = optimizers.make_schedule(
         0.1, schedule=schedule, warmup_steps=2, end_fraction=0.1, steps=10
     )
     np.testing.assert_allclose([rate(step) for step in (0, 1, 2, 6, 10)], expected, rtol=1e-5)
 
 
-def test_gradient_clipping_bounds_the_norm():
-    # SGD-like view: Adam hides the scale, so look at the clipped gradient through the first moment.
+def test_clip_norm_scales_the_gradient():
+    # Adam's update does not depend on the scale of the gradient, but its first moment does.
     optimizer = optimizers.make(name="adam", **(SETTINGS | {"clip_norm": 1.0})).transformation
     params = {"a": jnp.zeros((2,))}
     _, state = optimizer.update({"a": jnp.float32([30.0, 40.0])}, optimizer.init(params), params)
@@ -129,32 +131,32 @@ def test_gradient_clipping_bounds_the_norm():
     np.testing.assert_allclose(moments[0], 0.1 * np.float32([0.6, 0.8]), rtol=1e-4)
 
 
-def test_weight_decay_follows_the_mask():
-    mask = lambda params: {"decayed": True, "kept": False}  # noqa: E731
+def test_weight_decay_uses_the_mask():
+    mask = lambda params: {"decayed": True, "excluded": False}  # noqa: E731
     optimizer = optimizers.make(
         name="adamw", **(SETTINGS | {"weight_decay": 0.5}), decay_mask=mask
     ).transformation
-    params = {"decayed": jnp.ones((2,)), "kept": jnp.ones((2,))}
+    params = {"decayed": jnp.ones((2,)), "excluded": jnp.ones((2,))}
     updates, _ = optimizer.update(
         jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
     )
     assert float(updates["decayed"][0]) == pytest.approx(-0.05 * 0.5)
-    assert float(updates["kept"][0]) == 0
+    assert float(updates["excluded"][0]) == 0
 
 
-def test_muon_decays_by_the_mask_whatever_it_leaves_to_adam():
+def test_muon_weight_decay_uses_the_mask():
     params = {"matrix": jnp.ones((2, 2)), "vector": jnp.ones((2,))}
     mask = lambda params: {"matrix": True, "vector": False}  # noqa: E731
     optimizer = optimizers.make(name="muon", **(SETTINGS | {"weight_decay": 0.5}), decay_mask=mask)
-    nothing = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
     transformation = optimizer.transformation
-    updates, _ = transformation.update(nothing, transformation.init(params), params)
+    updates, _ = transformation.update(zeros, transformation.init(params), params)
     np.testing.assert_allclose(updates["matrix"], -0.05 * 0.5, rtol=1e-5)
     np.testing.assert_array_equal(updates["vector"], 0)
 
 
-def test_scaled_updates_are_learning_rates_of_their_own():
-    """Decay included: as with another learning rate for a part."""
+def test_scaled_updates_equal_other_learning_rates():
+    """Including weight decay."""
     params = {"slow": jnp.ones((2,)), "fast": jnp.ones((2,))}
     gradient = {"slow": jnp.float32([1, 2]), "fast": jnp.float32([1, 2])}
 
@@ -162,15 +164,15 @@ def test_scaled_updates_are_learning_rates_of_their_own():
         return transformation.update(gradient, transformation.init(params), params)[0]
 
     settings = SETTINGS | {"weight_decay": 0.5}
-    made = optimizers.make(name="adamw", **settings).transformation
+    whole = optimizers.make(name="adamw", **settings).transformation
     quarter = optimizers.make(name="adamw", **(settings | {"learning_rate": 0.025})).transformation
     scaled = optimizers.scale_updates(lambda params: {"slow": 0.25, "fast": 1.0})
-    found = updates(optax.chain(made, scaled))
-    np.testing.assert_allclose(found["slow"], updates(quarter)["slow"], rtol=1e-6)
-    np.testing.assert_array_equal(found["fast"], updates(made)["fast"])
+    result = updates(optax.chain(whole, scaled))
+    np.testing.assert_allclose(result["slow"], updates(quarter)["slow"], rtol=1e-6)
+    np.testing.assert_array_equal(result["fast"], updates(whole)["fast"])
 
 
-def test_clamp_keeps_params_inside():
+def test_clip_params():
     clip = optimizers.clip_params(-1.0, 2.0)
     params = jnp.float32([-0.9, 0.0, 1.9])
     updates, _ = clip.update(jnp.float32([-5.0, 0.5, 5.0]), clip.init(params), params)
@@ -181,7 +183,7 @@ def test_clamp_keeps_params_inside():
     ("changes", "message"),
     [
         ({"name": "sgdd"}, "optimizer.name='sgdd'"),
-        ({"name": "adam", "weight_decay": 0.1}, "use adamw"),
+        ({"name": "adam", "weight_decay": 0.1}, "weight_decay=0.1"),
         ({"name": "adam", "schedule": "linear"}, "optimizer.schedule='linear'"),
         ({"name": "adam", "warmup_steps": 10}, "warmup_steps=10"),
         ({"name": "adam", "learning_rate": 0.0}, "learning_rate=0.0"),
@@ -189,11 +191,11 @@ def test_clamp_keeps_params_inside():
         ({"name": "adamw", "weight_decay": float("nan")}, "weight_decay=nan"),
     ],
 )
-def test_errors_name_the_setting(changes, message):
+def test_invalid_settings_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         optimizers.make(**({"name": "adam"} | SETTINGS | changes))
 
 
-def test_a_misspelt_key_is_a_type_error():
+def test_unknown_setting_is_a_type_error():
     with pytest.raises(TypeError, match="learning_rat"):
         optimizers.make(**SETTINGS, name="adam", learning_rat=1.0)

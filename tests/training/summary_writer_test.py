@@ -1,67 +1,65 @@
-"""CLU's metric writers over our SummaryWriter: everything that writes metrics, and no TensorFlow."""
+"""The event file writer as a metric writer of CLU, without TensorFlow."""
 
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing import event_accumulator
 
-from functa.training.summary_writer import SummaryWriter, metric_writers
-
-
-def read(folder):
-    return event_accumulator.EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+from functa.training.clu_metric_writers import metric_writers
+from functa.training.summary_writer import SummaryWriter
+from tests.training.tensorboard_test import scalars
 
 
-def test_clu_takes_our_writer_for_its_own(tmp_path):
+def run_program(program, *arguments):
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=60)
+
+
+def test_clu_uses_this_writer(tmp_path):
     assert metric_writers.SummaryWriter is SummaryWriter
-    assert issubclass(SummaryWriter, metric_writers.MetricWriter)
-    missing = metric_writers.MetricWriter.__abstractmethods__ - set(vars(SummaryWriter))
-    assert not missing
-    with metric_writers.ensure_flushes(metric_writers.create_default_writer(tmp_path)) as writer:
+    assert not metric_writers.MetricWriter.__abstractmethods__ - set(vars(SummaryWriter))
+    writer = metric_writers.create_default_writer(tmp_path)
+    with metric_writers.ensure_flushes(writer):
         writer.write_scalars(3, {"loss": np.float32(0.5)})
-    (event,) = read(tmp_path).Scalars("loss")
-    assert (event.step, event.value) == (3, 0.5)
+    writer.close()
+    assert scalars(tmp_path, "loss") == [(3, 0.5)]
 
 
-def test_a_fresh_program_needs_no_tensorflow():
-    program = (
-        "import sys; sys.modules['tensorflow'] = None\n"  # any import of it now fails
-        "from functa.training import summary_writer\n"
+def test_clu_works_without_tensorflow():
+    run_program(
+        "import sys; sys.modules['tensorflow'] = None\n"  # makes every import of it fail
+        "from functa.training import clu_metric_writers, summary_writer\n"
         "from clu import metric_writers, periodic_actions\n"
         "assert metric_writers.SummaryWriter is summary_writer.SummaryWriter\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-def test_a_program_that_has_imported_clu_keeps_its_own(tmp_path):
-    program = (
+def test_program_that_imported_clu_keeps_its_writer(tmp_path):
+    run_program(
         "import sys, types\n"
-        "theirs = types.ModuleType('clu.metric_writers.tf.summary_writer')\n"
-        "theirs.SummaryWriter = type('SummaryWriter', (), {})\n"
-        "sys.modules[theirs.__name__] = theirs\n"
+        "module = types.ModuleType('clu.metric_writers.tf.summary_writer')\n"
+        "module.SummaryWriter = type('SummaryWriter', (), {})\n"
+        "sys.modules[module.__name__] = module\n"
         "from clu import metric_writers\n"
-        "from functa.training import summary_writer\n"
-        "assert metric_writers.SummaryWriter is theirs.SummaryWriter\n"
-        "summary_writer.SummaryWriter(sys.argv[1]).close()\n"
+        "from functa.training.tensorboard import Dashboard\n"
+        "assert metric_writers.SummaryWriter is module.SummaryWriter\n"
+        "Dashboard(sys.argv[1], stage='s').close()\n",
+        str(tmp_path / "run"),
     )
-    subprocess.run([sys.executable, "-c", program, tmp_path / "run"], check=True, timeout=60)
 
 
-def test_a_scalar_is_one_number(tmp_path):
+def test_scalar_must_have_one_element(tmp_path):
     writer = SummaryWriter(str(tmp_path))
-    with pytest.raises(ValueError, match=r"'loss' at step 7 has shape \[2\]"):
+    with pytest.raises(ValueError, match=r"'loss' at step 7 .*\[2\]"):
         writer.write_scalars(7, {"loss": np.zeros(2)})
     writer.write_scalars(8, {"loss": np.ones((1, 1))})
     writer.close()
-    assert [event.step for event in read(tmp_path).Scalars("loss")] == [8]
+    assert scalars(tmp_path, "loss") == [(8, 1)]
 
 
-@pytest.mark.parametrize("kind", ["videos", "audios"])
-def test_what_cannot_be_written_is_refused(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "settings"), [("videos", {}), ("audios", {"sample_rate": 8000})])
+def test_unsupported_media_are_rejected(tmp_path, kind, settings):
     writer = SummaryWriter(str(tmp_path))
-    arguments = {"sample_rate": 8000} if kind == "audios" else {}
     with pytest.raises(NotImplementedError, match="clip"):
-        getattr(writer, f"write_{kind}")(0, {"clip": np.zeros((1, 4, 4, 1))}, **arguments)
+        getattr(writer, f"write_{kind}")(0, {"clip": np.zeros((1, 4, 4, 1))}, **settings)
     writer.close()

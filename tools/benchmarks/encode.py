@@ -151,7 +151,7 @@ def main(argv: list[str]) -> int:
     problems = meta_learning.validate(config) + knows_reference(config)
     problems += encode.validate(config.encode, image_shape=tuple(config.data.image_shape))
     if problems:
-        return cli_errors.refuse("bench_encode", "\n".join(problems))
+        return cli_errors.report_user_error("bench_encode", "\n".join(problems))
     keep_freed_memory()
     result = bench(config, repeats=_REPEATS.value, batches=_BATCHES.value)
     if _JSON.value:
@@ -163,4 +163,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=cli_errors.parser("bench_encode", _CONFIG))
+    app.run(main, flags_parser=cli_errors.flags_parser("bench_encode", _CONFIG))

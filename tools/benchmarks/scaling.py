@@ -33,9 +33,8 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from functa.fields.fitter import build_fitter
+from functa.runtime import distributed, rng
 from functa.runtime import mesh as mesh_lib
-from functa.runtime import processes as distributed
-from functa.runtime import rng
 from functa.training.tasks.builders import build_meta_learning
 from functa.training.train_step import ALL_FINITE, initial_state, make_step
 from tools.benchmarks.harness import measure, positive
@@ -173,14 +172,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # of a process of `together`
     arguments = parser.parse_args(argv)
     if arguments.images:
-        distributed.start()
+        distributed.initialize()
         name, _, options = arguments.config.partition(":")
         module = importlib.import_module(f"functa.configs.{pathlib.Path(name).stem}")
         config = module.get_config(options)
         print(
             json.dumps(work(config, images=arguments.images, repeats=arguments.repeats)), flush=True
         )
-        distributed.wait("end")
+        distributed.complete()
         return 0
     try:
         counts = sorted({positive(count) for count in arguments.counts.split(",")})

@@ -151,7 +151,7 @@ def main(argv: list[str]) -> int:
             config.meta_learn.update(cells_per_image=0, flips=False, loss="mse")
         problems += knows_reference(config)
     if problems:
-        return cli_errors.refuse("bench_step", "\n".join(problems))
+        return cli_errors.report_user_error("bench_step", "\n".join(problems))
     keep_freed_memory()
     result = bench(
         config, batch_size=_BATCH.value, repeats=_REPEATS.value, reference=_REFERENCE.value
@@ -165,4 +165,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=cli_errors.parser("bench_step", _CONFIG))
+    app.run(main, flags_parser=cli_errors.flags_parser("bench_step", _CONFIG))

@@ -8,7 +8,6 @@ of records is one NumPy view, and no record is parsed.
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,12 +35,6 @@ _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"  # field tags 
 def shard_name(split: str, shard: int, num_shards: int) -> str:
     """File name of a shard as TFDS expects it: functaset-train.array_record-00000-of-00009."""
     return f"{NAME}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
-
-
-def json_digest(value: Any) -> str:
-    """Digest "sha256:..." of JSON values; independent of the order of keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_digest(file: epath.PathLike) -> str:

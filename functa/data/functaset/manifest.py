@@ -15,7 +15,7 @@ from functa.data.functaset import format
 from functa.data.functaset.reader import Manifest, read_manifest
 from functa.data.functaset.writer import Recipe, Shard, part_file
 from functa.fields import psnr
-from functa.runtime import config, errors, storage
+from functa.runtime import config, digests, errors, storage
 
 _POLL_SECONDS = 0.5
 _STALL_SECONDS = 600.0  # without a change in the directory, other processes are taken for dead
@@ -88,7 +88,7 @@ def write_manifest(
             "digest": "",
         }
     )
-    manifest["digest"] = format.json_digest(manifest)
+    manifest["digest"] = digests.json_digest(manifest)
     config.write_json(directory / format.MANIFEST, manifest)
     return manifest
 

@@ -31,7 +31,7 @@ from etils import epath
 from functa.data.functaset import format
 from functa.data.functaset.format import RecordLayout
 from functa.data.sources import Batch, InMemorySource, check_indices, load_into_memory
-from functa.runtime import storage
+from functa.runtime import digests, storage
 from functa.runtime.errors import DamagedFileError
 
 _MIN_RECORDS_PER_CALL = 100  # per shard; with fewer, reading one by one is faster
@@ -254,7 +254,7 @@ def read_manifest(path: epath.PathLike) -> Manifest:
             f"{file} has format version {version}, but this program reads version "
             f"{format.FORMAT_VERSION}; run the encode stage again"
         )
-    actual = format.json_digest(values | {"digest": ""})
+    actual = digests.json_digest(values | {"digest": ""})
     if digest != actual:
         raise ValueError(
             f"{file} is damaged: its digest is {actual}, not {digest}; run the encode stage again"

@@ -21,7 +21,7 @@ from etils import epath
 from functa.data.functaset import format
 from functa.data.functaset.format import RecordLayout
 from functa.runtime import config as config_lib
-from functa.runtime import storage
+from functa.runtime import digests, storage
 
 # encode.compression -> ArrayRecord's name of it. Other programs need not be told: every file says it itself.
 COMPRESSIONS = {"none": "uncompressed", "zstd": "zstd:3"}
@@ -106,7 +106,7 @@ class Recipe:
     def identity(self) -> str:
         """Digest of all that decides the bytes of a shard with given records."""
         others = {"num_records": self.num_records, "compression": self.compression}
-        return format.json_digest(self.header() | others)
+        return digests.json_digest(self.header() | others)
 
     @property
     def options(self) -> str:

@@ -21,6 +21,7 @@ from functa.data.functaset import (
     writer as functaset_writer,
 )
 from functa.data.functaset.format import RecordLayout
+from functa.runtime import digests
 from tests.support import functaset_sets
 
 DTYPES = tuple(format.STORAGE_DTYPES)
@@ -45,7 +46,7 @@ def whole(tmp_path):
 
 def rewrite(directory, manifest):
     """Writes a changed manifest with a right digest."""
-    manifest["digest"] = format.json_digest(manifest | {"digest": ""})
+    manifest["digest"] = digests.json_digest(manifest | {"digest": ""})
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
 

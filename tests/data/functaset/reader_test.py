@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from functa.data.functaset import format, reader
+from functa.runtime import digests
 from functa.runtime.errors import DamagedFileError
 from tests.support import functaset_sets
 
@@ -142,7 +143,7 @@ def test_a_missing_or_damaged_manifest_is_refused(functaset, text):
 def test_another_format_version_is_refused(functaset):
     directory, manifest = functaset
     manifest |= {"format_version": 99, "digest": ""}
-    manifest["digest"] = format.json_digest(manifest)
+    manifest["digest"] = digests.json_digest(manifest)
     (directory / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=f"version 99.* {format.FORMAT_VERSION}"):
         reader.open_functaset(directory, field_digest=None)

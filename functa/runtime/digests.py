@@ -1,0 +1,19 @@
+"""Digests of JSON values and of the source code."""
+
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+
+def json_digest(value: Any) -> str:
+    """Digest "sha256:..." of a JSON value. The order of keys does not matter."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def source_digest() -> str:
+    """Digest of the source code of the package."""
+    root = pathlib.Path(__file__).parent.parent
+    files = sorted(root.rglob("*.py"))
+    return json_digest({str(file.relative_to(root)): file.read_text() for file in files})
