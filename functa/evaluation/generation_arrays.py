@@ -1,61 +1,66 @@
-"""Arrays behind the pictures of report.html that ask the generator for more than samples."""
-
-from collections.abc import Iterable
+"""Arrays of generate/report.npz beyond the evaluated samples: inpainting and higher resolutions."""
 
 import numpy as np
 
 from functa.data.images import ImageSource
-from functa.diffusion import inpainting, sharded_sampling
-from functa.diffusion.inpainter import Imputer, compare, mean_image
-from functa.diffusion.inpainting import METHODS
-from functa.pipeline.load import Generator
+from functa.diffusion.inpainter import Inpainter, compare_methods, mean_training_image
+from functa.diffusion.observation import DEGRADATIONS
+from functa.diffusion.trained_generator import TrainedGenerator
+from functa.fields.decoder import make_decoder
 
-_IMPUTED = 8  # test images at most, and draws of each
-_IMPUTED_PIXELS = 1 << 18  # of all draws together: what they cost, in time and memory
-_STEPS = 20  # noise levels
-_LADDER = (1, 2, 4, 8)  # times the resolution of training
-_ON_LADDER = 4  # samples
-_LARGEST_SIDE = 512  # pixels of an image on the ladder
+MAX_IMAGES = 8  # inpainted test images, and samples of each
+MAX_PIXELS = 1 << 18  # of all samples together; bounds time and memory
+NOISE_LEVELS = 20
+SCALES = (1, 2, 4, 8)  # relative to the training resolution
+MAX_SAMPLES = 4  # decoded at each scale
+MAX_SIDE = 512  # pixels
 
 
-def imputed(generator: Generator, sources: dict[str, ImageSource]) -> dict[str, np.ndarray]:
-    """The left halves of test images from their right halves, with the generator as prior and without: of eight, of
-    large images fewer.
+def inpainting_arrays(
+    trained: TrainedGenerator, sources: dict[str, ImageSource], *, seed: int
+) -> dict[str, np.ndarray]:
+    """Left halves of test images inpainted from their right halves: 8 images, fewer if they are large.
 
     Returns:
-      float32 arrays in [0, 1]: imputed_original, imputed_seen and imputed_METHOD, for each of imputation.METHODS,
-      [n, h, w, c]; imputed_mse_METHOD [n], of the hidden halves. Nothing where the generator knows no images of
-      unknown class.
+      float32 arrays: inpainting_original, inpainting_observed and, for each METHOD of
+      inpainter.METHODS, inpainting_METHOD [n, h, w, c] in [0, 1] and inpainting_mse_METHOD [n] of
+      the hidden halves. {} if the generator was trained without label dropout, which inpainting of
+      images of unknown class needs.
     """
-    if generator.config.generate.label_dropout == 0:
+    if trained.generator.label_dropout == 0:
         return {}
     test, train = sources["test"], sources["train"]
-    h, w, _ = generator.field.image_shape
-    count = int(np.clip((_IMPUTED_PIXELS / (h * w)) ** 0.5, 1, _IMPUTED))
-    names = np.linspace(0, test.num_examples - 1, count).astype(np.int64)
-    images = test.read(names)["image"].astype(np.float32) / np.float32(255)
-    imputer = Imputer(generator, inpainting.KINDS["half"], steps=_STEPS, seed=generator.config.seed)
-    average = mean_image(train, generator.field.image_shape)
-    result = compare(imputer, images, names=names, draws=count, average=average)
-    keys: Iterable[str] = ("seen", *METHODS, *(f"mse_{name}" for name in METHODS))
-    return {"imputed_original": images} | {f"imputed_{key}": result[key] for key in keys}
+    h, w, _ = trained.field.image_shape
+    count = int(np.clip((MAX_PIXELS / (h * w)) ** 0.5, 1, MAX_IMAGES))
+    indices = np.linspace(0, test.num_examples - 1, count).astype(np.int64)
+    images = test.read(indices)["image"].astype(np.float32) / np.float32(255)
+    result = compare_methods(
+        Inpainter(trained, DEGRADATIONS["half"], steps=NOISE_LEVELS, seed=seed),
+        images,
+        image_ids=indices,
+        samples=count,
+        mean_image=mean_training_image(train, trained.field.image_shape),
+    )
+    return {f"inpainting_{name}": array for name, array in ({"original": images} | result).items()}
 
 
-def ladder(generator: Generator, latents: np.ndarray) -> dict[str, np.ndarray]:
-    """The first samples at several resolutions: ladder_1x, ladder_2x, ... [n, H, W, c] float32 in [0, 1].
+def resolution_arrays(trained: TrainedGenerator, latents: np.ndarray) -> dict[str, np.ndarray]:
+    """The first 4 samples decoded at several resolutions of at most 512 pixels per side.
 
     Args:
       latents: [n, i, j, d] of samples.
+    Returns:
+      samples_1x, samples_2x, samples_4x, samples_8x [m, H, W, c] float32 in [0, 1].
     """
-    side = max(generator.field.image_shape[:2])
+    side = max(trained.field.image_shape[:2])
     return {
-        f"ladder_{scale}x": sharded_sampling.make_decoder(
-            # One at a time: a batch at 8 times the resolution has 64 times the pixels.
-            generator.field,
-            generator.field_params,
+        f"samples_{scale}x": make_decoder(
+            # One image at a time: a batch at 8x the resolution has 64x the pixels.
+            trained.field,
+            trained.field_params,
             batch_size=1,
             scale=scale,
-        )(latents[:_ON_LADDER])
-        for scale in _LADDER
-        if scale * side <= _LARGEST_SIDE
+        )(latents[:MAX_SAMPLES])
+        for scale in SCALES
+        if scale * side <= MAX_SIDE
     }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from functa.diffusion import solvers
+from functa.diffusion import schedules, solvers
 from functa.models import classifier, denoiser
 
 LatentShape = tuple[int, int, int]
@@ -43,7 +43,7 @@ def _first_layers(module: nn.Module, latent_shape: LatentShape) -> int:
     pyramid = isinstance(module, classifier.ConvNext | denoiser.UNet)
     width = module.widths[0] if pyramid else module.width
     taps = 9 if isinstance(module, denoiser.UNet) else 1
-    features = _FEATURES if type(module) in denoiser.MODELS.values() else 0
+    features = _FEATURES if type(module) in denoiser.DENOISERS.values() else 0
     return (taps * i * j * d + features) * width
 
 
@@ -53,11 +53,11 @@ def evaluations(
     """How often a sample's denoiser is evaluated, guidance included: with it, twice inside its interval.
 
     Args:
-      schedule, solver: of samplers.make_schedule and make_solver.
-      scale, interval: of samplers.guided; any scale but 1 costs the same.
+      schedule, solver: of schedules.make_schedule and solvers.make_solver.
+      scale, interval: of guidance.guide; any scale but 1 costs the same.
     """
     made = solvers.make_solver(**solver)
-    sigmas = np.asarray(solvers.make_schedule(**schedule), np.float64)
+    sigmas = np.asarray(schedules.make_schedule(**schedule), np.float64)
     upper = sigmas[:-1] * (
         1 + made.churn(sigmas)
     )  # where each step begins, noise that is added included

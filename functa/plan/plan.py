@@ -21,14 +21,14 @@ from ml_collections import ConfigDict
 from functa.data.functaset import size
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.writer import Shard, plan_shards, records_per_shard
-from functa.evaluation import generation_eval
+from functa.evaluation.evaluation_samples import MAX_SWEEP_SAMPLES
 from functa.fields.fitter import build_field, build_fitter
-from functa.models import classifier
+from functa.models import classifier, denoiser
 from functa.plan import downstream_operations, memory_traffic, program_operations
 from functa.plan.costs import HOUR, Assumptions, Stage
 from functa.plan.hardware import Cluster
 from functa.plan.program_operations import Cost
-from functa.training.tasks import generation, meta_learning
+from functa.training.tasks import meta_learning
 
 _STATES_KEPT, _BEST_KEPT = 2, 3  # checkpoints of a stage, functa/train.py
 _LEVELS = 8  # noise levels of an evaluation of a denoiser, functa/tasks/generation.py
@@ -186,21 +186,21 @@ class Planner:
         )
 
     def classify(self) -> Stage:
-        module = classifier.make_model(
+        module = classifier.make_classifier(
             num_classes=self.config.data.num_classes, **self.config.classify.model
         )
         return self._of_latents("classify", module, levels=1)
 
     def generate(self) -> Stage:
         config, settings = self.config, self.config.generate
-        module = generation.make_model(config)
+        module = denoiser.make_denoiser(num_classes=config.data.num_classes, **settings.model)
         stage = self._of_latents("generate", module, levels=_LEVELS)
         count = min(settings.samples, self.splits["test"])
         seconds = self._drawing_seconds(module, count, settings.guidance.scale)
         # Scales that are compared share a program, which is always guided.
-        swept = self._drawing_seconds(module, min(count, generation_eval.MOST_SWEPT), math.inf)
-        stage.extra_hours["sampling"] = (seconds + len(settings.sweep) * swept) / HOUR
-        drawn = count + len(settings.sweep) * min(count, generation_eval.MOST_SWEPT)
+        swept = self._drawing_seconds(module, min(count, MAX_SWEEP_SAMPLES), math.inf)
+        stage.extra_hours["sampling"] = (seconds + len(settings.guidance_sweep) * swept) / HOUR
+        drawn = count + len(settings.guidance_sweep) * min(count, MAX_SWEEP_SAMPLES)
         stage.storage_bytes += 4 * drawn * math.prod(self.latent_shape)
         return stage
 

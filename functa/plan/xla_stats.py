@@ -18,8 +18,12 @@ from functa.data.functaset.format import RecordLayout
 from functa.fields.fitter import build_fitter
 from functa.plan import stub_functaset
 from functa.runtime import mesh as mesh_lib
-from functa.training.tasks import Task, generation
-from functa.training.tasks.builders import build_classification, build_meta_learning
+from functa.training.tasks import Task
+from functa.training.tasks.builders import (
+    build_classification,
+    build_generation,
+    build_meta_learning,
+)
 from functa.training.train_step import ALL_FINITE, TrainState, make_step, state_shapes
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast"
@@ -67,13 +71,12 @@ def described_step(config: ConfigDict, stage: str, mesh: Mesh) -> Step:
 
 def described_task(config: ConfigDict, stage: str) -> Task:
     """The task of a stage that trains, without its data."""
-    alone = {"process_index": 0, "process_count": 1}
     if stage == "meta_learn":
         return build_meta_learning(config, sources={})
     functaset = stub_functaset.functaset(config)
     if stage == "classify":
         return build_classification(config, functaset)
-    return generation.make(config, functaset, decode=np.asarray, **alone)
+    return build_generation(config, functaset, decode=np.asarray)
 
 
 def _example(config: ConfigDict, stage: str) -> dict[str, tuple[tuple[int, ...], Any]]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from functa.diffusion.inpainting import METHODS
+from functa.diffusion.inpainter import METHODS
 from functa.fields import psnr
 from functa.report import charts, field_sections, html
 from functa.report.html import Section
@@ -33,13 +33,13 @@ def samples(arrays: Arrays) -> Section | None:
 
 def sweep(arrays: Arrays) -> Section | None:
     """Labels and distance over the scale of guidance."""
-    if "sweep_scale" not in arrays:
+    if "guidance_sweep_scale" not in arrays:
         return None
-    scale = arrays["sweep_scale"].tolist()
+    scale = arrays["guidance_sweep_scale"].tolist()
     body = ""
     for title, values in (
-        ("seen as the class asked for, %", 100 * arrays["sweep_agreement"]),
-        ("kernel distance from test images", arrays["sweep_distance"]),
+        ("seen as the class asked for, %", 100 * arrays["guidance_sweep_label_agreement"]),
+        ("kernel distance from test images", arrays["guidance_sweep_kernel_distance"]),
     ):
         chart = charts.line_chart(
             [charts.Series("", scale, values.tolist())],
@@ -48,7 +48,7 @@ def sweep(arrays: Arrays) -> Section | None:
         )
         told = "; ".join(f"{a:g}: {b:.4g}" for a, b in zip(scale, values, strict=True))
         body += html.chart(title, html.legend([told]), chart)
-    errors = arrays["sweep_standard_error"]
+    errors = arrays["guidance_sweep_standard_error"]
     lead = (
         "What exaggerating the class does to the same samples: they are easier to recognise and less various. "
         f"1 is no guidance. The standard error of the distances is about {np.nanmean(errors):.1g}."
@@ -58,24 +58,24 @@ def sweep(arrays: Arrays) -> Section | None:
 
 def ladder(arrays: Arrays) -> Section | None:
     """Samples at several resolutions."""
-    body = field_sections.resolutions(arrays, "ladder")
+    body = field_sections.resolutions(arrays, "samples")
     lead = "Samples have no resolution either: the same latents, at the resolution of training and above it."
     return Section("ladder", "Samples at any resolution", lead, body) if body else None
 
 
 def imputed(arrays: Arrays) -> Section | None:
     """What is seen of test images, and what is made of it."""
-    if "imputed_original" not in arrays:
+    if "inpainting_original" not in arrays:
         return None
-    images, body = arrays["imputed_original"], ""
-    columns = {"original": "original", "seen": "what is seen"} | METHODS
+    images, body = arrays["inpainting_original"], ""
+    columns = {"original": "original", "observed": "what is seen"} | METHODS
     for index in range(len(images)):
         row = ""
         for name, caption in columns.items():
             if name in METHODS:
-                error = arrays[f"imputed_mse_{name}"][index]
+                error = arrays[f"inpainting_mse_{name}"][index]
                 caption += f", {float(psnr.psnr(error)):.1f} dB"
-            picture = np.clip(arrays[f"imputed_{name}"][index], 0, 1)
+            picture = np.clip(arrays[f"inpainting_{name}"][index], 0, 1)
             row += html.figure(html.image(picture, alt=f"{caption}, image {index + 1}"), caption)
         body += f'<div class="row film">{row}</div>'
     lead = (

@@ -51,8 +51,8 @@ MEASURES = {
     "kernel_distance_standard_error": Measure("", "of the kernel distance"),
     "kernel_distance_floor": Measure("", "the same of two halves of the test images: about 0"),
     "kernel_distance_floor_standard_error": Measure("", "of that floor"),
-    "explained": Measure("%", "part of what the denoiser is to say that it says, test split"),
-    "validation_explained": Measure("%", "the same of the validation split"),
+    "r2": Measure("%", "variance of the target that the denoiser explains (R2), test split"),
+    "validation_r2": Measure("%", "r2 of the validation split"),
     "denoising_loss": Measure(
         "", "weighted mean squared error of what the denoiser says, test split"
     ),

@@ -45,7 +45,7 @@ TITLES = {  # the first charts of a stage, in this order; others follow under th
     "psnr_of_mean_mse": "PSNR of the mean error, dB",
     "accuracy": "accuracy",
     "top5_accuracy": "label among the five most likely",
-    "explained": "explained part of what the denoiser is to say",
+    "r2": "target variance that the denoiser explains (R2)",
     "loss": "loss",
     "inner_loss": "loss after 0, 1, ... inner steps",
     "inner_lr": "inner rates",

@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 
 from functa.configs import cifar10_spatial
-from functa.diffusion import solvers
+from functa.diffusion import guidance, schedules, solvers
 from functa.fields.fitter import build_field, build_fitter
 from functa.models import classifier, denoiser
 from functa.plan import (
@@ -184,7 +184,7 @@ MODULES = {
 def described_model(module, latent_shape):
     """(function of (params, inputs), descriptions of both), for one example."""
     inputs = [jnp.zeros((1, *latent_shape))]
-    if type(module) in denoiser.MODELS.values():
+    if type(module) in denoiser.DENOISERS.values():
         inputs += [jnp.zeros(1), jnp.zeros(1, jnp.int32)]
         mode = {}
     else:
@@ -296,9 +296,9 @@ def test_evaluations_are_those_that_a_sampler_makes(solver, scale, interval):
 
     with jax.disable_jit():  # loops and conditions are Python's
         solvers.sample(
-            solvers.guided(denoise, null_class=3, scale=scale, interval=interval),
+            guidance.guide(denoise, null_class=3, scale=scale, interval=interval),
             solvers.make_solver(**solver),
-            solvers.make_schedule(**schedule),
+            schedules.make_schedule(**schedule),
             jax.random.key(0),
             numbers=jnp.arange(1),
             labels=jnp.zeros(1, jnp.int32),

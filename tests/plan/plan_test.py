@@ -15,6 +15,7 @@ from functa.data.functaset import size
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.writer import Recipe, Shard, ShardWriter, plan_shards
 from functa.fields.fitter import build_field
+from functa.models.denoiser import make_denoiser
 from functa.plan import (
     costs,
     downstream_operations,
@@ -25,7 +26,6 @@ from functa.plan import (
     xla_stats,
 )
 from functa.plan.hardware import Chip, Cluster
-from functa.training.tasks import generation
 from functa.training.train_step import initial_state
 from tests.cli.functaset_tools_test import refusal
 from tests.conftest import ROOT
@@ -267,20 +267,20 @@ def test_encoding_by_hand():
 
 def test_samples_are_drawn_in_whole_blocks_by_every_device():
     config = digits.get_config("tiny")  # blocks of 16, 4 steps of Heun, guided at 1.5
-    config.generate.sweep = ()
+    config.generate.guidance_sweep = ()
     stage = planner(config).generate()  # 64 samples: four blocks, one turn
-    module = generation.make_model(config)
+    module = make_denoiser(num_classes=config.data.num_classes, **config.generate.model)
     one = downstream_operations.forward(module, tuple(config.field.latent_shape))
     seconds = 2 * (2 * 7) * one * 16 / 0.5e12
     assert stage.extra_hours["sampling"] == pytest.approx(seconds / 3600)
     left = stage.storage_bytes
     config.generate.guidance.scale = 1.0
-    config.generate.sweep = (1.0, 2.0)  # of 64 samples each, guided always
+    config.generate.guidance_sweep = (1.0, 2.0)  # of 64 samples each, guided always
     swept = planner(config, devices=1).generate()
     assert swept.extra_hours["sampling"] * 3600 == pytest.approx(4 * seconds / 2 + 2 * 4 * seconds)
     latent_bytes = 4 * math.prod(config.field.latent_shape)
     assert swept.storage_bytes - left == 2 * 64 * latent_bytes
-    config.generate.update(samples=48, sweep=())
+    config.generate.update(samples=48, guidance_sweep=())
     assert left - planner(config).generate().storage_bytes == 16 * latent_bytes
 
 
