@@ -138,7 +138,7 @@ def base() -> ConfigDict:
 
     config.generate = ConfigDict()
     config.generate.model = dit()
-    config.generate.frame = edm()
+    config.generate.parameterization = edm()
     config.generate.normalization = "channel"  # scalar, channel, whitened
     config.generate.copies = "first"  # first: no augmented copies; all
     config.generate.label_dropout = 0.1  # part of the labels that are hidden; 0: no guidance
@@ -158,7 +158,12 @@ def base() -> ConfigDict:
     config.generate.guidance = ConfigDict()
     config.generate.guidance.scale = 1.0  # 1: none; 0: of any class
     config.generate.guidance.interval = (0.0, 1e6)  # of sigma, where it acts
-    config.generate.sweep = (1.0, 1.5, 2.0, 3.0)  # scales of guidance that the report compares
+    config.generate.guidance_sweep = (
+        1.0,
+        1.5,
+        2.0,
+        3.0,
+    )  # guidance scales that the report compares
     config.generate.samples = 1000  # that are judged; no more than test images
     config.generate.sample_batch_size = 100  # samples a device at a time
     # Features in which sets of images are compared: cnn (a network trained on the labels) or pca.
@@ -281,7 +286,7 @@ def use_tiny(config: ConfigDict) -> None:
         config.generate.model.update(width=32, depth=1, mlp_width=32)
     config.generate.update(
         batch_size=16, steps=12, eval_batch_size=16, log_every=4, eval_every=6, checkpoint_every=3,
-        samples=64, sample_batch_size=16, sweep=(1.0, 2.0),
+        samples=64, sample_batch_size=16, guidance_sweep=(1.0, 2.0),
     )  # fmt: skip
     config.generate.schedule.steps = 4
     config.generate.features.steps = 5

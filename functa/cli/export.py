@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from functa.data import images as images_lib
 from functa.diffusion import sharded_sampling
+from functa.fields.decoder import make_decoder
 from functa.pipeline import load
 from functa.runtime import config as config_lib
 from functa.runtime import image_io
@@ -64,12 +65,10 @@ def evaluated_images(workdir: epath.Path) -> dict[str, Iterator[np.ndarray]]:
     config = config_lib.load(workdir)
     count = config_lib.read_json(workdir / "generate" / "metrics.json")["samples"]
     batch_size = config.generate.sample_batch_size
-    latents = sharded_sampling.collect(
-        workdir / "generate" / "samples" / "judged", count=count, block=batch_size
+    latents = sharded_sampling.read_blocks(
+        workdir / "generate" / "samples" / "evaluation", count=count, block_size=batch_size
     )
-    decode = sharded_sampling.make_decoder(
-        generator.field, generator.field_params, batch_size=batch_size
-    )
+    decode = make_decoder(generator.fitter.field, generator.field_params, batch_size=batch_size)
     test = images_lib.open_splits(**config.data)["test"]
 
     def in_batches(function: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:

@@ -1,4 +1,4 @@
-"""A generator that fills in images: functa/imputation.py with the field, the latents and the prior of one run."""
+"""Inpainting with a trained generator, and the baselines it is compared with."""
 
 import math
 from collections.abc import Sequence
@@ -10,155 +10,180 @@ import numpy as np
 
 from functa.data.functaset.format import float32_latents
 from functa.data.images import ImageSource
-from functa.diffusion import inpainting, solvers
-from functa.diffusion.inpainting import METHODS
-from functa.pipeline.load import Generator
+from functa.diffusion import inpainting, schedules
+from functa.diffusion.observation import (
+    Degradation,
+    Observation,
+    degrade,
+    insert_observed,
+    observe,
+    unobserved_mse,
+)
+from functa.diffusion.trained_generator import TrainedGenerator
 from functa.runtime import rng
-from functa.training.tasks import generation
 
-MOST_DRAWS = 1000  # of an image
-_AVERAGED = 10_000  # training images at most
-_AVERAGED_PIXELS = 1 << 26  # of them
-_MEASURED = 512  # examples that the denoiser's error is measured on
+# Key -> caption of the reconstructions that `compare_methods` returns.
+METHODS = {
+    "no_prior": "without prior",
+    "mean_image": "mean training image",
+    "sample": "one sample with prior",
+    "sample_mean": "mean of samples with prior",
+}
+MAX_SAMPLES = 1000  # of one image
+_MEAN_IMAGE_EXAMPLES = 10_000
+_MEAN_IMAGE_PIXELS = 1 << 26  # of all examples
+_MSE_EXAMPLES = 512  # that the denoiser's error is measured on
 _SCHEDULE: dict[str, Any] = {"name": "karras", "sigma_min": 0.02, "sigma_max": 20.0, "rho": 7.0}
 
 
-class Imputer:
-    """What does not depend on the images: one program for all batches of a size."""
+class Inpainter:
+    """Reconstructs images from partial observations. One program serves all batches of a size."""
 
-    def __init__(self, generator: Generator, kind: inpainting.Kind, *, steps: int, seed: int):
-        """Measures the prior's error on validation latents, or on training latents where there are none.
+    def __init__(
+        self,
+        trained: TrainedGenerator,
+        degradation: Degradation,
+        *,
+        steps: int,
+        seed: int,
+    ):
+        """Measures the denoiser's error on validation latents, or on training latents if there are none.
 
         Args:
-          kind: what is seen; its pattern is not looked at, so that masks may be anything.
-          steps: noise levels.
-          seed: of noise and draws.
+          degradation: of the observations; masks of any form are possible.
+          steps: noise levels of the sampler.
+          seed: of masks, noise and samples.
         Raises:
-          ValueError: a generator that knows no image of unknown class, or fewer than one step.
+          ValueError: the generator has no null class, or steps is below 1.
         """
-        config = generator.config
-        if config.generate.label_dropout == 0:
+        generator = trained.generator
+        if generator.label_dropout == 0:
             raise ValueError(
-                "the class of an image that is seen in part is not known, and this generator wants one: it was "
-                "trained with generate.label_dropout=0"
+                "inpainting samples images of unknown class, which this generator does not know: train "
+                "it with generate.label_dropout above 0"
             )
-        self._generator, self.kind, self.seed = generator, kind, seed
+        self._trained, self.degradation, self.seed = trained, degradation, seed
         self._key = rng.stream_key(seed, "sample")
-        self._sigmas = solvers.make_schedule(**_SCHEDULE, steps=steps)
-        self._denoise = generation.make_denoise(config, jax.tree.map(jnp.asarray, generator.params))
-        self._null = config.data.num_classes
-        split = "validation" if generator.functaset.num_examples("validation") else "train"
-        self._variances = self._measure(split)
-        # What the field cannot show, and what noise hides.
-        field_psnr = generator.functaset.manifest.splits[split]["psnr_of_mean_mse"]
-        self._data_std = float(np.sqrt(10 ** (-field_psnr / 10) + kind.noise**2))
-        self._without = jax.jit(self._fit)
-        self._with = jax.jit(self._draw)
+        self._sigmas = schedules.make_schedule(**_SCHEDULE, steps=steps)
+        self._denoise = generator.denoiser(jax.tree.map(jnp.asarray, trained.params))
+        split = "validation" if trained.functaset.num_examples("validation") else "train"
+        self._denoiser_mse = self._measure_denoiser(split)
+        # Error of the field plus noise of the observation.
+        field_psnr = trained.functaset.manifest.splits[split]["psnr_of_mean_mse"]
+        self._observed_std = float(np.sqrt(10 ** (-field_psnr / 10) + degradation.noise_std**2))
+        self._compiled_fit = jax.jit(self._fit_without_prior)
+        self._compiled_sample = jax.jit(self._sample)
 
-    def without(self, observation: inpainting.Observation) -> np.ndarray:
-        """Images [b, h, w, c] float32, not clipped, by the inner loop on what was seen, without prior."""
-        return np.asarray(self._without(observation))
+    def reconstruct_without_prior(self, observation: Observation) -> np.ndarray:
+        """Images [b, h, w, c] float32, not clipped, of the inner loop on the observed pixels."""
+        return np.asarray(self._compiled_fit(observation))
 
-    def draws(
-        self, observation: inpainting.Observation, *, names: np.ndarray, count: int
-    ) -> np.ndarray:
-        """`count` draws of each image: [b, count, h, w, c] float32 in [0, 1].
+    def sample(self, observation: Observation, *, image_ids: np.ndarray, count: int) -> np.ndarray:
+        """Samples images given the observed pixels: [b, count, h, w, c] float32 in [0, 1].
 
         Args:
-          names: [b] integers from 0; draw k is a function of the seed, what is seen, the image's name and k, but for
-            rounding, which depends on how many are drawn at a time.
-          count: at most 1000.
+          image_ids: [b] integers from 0; sample k is a function of the seed, the observation, the
+            id and k, except for rounding, which depends on the batch size.
+          count: samples of each image, at most MAX_SAMPLES.
         Raises:
-          ValueError: too many draws, or a name above 2,147,482.
+          ValueError: `count` or an id is out of range.
         """
-        if not 1 <= count <= MOST_DRAWS or max(names) >= 2**31 // MOST_DRAWS or min(names) < 0:
+        max_id = 2**31 // MAX_SAMPLES - 1
+        if not 1 <= count <= MAX_SAMPLES or max(image_ids) > max_id or min(image_ids) < 0:
             raise ValueError(
-                f"{count} draws of images {min(names)} to {max(names)}: at most {MOST_DRAWS} draws, of images 0 to "
-                f"{2**31 // MOST_DRAWS - 1}"
+                f"{count} samples of images {min(image_ids)} to {max(image_ids)}: use 1 to "
+                f"{MAX_SAMPLES} samples of images 0 to {max_id}"
             )
-        numbers = (names[:, None] * MOST_DRAWS + np.arange(count)).reshape(-1).astype(np.int32)
-        chains = jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=0), observation)
-        drawn = np.clip(np.asarray(self._with(chains, numbers)), 0, 1)
-        return drawn.reshape(len(names), count, *drawn.shape[1:])
+        numbers = (image_ids[:, None] * MAX_SAMPLES + np.arange(count)).reshape(-1)
+        repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=0), observation)
+        images = np.clip(self._compiled_sample(repeated, numbers.astype(np.int32)), 0, 1)
+        return images.reshape(len(image_ids), count, *images.shape[1:])
 
-    def _measure(self, split: str) -> jax.Array:
-        source = self._generator.functaset.source(split, cache="none")
-        count = min(_MEASURED, source.num_examples)
-        latents = float32_latents(source.read(np.arange(count) * source.num_examples // count))
-        normalized = self._generator.normalization.normalize(jnp.asarray(latents))
-        labels = jnp.full(count, self._null, jnp.int32)
+    def _measure_denoiser(self, split: str) -> jax.Array:
+        source = self._trained.functaset.source(split, cache="none")
+        count = min(_MSE_EXAMPLES, source.num_examples)
+        records = source.read(np.arange(count) * source.num_examples // count)
+        normalization = self._trained.generator.normalization
+        normalized = normalization.normalize(jnp.asarray(float32_latents(records)))
+        labels = jnp.full(count, self._trained.generator.null_class, jnp.int32)
+        key = rng.stream_key(self.seed, "noise")
         measure = jax.jit(
-            lambda latents: inpainting.spread(
-                self._denoise, latents, labels, self._sigmas, rng.stream_key(self.seed, "noise")
+            lambda latents: inpainting.denoising_mse(
+                self._denoise, latents, labels, self._sigmas, key
             )
         )
         return measure(normalized)
 
-    def _fit(self, observation: inpainting.Observation) -> jax.Array:
-        field, params = self._generator.field, self._generator.field_params
-        steps = self._generator.config.inner_loop.steps
-        latents = inpainting.fit(field, params, observation, pool=self.kind.pool, steps=steps)
-        return field(params["field"], latents)
+    def _fit_without_prior(self, observation: Observation) -> jax.Array:
+        fitter, params = self._trained.fitter, self._trained.field_params
+        latents = inpainting.fit_without_prior(
+            fitter, params, observation, pool=self.degradation.pool
+        )
+        return fitter.field(params["field"], latents)
 
-    def _draw(self, observation: inpainting.Observation, numbers: jax.Array) -> jax.Array:
-        generator = self._generator
+    def _sample(self, observation: Observation, numbers: jax.Array) -> jax.Array:
+        trained, generator = self._trained, self._trained.generator
 
-        def decode(normalized):
+        def decode(normalized: jax.Array) -> jax.Array:
             latents = generator.normalization.restore(normalized)
-            return generator.field(generator.field_params["field"], latents)
+            return trained.field(trained.field_params["field"], latents)
 
-        drawn = inpainting.impute(
+        def forward(normalized: jax.Array, mask: jax.Array) -> jax.Array:
+            return degrade(decode(normalized), mask, self.degradation.pool)
+
+        latents = inpainting.sample_posterior(
             self._denoise,
-            lambda latents: inpainting.view(decode(latents), observation.mask, self.kind.pool),
-            observation.data,
+            forward,
+            observation,
             self._sigmas,
             self._key,
-            data_std=self._data_std,
-            variances=self._variances,
+            observed_std=self._observed_std,
+            denoiser_mse=self._denoiser_mse,
             numbers=numbers,
-            labels=jnp.full(len(numbers), self._null, jnp.int32),
-            latent_shape=tuple(generator.config.field.latent_shape),
+            labels=jnp.full(len(numbers), generator.null_class, jnp.int32),
+            latent_shape=generator.latent_shape,
         )
-        return decode(drawn)
+        return decode(latents)
 
 
-def compare(
-    imputer: Imputer,
+def compare_methods(
+    inpainter: Inpainter,
     images: np.ndarray,
     *,
-    names: np.ndarray,
-    draws: int,
-    average: np.ndarray,
+    image_ids: np.ndarray,
+    samples: int,
+    mean_image: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Every one of imputation.METHODS on images of which a part is hidden.
+    """Reconstructs partially observed images by every one of METHODS.
 
     Args:
-      images: [b, h, w, c] float32; names: [b] integers, the randomness of what is seen and of draws.
-      draws: of each image; average: [h, w, c], what is known without looking.
+      images: [b, h, w, c] float32; image_ids: [b] integers, the seeds of masks, noise and samples.
+      samples: of each image.
+      mean_image: [h, w, c] of the training split.
     Returns:
-      {"seen": [b, h, w, c]; each of METHODS: [b, h, w, c] in [0, 1], seen pixels in their places; mse_METHOD: [b],
-      of the pixels that were not seen as they are}.
+      {"observed": [b, h, w, c]; METHOD: [b, h, w, c] in [0, 1] with the observed pixels inserted;
+      "mse_METHOD": [b], of the pixels that are not observed unchanged}.
     """
-    kind = imputer.kind
-    seeds = [rng.stream_seed(imputer.seed, "noise", int(name)) for name in names]
-    observation = inpainting.observe(kind, images, seeds)
-    drawn = imputer.draws(observation, names=names, count=draws)
-    made = {
-        "without": imputer.without(observation),
-        "average": np.broadcast_to(average, images.shape),
-        "draw": drawn[:, 0],
-        "mean": drawn.mean(axis=1),
+    degradation = inpainter.degradation
+    seeds = [rng.stream_seed(inpainter.seed, "noise", int(number)) for number in image_ids]
+    observation = observe(degradation, images, seeds)
+    sampled = inpainter.sample(observation, image_ids=image_ids, count=samples)
+    reconstructions = {
+        "no_prior": inpainter.reconstruct_without_prior(observation),
+        "mean_image": np.broadcast_to(mean_image, images.shape),
+        "sample": sampled[:, 0],
+        "sample_mean": sampled.mean(axis=1),
     }
-    filled = {name: inpainting.fill_in(kind, observation, made[name]) for name in METHODS}
-    mse = {
-        f"mse_{name}": inpainting.hidden_mse(kind, observation, filled[name], images)
-        for name in METHODS
-    }
-    return filled | mse | {"seen": np.asarray(observation.data)}
+    result = {"observed": np.asarray(observation.values)}
+    for method, reconstruction in reconstructions.items():
+        result[method] = insert_observed(degradation, observation, reconstruction)
+        result[f"mse_{method}"] = unobserved_mse(degradation, observation, result[method], images)
+    return result
 
 
-def mean_image(train: ImageSource, image_shape: Sequence[int]) -> np.ndarray:
-    """[h, w, c] float32 in [0, 1] of training images: the first ten thousand, of large ones fewer."""
-    most = min(train.num_examples, _AVERAGED, _AVERAGED_PIXELS // math.prod(image_shape[:2]))
-    images = train.read(np.arange(most))["image"]
+def mean_training_image(train: ImageSource, image_shape: Sequence[int]) -> np.ndarray:
+    """Mean [h, w, c] float32 in [0, 1] of the first 10,000 training images, or fewer large ones."""
+    max_count = _MEAN_IMAGE_PIXELS // math.prod(image_shape[:2])
+    count = min(train.num_examples, _MEAN_IMAGE_EXAMPLES, max_count)
+    images = train.read(np.arange(count))["image"]
     return (images.mean(axis=0) / 255).astype(np.float32)

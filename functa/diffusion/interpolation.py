@@ -1,9 +1,9 @@
-"""Between two data points: noise on a sphere, denoised by what their classes both ask for.
+"""Interpolation between two samples, or two encoded images, through their noise.
 
-Latents themselves are not interpolated: halfway between two functa lies a cross-fade of two pictures. Noise is: its
-length is what a denoiser expects, so the way between two of its draws is on a sphere, and every point of it is
-denoised to a data point. Data that were not sampled have a noise too, found by following the probability flow
-upwards.
+A convex combination of two latent arrays decodes to a cross-fade of two images. The noise that two
+samples start from is interpolated instead, on a sphere because a denoiser expects noise of a given
+norm, and every point between is denoised. For latents that were not sampled, the noise is found by
+following the probability flow upwards (inversion).
 """
 
 from typing import NamedTuple
@@ -13,41 +13,46 @@ import jax.numpy as jnp
 import numpy as np
 
 from functa.diffusion import solvers
-from functa.diffusion.parameterization import Denoise
+from functa.diffusion.parameterization import Denoiser
 
-_PARALLEL = 1e-4  # radians: below it a line is as good as an arc
+_PARALLEL_ANGLE = 1e-4  # radians; below it, linear interpolation avoids a division by zero
 
 
-def spherical(first: jax.Array, second: jax.Array, weights: jax.Array) -> jax.Array:
-    """The arc from `first` (weight 0) to `second` (weight 1): [k, *shape] from two arrays of a shape and
-    weights [k]; a line where they are parallel.
+def slerp(first: jax.Array, second: jax.Array, weights: jax.Array) -> jax.Array:
+    """Spherical linear interpolation from `first` (weight 0) to `second` (weight 1).
 
+    Args:
+      first, second: arrays of one shape; linear interpolation replaces the arc if they are parallel.
+      weights: [k] in [0, 1].
+    Returns:
+      [k, *shape].
     Source: Shoemake 1985, equation 3.
     """
     ends = jnp.stack([first.reshape(-1), second.reshape(-1)])
-    lengths = jnp.linalg.norm(ends, axis=1)
-    cosine = jnp.dot(ends[0], ends[1]) / (lengths[0] * lengths[1])
+    norms = jnp.linalg.norm(ends, axis=1)
+    cosine = jnp.dot(ends[0], ends[1]) / (norms[0] * norms[1])
     angle = jnp.arccos(jnp.clip(cosine, -1, 1))
-    on_arc = jnp.stack([1 - weights, weights], axis=1)
-    arc = jnp.sin(angle * on_arc) / jnp.sin(angle)
-    parts = jnp.where(angle < _PARALLEL, on_arc, arc) @ ends
-    return parts.reshape(len(weights), *first.shape)
+    linear = jnp.stack([1 - weights, weights], axis=1)
+    arc = jnp.sin(angle * linear) / jnp.sin(angle)
+    points = jnp.where(angle < _PARALLEL_ANGLE, linear, arc) @ ends
+    return points.reshape(len(weights), *first.shape)
 
 
-def noise_of(
-    denoise: Denoise, sigmas: np.ndarray, latents: jax.Array, labels: jax.Array
+def invert(
+    denoise: Denoiser, sigmas: np.ndarray, latents: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """The noisy latents at sigmas[0] that the probability flow turns into normalised `latents` [b, i, j, d].
+    """Noisy latents at sigmas[0] that the probability flow maps to the normalized `latents`.
 
     Args:
-      sigmas: of samplers.make_schedule; the last one that is not zero stands for it.
-    Source: Song et al. 2021 (arXiv 2010.02502), section 5.4; here by Heun's method.
+      sigmas: of `schedules.make_schedule`; integration starts at the last level above zero.
+      latents: [b, i, j, d]; labels: [b] int32.
+    Source: Song et al. 2021 (arXiv 2010.02502), section 5.4, here with Heun's method.
     """
-    upwards = np.asarray(sigmas)[-2::-1]
+    increasing = np.asarray(sigmas)[-2::-1]
     return solvers.sample(
         denoise,
         solvers.make_solver(name="heun"),
-        upwards,
+        increasing,
         jax.random.key(0),
         numbers=jnp.zeros(len(labels), jnp.int32),
         labels=labels,
@@ -57,37 +62,43 @@ def noise_of(
     ).latents
 
 
-class Ends(NamedTuple):
-    """What a strip leads from and to: noisy latents at the first sigma [2, i, j, d]; labels [2] int32."""
+class Endpoints(NamedTuple):
+    """Both ends of an interpolation: noisy latents at the first sigma [2, i, j, d]; labels [2] int32."""
 
     noisy: jax.Array
     labels: jax.Array
 
 
-def between(
-    denoise: Denoise, solver: solvers.Solver, sigmas: np.ndarray, ends: Ends, *, count: int
+def interpolate(
+    denoise: Denoiser,
+    solver: solvers.Solver,
+    sigmas: np.ndarray,
+    endpoints: Endpoints,
+    *,
+    count: int,
 ) -> jax.Array:
-    """`count` normalised latents [count, i, j, d] from one end to the other, ends included.
+    """Normalized latents [count, i, j, d] from one endpoint to the other, both included.
 
-    Where the classes differ, what the denoiser expects of both is mixed as their noise is, linearly.
+    If the classes differ, the denoised latents for both classes are mixed linearly.
     """
     weights = jnp.linspace(0.0, 1.0, count)
-    own = weights[:, None, None, None]
+    column = weights[:, None, None, None]
 
-    def mixed(noisy: jax.Array, sigma: jax.Array, labels: jax.Array) -> jax.Array:
+    def mixed_denoise(noisy: jax.Array, sigma: jax.Array, labels: jax.Array) -> jax.Array:
         first, second = (
-            denoise(noisy, sigma, jnp.broadcast_to(label, labels.shape)) for label in ends.labels
+            denoise(noisy, sigma, jnp.broadcast_to(label, labels.shape))
+            for label in endpoints.labels
         )
-        return (1 - own) * first + own * second
+        return (1 - column) * first + column * second
 
     return solvers.sample(
-        mixed,
+        mixed_denoise,
         solver,
         sigmas,
         jax.random.key(0),
         numbers=jnp.arange(count),
         labels=jnp.zeros(count, jnp.int32),
-        latent_shape=ends.noisy.shape[1:],
+        latent_shape=endpoints.noisy.shape[1:],
         keep_trajectory=False,
-        start=spherical(ends.noisy[0], ends.noisy[1], weights),
+        start=slerp(endpoints.noisy[0], endpoints.noisy[1], weights),
     ).latents

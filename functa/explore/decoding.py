@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from functa.diffusion import sharded_sampling
 from functa.explore.kept import Kept
+from functa.fields.decoder import make_decoder
 from functa.fields.field import Field
 
 LARGEST_SCALE = 16
@@ -64,8 +64,6 @@ class Decoder:
         size = max(1, min(size, _BYTES // image_bytes(self.field, scale)))
         program = self._programs.get(
             (scale, size),
-            lambda: sharded_sampling.make_decoder(
-                self.field, self._params, batch_size=size, scale=scale
-            ),
+            lambda: make_decoder(self.field, self._params, batch_size=size, scale=scale),
         )
         return program(latents)

@@ -6,16 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from functa.diffusion import interpolation, solvers
-from functa.diffusion import sample as samples
+from functa.diffusion.trained_generator import TrainedGenerator
 from functa.explore.kept import Kept
-from functa.pipeline.load import Generator
-from functa.runtime import config as config_lib
-from functa.runtime import rng
 from functa.runtime.config import range_errors
-from functa.training.tasks import generation
 
 MOST_SAMPLES = 100
 FEWEST_ON_A_STRIP, MOST_ON_A_STRIP = 3, 33
@@ -61,22 +55,22 @@ class Drawing:
       usual: the run's Settings; most_steps, largest_guidance: that may be asked for.
     """
 
-    def __init__(self, generator: Generator, say: Say):
+    def __init__(self, generator: TrainedGenerator, say: Say):
         """say: is told what is going on."""
         self._generator, self._say = generator, say
-        settings = generator.config.generate
-        own = settings.solver.name
+        sampling = generator.generator.sampling
+        own = sampling.settings["solver"]["name"]
         self.solvers = tuple(dict.fromkeys(["euler", "heun", "dpmpp_2m", own]))
-        self.usual = Settings(float(settings.guidance.scale), int(settings.schedule.steps), own)
-        self.num_classes = int(generator.config.data.num_classes)
+        self.usual = Settings(float(sampling.guidance.scale), sampling.steps, own)
+        self.num_classes = generator.generator.num_classes
         # What the run itself does may be asked for.
         self.most_steps = max(MOST_STEPS, self.usual.steps)
         self.largest_guidance = max(LARGEST_GUIDANCE, self.usual.guidance)
-        self._programs: Kept[Callable[..., jax.Array]] = Kept(_PROGRAMS)
+        self._programs: Kept[TrainedGenerator] = Kept(_PROGRAMS)
         self._latents: Kept[np.ndarray] = Kept(_LATENTS)
 
-    def config(self, settings: Settings) -> ConfigDict:
-        """The run's config with these settings.
+    def with_settings(self, settings: Settings) -> TrainedGenerator:
+        """The generator with these settings.
 
         Raises:
           ValueError: impossible ones, or such as this generator was not trained for.
@@ -91,14 +85,12 @@ class Drawing:
             problems.append(f"solver={settings.solver!r}: known are {', '.join(self.solvers)}")
         if problems:
             raise ValueError("; ".join(problems))
-        config = config_lib.from_dict(config_lib.to_dict(self._generator.config))
-        config.generate.guidance.scale = settings.guidance
-        config.generate.schedule.steps = settings.steps
-        if settings.solver != self.usual.solver:
-            config.generate.solver = ConfigDict({"name": settings.solver})
-        if settings != self.usual and (problems := generation.check(config)):
-            raise ValueError("; ".join(problems))
-        return config
+        return self._programs.get(
+            settings,
+            lambda: self._generator.with_sampling(
+                guidance_scale=settings.guidance, steps=settings.steps, solver=settings.solver
+            ),
+        )
 
     def check(self, sample: Sample) -> None:
         """Raises ValueError for a sample that cannot be drawn."""
@@ -109,7 +101,7 @@ class Drawing:
                 "class": (sample.label, 0, self.num_classes),
             }
         )
-        dropout = self._generator.config.generate.label_dropout
+        dropout = self._generator.generator.label_dropout
         if sample.label == self.num_classes and not dropout:
             problems.append(
                 "this generator knows no images of any class: it was trained with generate.label_dropout=0"
@@ -132,18 +124,15 @@ class Drawing:
         drawn = {one: self._latents.find(one) for one in asked}
         missing = [one for one, latents in drawn.items() if latents is None]
         if missing:
-            settings = missing[0].settings
-            program = self._programs.get(("draw", settings), lambda: self._make_sampler(settings))
-            key = rng.stream_key(missing[0].seed, "sample")
-        for start in range(0, len(missing), _BLOCK):
-            some = missing[start : start + _BLOCK]
-            self._say(f"drawing samples {start + 1} to {start + len(some)} of {len(missing)}")
-            # The last block is filled up: one program for all, and a sample has the same bits in each.
-            rows = [min(row, len(some) - 1) for row in range(_BLOCK)]
-            numbers = np.asarray([some[row].number for row in rows], np.int32)
-            labels = np.asarray([some[row].label for row in rows], np.int32)
-            latents = np.asarray(program(self._generator.params, key, numbers, labels))
-            for one, own in zip(some, latents, strict=False):
+            generator = self.with_settings(missing[0].settings)
+            self._say(f"drawing {len(missing)} samples")
+            latents = generator.sample(
+                seed=missing[0].seed,
+                numbers=np.asarray([one.number for one in missing], np.int32),
+                labels=np.asarray([one.label for one in missing], np.int32),
+                batch_size=_BLOCK,
+            )
+            for one, own in zip(missing, latents, strict=True):
                 drawn[one] = own
                 self._latents.put(one, own)
         return np.stack([drawn[one] for one in asked])  # type: ignore[misc]
@@ -158,35 +147,16 @@ class Drawing:
         """
         if problems := range_errors({"count": (count, FEWEST_ON_A_STRIP, MOST_ON_A_STRIP)}):
             raise ValueError(problems[0])
-        config = self.config(settings)
-        noisy = jnp.concatenate([self._noise(end, config, settings) for end in ends])
-        labels = jnp.asarray([end.label for end in ends], jnp.int32)
-        program = self._programs.get(
-            ("strip", settings, count),
-            lambda: samples.make_strip(self._generator, config, count=count),
-        )
+        generator = self.with_settings(settings)
+        noisy = jnp.concatenate([self._noise(end, generator) for end in ends])
+        labels = np.asarray([end.label for end in ends], np.int32)
         self._say(f"drawing {count} images from one end to the other")
-        return np.asarray(program(self._generator.params, interpolation.Ends(noisy, labels)))
+        return generator.interpolate(noisy, labels, count=count)
 
-    def _noise(self, end: Sample | Encoded, config: ConfigDict, settings: Settings) -> jax.Array:
+    def _noise(self, end: Sample | Encoded, generator: TrainedGenerator) -> jax.Array:
         if isinstance(end, Sample):
             self.check(end)
             numbers = np.asarray([end.number], np.int32)
-            return samples.first_noise(config, seed=end.seed, numbers=numbers)
-        program = self._programs.get(
-            ("noise", settings), lambda: samples.make_noise_of(self._generator, config)
-        )
+            return generator.initial_noise(seed=end.seed, numbers=numbers)
         self._say("looking for the noise of an image")
-        labels = np.asarray([end.label], np.int32)
-        return program(self._generator.params, end.latents[None], labels)
-
-    def _make_sampler(self, settings: Settings) -> Callable[..., jax.Array]:
-        sampler = generation.make_keyed_sampler(
-            self.config(settings), self._generator.normalization, keep_trajectory=False
-        )
-
-        def draw(*inputs) -> jax.Array:
-            drawn: solvers.Samples = sampler(*inputs)
-            return drawn.latents
-
-        return jax.jit(draw)
+        return generator.invert(end.latents[None], np.asarray([end.label], np.int32))

@@ -5,17 +5,18 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from functa.diffusion import inpainting
-from functa.diffusion.inpainter import Imputer
+from functa.diffusion import observation as observation_lib
+from functa.diffusion.inpainter import Inpainter
+from functa.diffusion.observation import Degradation, Observation
+from functa.diffusion.trained_generator import TrainedGenerator
 from functa.explore.kept import Kept
 from functa.fields import psnr as metrics
-from functa.pipeline.load import Generator
 from functa.runtime.config import range_errors
 
 MOST_DRAWS = 16
 MOST_STEPS = 100
 LARGEST_SEED = 10**6
-_KIND = inpainting.Kind("all", 1, 0.0)  # pixels as they are; which ones, the mask says
+_KIND = Degradation("all", 1, 0.0)  # pixels as they are; which ones, the mask says
 _IMPUTERS = 3  # that are kept: one for each number of steps
 
 
@@ -38,10 +39,10 @@ class Imputed(NamedTuple):
 class Imputing:
     """A generator and the programs that fill in."""
 
-    def __init__(self, generator: Generator, say):
+    def __init__(self, generator: TrainedGenerator, say):
         """say: is told what is going on."""
         self._generator, self._say = generator, say
-        self._imputers: Kept[Imputer] = Kept(_IMPUTERS)
+        self._imputers: Kept[Inpainter] = Kept(_IMPUTERS)
 
     def impute(
         self, image: np.ndarray, hidden: np.ndarray, *, draws: int, steps: int, seed: int
@@ -72,22 +73,26 @@ class Imputing:
             raise ValueError("; ".join(problems))
         self._say("measuring the prior")
         imputer = self._imputers.get(
-            steps, lambda: Imputer(self._generator, _KIND, steps=steps, seed=0)
+            steps,
+            lambda: Inpainter(self._generator, _KIND, steps=steps, seed=0),
         )
         images = image[None].astype(np.float32) / np.float32(255)
         mask = np.broadcast_to(~hidden[None, :, :, None], images.shape).astype(np.float32)
-        observation = inpainting.Observation(jnp.asarray(mask), jnp.asarray(mask * images))
+        observation = Observation(jnp.asarray(mask), jnp.asarray(mask * images))
         self._say("fitting what is seen, without prior")
-        without = imputer.without(observation)
+        without = imputer.reconstruct_without_prior(observation)
         self._say(f"drawing {draws} images that could have been seen so")
         # A draw is a function of the name: other names, other draws, the same program.
-        drawn = imputer.draws(observation, names=np.asarray([seed]), count=draws)
+        drawn = imputer.sample(observation, image_ids=np.asarray([seed]), count=draws)
         made = {"without": without, "draw": drawn[:, 0], "mean": drawn.mean(axis=1)}
         filled = {
-            name: inpainting.fill_in(_KIND, observation, value) for name, value in made.items()
+            name: observation_lib.insert_observed(_KIND, observation, value)
+            for name, value in made.items()
         }
         psnr = {
-            name: float(metrics.psnr(inpainting.hidden_mse(_KIND, observation, value, images))[0])
+            name: float(
+                metrics.psnr(observation_lib.unobserved_mse(_KIND, observation, value, images))[0]
+            )
             for name, value in filled.items()
         }
         all_drawn = np.where(mask == 1, images, drawn[0])

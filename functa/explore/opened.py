@@ -1,5 +1,6 @@
 """What a run has to explore, opened once."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -8,10 +9,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from functa.data.functaset.reader import Functaset, open_functaset
+from functa.diffusion.trained_generator import TrainedGenerator
 from functa.explore.originals import Originals
 from functa.fields.field import Field
 from functa.pipeline import load
-from functa.pipeline.load import Generator
 from functa.runtime import config as config_lib
 from functa.runtime import mesh
 from functa.training.checkpoint import digest
@@ -31,7 +32,7 @@ class Opened(NamedTuple):
     field: Field
     field_params: Any
     functaset: Functaset
-    generator: Generator | None
+    generator: TrainedGenerator | None
     no_generator: str
     originals: Originals
 
@@ -55,7 +56,7 @@ def open_run(workdir: epath.PathLike, *, data_dir: str | None) -> Opened:
     try:
         loaded = load.load_generator(run)
         # A request should not have to bring them there.
-        generator = loaded._replace(params=jax.tree.map(jnp.asarray, loaded.params))
+        generator = dataclasses.replace(loaded, params=jax.tree.map(jnp.asarray, loaded.params))
     except (
         ValueError
     ) as error:  # not trained yet, damaged, or of another functaset: all else still works

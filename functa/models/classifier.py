@@ -1,8 +1,8 @@
-"""Classifiers of latents: a residual MLP, a transformer with CLS token, a small ConvNeXt.
+"""Classifiers of latents: a residual MLP, a transformer with a CLS token, a small ConvNeXt.
 
-All map normalised latents [b, i, j, d] float32 to logits [b, num_classes] float32. With
-`train=True` dropout and drop-path draw from the key of `apply(..., rngs={"dropout": key})`.
-`remat` and `dtype` are those of functa/transformer.py.
+All map normalized latents [b, i, j, d] float32 to logits [b, num_classes] float32. With `train=True`
+dropout and drop-path use the key of `apply(..., rngs={"dropout": key})`. `remat` and `dtype` are
+those of functa/models/transformer.py.
 """
 
 import re
@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from functa.models import transformer
-from functa.models.patchify import patches
+from functa.models.patchify import patchify
+from functa.models.settings import make_network
 
-POSITION_SCALE = 0.02  # standard deviation of fresh position embeddings, as in ViT
+POSITION_STD = 0.02  # of initial position embeddings, as in ViT
 
 
 class Mlp(nn.Module, kw_only=True):
@@ -40,10 +41,10 @@ class Mlp(nn.Module, kw_only=True):
 
 
 class TransformerClassifier(nn.Module, kw_only=True):
-    """Pre-LN transformer over patches of patch x patch cells; the CLS token's last state is classified.
+    """Pre-LN transformer over patches of patch x patch cells; the head reads the CLS token.
 
-    Source: Bauer et al. 2023 as restated by LH-NeF: dropout before the head only; patches and sizes of large ones:
-    Dosovitskiy et al. 2021.
+    Source: Bauer et al. 2023 as described by LH-NeF, with dropout before the head only; patches and
+    large sizes: Dosovitskiy et al. 2021.
     """
 
     num_classes: int
@@ -59,12 +60,12 @@ class TransformerClassifier(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, latents: jax.Array, *, train: bool) -> jax.Array:
-        """Raises ValueError where the patch does not divide the grid."""
-        tokens = patches(latents, self.patch)
+        """Raises ValueError if the patch does not divide the grid."""
+        tokens = patchify(latents, self.patch)
         b, rows, columns, k = tokens.shape
         x = nn.Dense(self.width, name="embedding")(tokens.reshape(b, rows * columns, k))
-        fresh = nn.initializers.normal(POSITION_SCALE)
-        x = x + self.param("position", fresh, (1, rows * columns, self.width))
+        init = nn.initializers.normal(POSITION_STD)
+        x = x + self.param("position", init, (1, rows * columns, self.width))
         cls = self.param("cls", nn.initializers.zeros, (1, 1, self.width))
         x = jnp.concatenate([jnp.broadcast_to(cls, (b, 1, self.width)), x], axis=1)
         x = transformer.Transformer(
@@ -82,10 +83,10 @@ class TransformerClassifier(nn.Module, kw_only=True):
 
 
 class ConvNext(nn.Module, kw_only=True):
-    """Stages of ConvNeXt blocks, halving the grid between them; mean over the cells, then the head.
+    """Stages of ConvNeXt blocks with downsampling by 2 between them, global mean pooling, head.
 
-    Source: Liu et al. 2022, "A ConvNet for the 2020s"; deviations: 3x3 depthwise kernels (a latent
-    grid is small), no layer scale (its networks are 4 to 10 times deeper).
+    Source: Liu et al. 2022, "A ConvNet for the 2020s". Deviations: 3x3 depthwise kernels, because
+    latent grids are small; no layer scale, because the networks are 4 to 10 times shallower.
     """
 
     num_classes: int
@@ -100,8 +101,8 @@ class ConvNext(nn.Module, kw_only=True):
     def __call__(self, latents: jax.Array, *, train: bool) -> jax.Array:
         x = nn.Dense(self.widths[0], name="embedding")(latents)
         x = nn.LayerNorm(name="embedding_norm")(x)
-        rates = transformer.drop_rates(self.drop_path, sum(self.depths))
-        block = transformer.recomputed(ConvNextBlock, remat=self.remat)
+        rates = transformer.drop_path_rates(self.drop_path, sum(self.depths))
+        block = transformer.maybe_remat(ConvNextBlock, remat=self.remat)
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             if stage > 0:
                 x = nn.LayerNorm(name=f"downsample_norm_{stage}")(x)
@@ -118,7 +119,7 @@ class ConvNext(nn.Module, kw_only=True):
 
 
 class ConvNextBlock(nn.Module, kw_only=True):
-    """The branch of a ConvNeXt block: depthwise 3x3, norm, four times wider, GELU, back."""
+    """Residual branch of a ConvNeXt block: depthwise 3x3, norm, feed-forward of four times the width."""
 
     dtype: str
 
@@ -126,7 +127,7 @@ class ConvNextBlock(nn.Module, kw_only=True):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [b, i, j, width] float32 -> [b, i, j, width]."""
         width = x.shape[-1]
-        x = Depthwise3x3(name="depthwise")(x)  # no matrix product, and in float32
+        x = Depthwise3x3(name="depthwise")(x)
         x = nn.LayerNorm(name="norm")(x)
         feed_forward = transformer.FeedForward(
             mlp_width=4 * width, dtype=self.dtype, name="feed_forward"
@@ -135,18 +136,17 @@ class ConvNextBlock(nn.Module, kw_only=True):
 
 
 class Depthwise3x3(nn.Module, kw_only=True):
-    """A 3x3 convolution of every channel by itself, zero-padded, stride 1.
+    """Depthwise 3x3 convolution in float32, zero-padded, stride 1.
 
-    Written as nine shifted products: the same function as `nn.Conv(width, (3, 3),
-    feature_group_count=width)`, whose grouped convolution is 3 to 14 times slower on a CPU at
-    these sizes.
+    Equal to `nn.Conv(width, (3, 3), feature_group_count=width)`, whose grouped convolution is 3 to
+    14 times slower on a CPU at these sizes.
     """
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [b, i, j, width] float32 -> [b, i, j, width]."""
         i, j, width = x.shape[1:]
-        # the fan-in of a depthwise kernel is its nine positions
+        # The fan-in of a depthwise kernel is 9.
         kernel = self.param("kernel", nn.initializers.normal(1 / 3), (3, 3, width))
         bias = self.param("bias", nn.initializers.zeros, (width,))
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -159,7 +159,7 @@ class Depthwise3x3(nn.Module, kw_only=True):
 
 
 class Head(nn.Module, kw_only=True):
-    """Dropout and a linear layer that starts at zero, so that training starts at uniform odds."""
+    """Dropout and a linear layer that is initialized to zero: training starts at uniform probabilities."""
 
     num_classes: int
     dropout: float
@@ -171,88 +171,64 @@ class Head(nn.Module, kw_only=True):
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="logits")(x)
 
 
-MODELS: dict[str, type[nn.Module]] = {
+CLASSIFIERS: dict[str, type[nn.Module]] = {
     "mlp": Mlp,
     "transformer": TransformerClassifier,
     "convnext": ConvNext,
 }
 
 
-def make_model(*, name: str, num_classes: int, **rest: Any) -> nn.Module:
-    """The classifier `name` (mlp, transformer, convnext) with the rest of its keys.
+def make_classifier(*, name: str, num_classes: int, **settings: Any) -> nn.Module:
+    """Returns the classifier `name`: mlp, transformer or convnext.
 
     Returns:
-      A module whose `apply({"params": params}, latents [b, i, j, d], train=False)` gives logits
+      A module; apply({"params": params}, latents [b, i, j, d], train=False) gives logits
       [b, num_classes].
     Raises:
-      TypeError: a key that this model does not have, or one that is missing.
-      ValueError: an unknown name or impossible values; the message lists all of them.
+      TypeError, ValueError: see `settings.make_network`.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown classifier {name!r}; known are {', '.join(MODELS)}")
-    model = MODELS[name](num_classes=num_classes, **rest)
-    problems = _problems(num_classes=num_classes, **rest)
-    if problems:
-        raise ValueError(f"the classifier {name} cannot be built: " + "; ".join(problems))
-    return model
+    settings = {"num_classes": num_classes, **settings}
+    return make_network(CLASSIFIERS, name, settings, extra_errors=lambda name, settings: [])
 
 
 def decay_mask(params: Any) -> Any:
-    """True for what weight decay may shrink: kernels; not biases, norms, CLS and positions."""
+    """True for parameters with weight decay: kernels; not biases, norms, CLS token and positions."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def layer_rates(params: Any, *, decay: float) -> Any:
-    """What the learning rate of each parameter is multiplied by, for classifiers made of blocks.
+def layer_lr_scales(params: Any, *, decay: float) -> Any:
+    """Factors of the learning rate for layer-wise decay, for classifiers made of blocks.
 
     Returns:
-      A pytree of floats: 1 for the last norm and the head, decay for the last block, decay^2 for the one before it,
-      ..., and decay^(blocks + 1) for embeddings. The halving of a grid goes with the block after it.
+      A pytree of floats like `params`: 1 for the last norm and the head, decay for the last block,
+      decay^2 for the block before it, ..., decay^(blocks + 1) for embeddings. Downsampling layers
+      belong to the block after them.
     Raises:
-      ValueError: a model without blocks.
-    Source: Clark et al. 2020 ("ELECTRA"), as BEiT and MAE count layers.
+      ValueError: the model has no blocks.
+    Source: Clark et al. 2020 ("ELECTRA"), with the layers of BEiT and MAE.
     """
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     blocks = sorted({block for path in paths if (block := _block(path)) is not None})
     if not blocks:
         raise ValueError(
-            f"optimizer.layer_decay={decay} wants a model of blocks: transformer, convnext"
+            f"optimizer.layer_decay={decay} needs a model with blocks: transformer or convnext"
         )
 
-    def rate(path, _) -> float:
+    def scale(path, _) -> float:
         block = _block(path)
         if block is not None:
             return decay ** (len(blocks) - blocks.index(block))
         return 1.0 if {key.key for key in path} & {"norm", "head"} else decay ** (len(blocks) + 1)
 
-    return jax.tree_util.tree_map_with_path(rate, params)
+    return jax.tree_util.tree_map_with_path(scale, params)
 
 
-_BLOCK = re.compile(r"(?:block|downsample|downsample_norm)_(\d+)(?:_(\d+))?")
+_BLOCK_NAME = re.compile(r"(?:block|downsample|downsample_norm)_(\d+)(?:_(\d+))?")
 
 
 def _block(path: tuple[Any, ...]) -> tuple[int, int] | None:
-    """The block that a parameter belongs to: numbers that grow with depth."""
+    """Position of a parameter's block: (number, 0) or (stage, number); None outside of blocks."""
     for key in path:
-        if found := _BLOCK.fullmatch(key.key):
-            return int(found[1]), int(found[2] or 0)
+        if match := _BLOCK_NAME.fullmatch(key.key):
+            return int(match[1]), int(match[2] or 0)
     return None
-
-
-def _problems(**values: Any) -> list[str]:
-    """What is wrong with a model's keys, whichever of them it has."""
-    problems = transformer.dtype_problems(values)
-    for key in ("num_classes", "patch", "width", "depth", "heads", "mlp_width"):
-        if key in values and values[key] < 1:
-            problems.append(f"{key}={values[key]} must be at least 1")
-    for key in ("dropout", "drop_path"):
-        if key in values and not 0 <= values[key] < 1:
-            problems.append(f"{key}={values[key]} must be in [0, 1)")
-    widths, depths = values.get("widths", (1,)), values.get("depths", (1,))
-    if not widths or len(widths) != len(depths):
-        problems.append(f"widths={widths} and depths={depths} need one entry a resolution each")
-    if not all(isinstance(entry, int) and entry > 0 for entry in (*widths, *depths)):
-        problems.append(f"widths={widths} and depths={depths} must be whole numbers of at least 1")
-    if "heads" in values and values["width"] % max(values["heads"], 1):
-        problems.append(f"width={values['width']} must divide by heads={values['heads']}")
-    return problems

@@ -1,10 +1,10 @@
-"""Grids of cells as coarser grids of patches, and back."""
+"""Grouping of latent cells into patches, and its inverse."""
 
 import jax
 
 
-def patches(grid: jax.Array, size: int) -> jax.Array:
-    """[b, i, j, k] -> [b, i / size, j / size, size * size * k]: the cells of a patch side by side.
+def patchify(grid: jax.Array, size: int) -> jax.Array:
+    """[b, i, j, k] -> [b, i / size, j / size, size * size * k], cells of a patch in row-major order.
 
     Raises:
       ValueError: `size` does not divide the grid.
@@ -16,8 +16,8 @@ def patches(grid: jax.Array, size: int) -> jax.Array:
     return split.reshape(b, i // size, j // size, size * size * k)
 
 
-def cells(grid: jax.Array, size: int) -> jax.Array:
-    """The inverse of `patches`."""
+def unpatchify(grid: jax.Array, size: int) -> jax.Array:
+    """[b, i, j, size * size * k] -> [b, i * size, j * size, k]: the inverse of `patchify`."""
     b, rows, columns, _ = grid.shape
     split = grid.reshape(b, rows, columns, size, size, -1).swapaxes(2, 3)
     return split.reshape(b, rows * size, columns * size, split.shape[-1])

@@ -1,52 +1,42 @@
 """Pre-LN transformer blocks over a sequence of vectors, for classifiers and denoisers.
 
-Every matrix is stored as a two-dimensional "kernel", so that weight decay and the optimisers which
-look at matrices (Muon) see what they expect.
+Every matrix is a two-dimensional parameter named "kernel", which weight decay and optimizers of
+matrices (Muon) look for.
 
-Two keys are for large models and change no parameter, so that a checkpoint fits with and without them.
-`dtype` is what the matrix products of blocks are computed in, "float32" or "bfloat16". Parameters, norms, softmax,
-the first and the last layer and what blocks hand on are float32 with both (Micikevicius et al. 2018, "Mixed Precision
-Training"). `remat` keeps of a block only what goes in, and computes the rest again on the way back (Chen et al. 2016,
-arXiv 1604.06174): the same numbers in less memory, for a second forward pass.
+Two settings serve large models. They change no parameter, so checkpoints fit with any value.
+`dtype` is the type of the matrix products inside blocks, "float32" or "bfloat16"; parameters, norms,
+softmax, the first and last layer and the values between blocks stay float32 (Micikevicius et al.
+2018, "Mixed Precision Training"). `remat` stores only the input of a block and recomputes the rest
+in the backward pass (Chen et al. 2016, arXiv 1604.06174).
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-DTYPES = ("float32", "bfloat16")
 
-
-def recomputed(block: type[nn.Module], *, remat: bool) -> type[nn.Module]:
-    """`block` itself, or where `remat` the same one that is computed again on the way back."""
+def maybe_remat(block: type[nn.Module], *, remat: bool) -> type[nn.Module]:
+    """`block`, rematerialized in the backward pass if `remat`."""
     return nn.remat(block) if remat else block
 
 
-def drop_rates(drop_path: float, blocks: int) -> list[float]:
-    """How often the branches of each block are dropped: linearly from 0 at the first to `drop_path` at the last.
+def drop_path_rates(drop_path: float, blocks: int) -> list[float]:
+    """Drop probability of each block's branches, linear from 0 (first) to `drop_path` (last).
 
     Source: Huang et al. 2016, "Deep Networks with Stochastic Depth", section 3.
     """
     return [drop_path * number / max(blocks - 1, 1) for number in range(blocks)]
 
 
-def dtype_problems(values: dict[str, Any]) -> list[str]:
-    """What is wrong with the key `dtype` of a model, where it has one."""
-    dtype = values.get("dtype", DTYPES[0])
-    return [] if dtype in DTYPES else [f"dtype={dtype!r}: known are {', '.join(DTYPES)}"]
+def dot_product_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Scaled dot-product attention: [b, n, heads, k] each, of one dtype -> [b, n, heads, k].
 
-
-def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """[b, n, heads, k] each, of one dtype -> [b, n, heads, k]: values weighted by the softmax of q k / sqrt(k).
-
-    Products are of that dtype, the softmax is float32. Written out, because jax.nn.dot_product_attention multiplies
-    float32 by bfloat16 on the way back. Its cuDNN implementation, which was not run, wants bfloat16, some sizes of
-    heads and some cards; what it does not want is refused while a program is compiled, and where that is for other
-    devices (functa plan --compile) tracing cannot ask which. For the hundreds of tokens of a latent grid the scores
-    are small.
+    The products have the dtype of the inputs, the softmax is float32. jax.nn.dot_product_attention
+    is not used: it mixes float32 and bfloat16 in the backward pass, and its cuDNN implementation
+    supports some head sizes and devices only, which cannot be queried when a program is compiled for
+    other devices. The scores of a latent grid are small.
     """
     scores = jnp.einsum("bnhk,bmhk->bhnm", query, key).astype(jnp.float32)
     weights = nn.softmax(scores / query.shape[-1] ** 0.5)
@@ -72,18 +62,18 @@ class SelfAttention(nn.Module, kw_only=True):
           ValueError: `heads` does not divide the width.
         Source: Vaswani et al. 2017, section 3.2.2.
         """
-        batch, length, width = x.shape
+        b, n, width = x.shape
         if self.heads < 1 or width % self.heads:
-            raise ValueError(f"width={width} must divide by heads={self.heads}")
+            raise ValueError(f"heads={self.heads} must divide the width {width}")
         projected = nn.Dense(3 * width, dtype=self.dtype, name="query_key_value")(x)
-        split = projected.reshape(batch, length, 3, self.heads, width // self.heads)
-        mixed = attend(split[:, :, 0], split[:, :, 1], split[:, :, 2])
+        split = projected.reshape(b, n, 3, self.heads, width // self.heads)
+        attended = dot_product_attention(split[:, :, 0], split[:, :, 1], split[:, :, 2])
         output = nn.Dense(width, dtype=self.dtype, name="output")
-        return output(mixed.reshape(batch, length, width)).astype(jnp.float32)
+        return output(attended.reshape(b, n, width)).astype(jnp.float32)
 
 
 class FeedForward(nn.Module, kw_only=True):
-    """Two linear layers with GELU between them, at every position alike.
+    """Two linear layers with a GELU between them, applied to every position.
 
     Attributes:
       mlp_width: width of the hidden layer.
@@ -102,9 +92,9 @@ class FeedForward(nn.Module, kw_only=True):
 
 
 class Block(nn.Module, kw_only=True):
-    """One pre-LN transformer block: x + attention(norm(x)), then x + feed_forward(norm(x)).
+    """Pre-LN transformer block: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
-    With `train`, each of the two branches of an example is left out with probability `drop_path`.
+    In training, each branch of an example is dropped with probability `drop_path`.
     Source: Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture", figure 1b.
     """
 
@@ -117,17 +107,17 @@ class Block(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [b, n, width] float32 -> [b, n, width] float32."""
-        kept = functools.partial(
+        drop_path = functools.partial(
             nn.Dropout, self.drop_path, broadcast_dims=(1, 2), deterministic=not self.train
         )
         attention = SelfAttention(heads=self.heads, dtype=self.dtype, name="attention")
-        x = x + kept()(attention(nn.LayerNorm(name="attention_norm")(x)))
+        x = x + drop_path()(attention(nn.LayerNorm(name="attention_norm")(x)))
         feed_forward = FeedForward(mlp_width=self.mlp_width, dtype=self.dtype, name="feed_forward")
-        return x + kept()(feed_forward(nn.LayerNorm(name="feed_forward_norm")(x)))
+        return x + drop_path()(feed_forward(nn.LayerNorm(name="feed_forward_norm")(x)))
 
 
 class Transformer(nn.Module, kw_only=True):
-    """`depth` blocks and the final norm that pre-LN needs."""
+    """`depth` pre-LN blocks and a final norm."""
 
     depth: int
     heads: int
@@ -139,8 +129,8 @@ class Transformer(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """x [b, n, width] float32 -> [b, n, width] float32."""
-        block = recomputed(Block, remat=self.remat)
-        for number, rate in enumerate(drop_rates(self.drop_path, self.depth)):
+        block = maybe_remat(Block, remat=self.remat)
+        for number, rate in enumerate(drop_path_rates(self.drop_path, self.depth)):
             x = block(
                 heads=self.heads,
                 mlp_width=self.mlp_width,

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,14 +10,15 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from functa.data.functaset.reader import Functaset, open_functaset
+from functa.diffusion.generator import build_generator
+from functa.diffusion.trained_generator import TrainedGenerator
 from functa.fields.field import Field
 from functa.fields.fitter import Fitter, build_fitter
-from functa.models.normalization import Normalization, make_normalization
 from functa.runtime import config as config_lib
 from functa.runtime import mesh
 from functa.runtime.batching import apply_in_batches
 from functa.training.checkpoint import Checkpoints, digest
-from functa.training.tasks import builders, generation
+from functa.training.tasks import builders
 
 _BEST_KEPT = 3  # best checkpoints of a stage
 _CLASSIFIER_BATCH = 100  # activations of a transformer over 256 tokens fit any device
@@ -121,26 +122,7 @@ def _require_same_functaset(model: str, metrics: epath.Path, functaset: Functase
         )
 
 
-class Generator(NamedTuple):
-    """A trained generator, with the field and the functaset it was trained on.
-
-    Attributes:
-      config: of the run.
-      field, field_params: see `load_field`; on the host.
-      functaset: the training data.
-      normalization: of its latents.
-      params: of config.generate.model; on the host.
-    """
-
-    config: ConfigDict
-    field: Field
-    field_params: Any
-    functaset: Functaset
-    normalization: Normalization
-    params: Any
-
-
-def load_generator(workdir: epath.PathLike) -> Generator:
+def load_generator(workdir: epath.PathLike) -> TrainedGenerator:
     """The best generator of a run whose stage generate is complete.
 
     Raises:
@@ -152,19 +134,19 @@ def load_generator(workdir: epath.PathLike) -> Generator:
     metrics = run / "generate" / "metrics.json"
     if not metrics.exists():
         raise ValueError(f"{metrics} does not exist: the stage generate of {run} is not complete")
-    field, field_params = load_field(run)
+    fitter, field_params = load_fitter(run)
     field_params = mesh.to_host(field_params)
     functaset = open_functaset(run / "functaset", field_digest=digest(field_params))
     _require_same_functaset("generator", metrics, functaset)
     try:
-        problems = generation.check(config)
-    except AttributeError as error:
+        generator = build_generator(config.generate, functaset, num_classes=config.data.num_classes)
+    except (AttributeError, KeyError, TypeError) as error:
         raise _other_version(run, error) from error
-    if problems:
-        raise ValueError("\n".join(problems))
-    module = generation.make_model(config)
-    init = generation.make_init(module, latent_shape=tuple(config.field.latent_shape))
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    params = mesh.to_host(_restore(run / "generate" / "best", shapes, keep=_BEST_KEPT))
-    normalization = make_normalization(functaset, kind=config.generate.normalization)
-    return Generator(config, field, field_params, functaset, normalization, params)
+    shapes = jax.eval_shape(generator.init, jax.random.key(0))
+    return TrainedGenerator(
+        generator=generator,
+        params=mesh.to_host(_restore(run / "generate" / "best", shapes, keep=_BEST_KEPT)),
+        fitter=fitter,
+        field_params=field_params,
+        functaset=functaset,
+    )

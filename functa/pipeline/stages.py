@@ -11,20 +11,22 @@ import numpy as np
 from functa.data import images as images_lib
 from functa.data.functaset import reader
 from functa.data.functaset.format import float32_latents
-from functa.diffusion import sharded_sampling
+from functa.diffusion.generator import build_generator
+from functa.diffusion.trained_generator import TrainedGenerator
 from functa.evaluation import field_arrays, generation_arrays, generation_eval, pca_baseline
+from functa.evaluation.evaluation_samples import EvaluationSamples
+from functa.fields.decoder import make_decoder
 from functa.fields.pixels import to_float
 from functa.fields.psnr import psnr
-from functa.models.normalization import make_normalization
 from functa.pipeline import encode as encode_lib
 from functa.pipeline import load
 from functa.pipeline.run import Run
-from functa.runtime import mesh, processes
+from functa.runtime import mesh, processes, rng
 from functa.runtime.batching import apply_in_batches
 from functa.runtime.errors import StopRequested, as_user_errors
 from functa.training.checkpoint import Checkpoints, digest
 from functa.training.progress import ProgressBar
-from functa.training.tasks import builders, classification, generation
+from functa.training.tasks import builders, classification
 
 
 def meta_learn(run: Run) -> dict[str, Any]:
@@ -147,48 +149,70 @@ def classify(run: Run) -> dict[str, Any]:
 
 def generate(run: Run) -> dict[str, Any]:
     """functaset -> new latents"""
-    settings = run.config.generate
+    config, settings = run.config, run.config.generate
     with as_user_errors():
         field = run.fitter.field
         params = jax.device_get(load.load_field_params(run.workdir, run.fitter))
         functaset = reader.open_functaset(run.workdir / "functaset", field_digest=digest(params))
-        classes = load.load_classifier(run.config, functaset, run.workdir)
-        count = generation_eval.sample_count(run.config, functaset)
-        decode = sharded_sampling.make_decoder(field, params, batch_size=settings.sample_batch_size)
-        task = generation.make(run.config, functaset, decode=decode, **run.processes)
+        classify = load.load_classifier(config, functaset, run.workdir)
+        decode = make_decoder(field, params, batch_size=settings.sample_batch_size)
+        generator = build_generator(settings, functaset, num_classes=config.data.num_classes)
+        task = builders.build_generation(
+            config, functaset, generator=generator, decode=decode, **run.processes
+        )
         run.bind_functaset("generate", functaset)
     result = run.train(task)
-    generator = mesh.to_host(result.params)
+    trained = TrainedGenerator(
+        generator=generator,
+        params=mesh.to_host(result.params),
+        fitter=run.fitter,
+        field_params=params,
+        functaset=functaset,
+    )
 
     def stop() -> None:
         if run.preemption.should_stop():
             raise StopRequested("generate stopped; complete blocks of samples are kept")
 
-    normalization = make_normalization(functaset, kind=settings.normalization)
+    count = min(settings.samples, functaset.num_examples("test"))
     labels = functaset.source("test", cache="none").read(np.arange(count))["label"]
-    drawing = generation_eval.Drawing(run.config, run.workdir / "generate" / "samples", labels)
-    rate = drawing.draw(normalization, generator, say=run.say, stop=stop, **run.processes)
+    samples = EvaluationSamples(
+        directory=run.workdir / "generate" / "samples",
+        generator=generator,
+        params=trained.params,
+        key=rng.stream_key(config.seed, "sample"),
+        labels=labels,
+        guidance_sweep=tuple(settings.guidance_sweep),
+        batch_size=settings.sample_batch_size,
+    )
+    rate = samples.write(say=run.say, stop=stop, **run.processes)
     metrics = result.metrics | {
         "functaset_digest": functaset.manifest.digest,
-        "generator_parameters": sum(leaf.size for leaf in jax.tree.leaves(generator)),
+        "generator_parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
         "samples": count,
         "samples_per_second": rate,
     }
     processes.barrier("samples")
     if jax.process_index():
         return metrics  # process 0 evaluates
-    latents, swept = drawing.collect()
+    latents, sweep = samples.read()
     with as_user_errors():
-        judge = generation_eval.Judge(
-            run.config, functaset, sources=run.sources, count=count, decode=decode, classes=classes
+        evaluator = generation_eval.Evaluator(
+            settings.features,
+            functaset,
+            sources=run.sources,
+            count=count,
+            decode=decode,
+            classify=classify,
+            num_classes=config.data.num_classes,
+            seed=config.seed,
         )
-    judged, arrays = judge.judge(latents, labels)
-    arrays |= judge.sweep(swept, labels)
-    whole = load.Generator(run.config, field, params, functaset, normalization, generator)
-    arrays |= generation_arrays.inpainting_arrays(whole, run.sources)
-    arrays |= generation_arrays.resolution_arrays(whole, latents)
+    sample_metrics, arrays = evaluator.evaluate(latents, labels)
+    arrays |= evaluator.evaluate_guidance_sweep(sweep, labels)
+    arrays |= generation_arrays.inpainting_arrays(trained, run.sources, seed=config.seed)
+    arrays |= generation_arrays.resolution_arrays(trained, latents)
     run.write_arrays("generate", arrays)
-    return metrics | judged
+    return metrics | sample_metrics
 
 
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {

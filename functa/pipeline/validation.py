@@ -61,7 +61,7 @@ def validate(
             unstable = thread.submit(first_step_problems, config)
         attempt(lambda: problems.extend(images_lib.validate_splits(sources)))
         if "generate" in stages and sources and not problems:
-            problems += generation_eval.check_splits(config, sources)
+            problems += generation_eval.validate_splits(config.generate, sources)
         if sources and not problems:
             problems += _cache_problems(config, sources, stages)
         if unstable is not None and not problems:
@@ -89,8 +89,14 @@ def _settings_problems(config: ConfigDict, stages: Sequence[str]) -> list[str]:
         latent_shape=tuple(config.field.latent_shape),
         num_classes=config.data.num_classes,
     )
-    problems += generation.check(config)
-    problems += generation_eval.check(config)
+    problems += generation.validate(
+        config.generate,
+        latent_shape=tuple(config.field.latent_shape),
+        num_classes=config.data.num_classes,
+    )
+    problems += generation_eval.validate(
+        config.generate, image_shape=tuple(config.data.image_shape)
+    )
     ranges: dict[str, tuple[float, float, float]] = {"seed": (config.seed, 0, 2**32 - 1)}
     for stage in _training(stages):
         for name in ("log_every", "eval_every", "checkpoint_every", "steps"):

@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 from functa.data.functaset import format
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.reader import Functaset, Manifest
+from functa.diffusion.generator import build_generator
 from functa.fields.fitter import build_fitter
-from functa.models.normalization import make_normalization
 from functa.runtime import mesh as mesh_lib
-from functa.training.tasks import Task, builders, generation
+from functa.training.tasks import Task, builders
 from functa.training.train_step import ALL_FINITE, make_step, state_shapes
 
 AnyMesh = Any  # Mesh, or AbstractMesh to trace without devices
@@ -50,9 +50,7 @@ class Programs:
         functaset = stub_functaset(self.record_layout)
         if stage == "classify":
             return builders.build_classification(self._config, functaset)
-        return generation.make(
-            self._config, functaset, decode=np.asarray, process_index=0, process_count=1
-        )
+        return builders.build_generation(self._config, functaset, decode=np.asarray)
 
     def train_step(self, stage: str, mesh: AnyMesh, *, batch_size: int | None = None) -> Program:
         """The training step of a stage, on a global batch of `batch_size` (by default the config's)."""
@@ -98,11 +96,14 @@ class Programs:
         """
         settings = self._config.generate
         functaset = stub_functaset(self.record_layout)
-        normalization = make_normalization(functaset, kind=settings.normalization)
-        sample = generation.make_sampler(self._config, normalization)
+        num_classes = self._config.data.num_classes
+        generator = build_generator(settings, functaset, num_classes=num_classes)
+        key = jax.random.key(0)
 
         def draw(params, numbers, labels, *scale):
-            return sample(params, numbers, labels, scale=scale[0] if scale else None).latents
+            guidance_scale = scale[0] if scale else None
+            samples = generator.sample(params, key, numbers, labels, guidance_scale=guidance_scale)
+            return samples.latents
 
         indices = jax.ShapeDtypeStruct((settings.sample_batch_size,), np.int32)
         scale = (jax.ShapeDtypeStruct((), np.float32),) if any_scale else ()

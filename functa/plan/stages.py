@@ -18,7 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from functa.data.functaset.writer import Shard, plan_shards, records_per_shard
-from functa.evaluation import generation_eval
+from functa.evaluation import evaluation_samples
 from functa.plan import compiled, operations
 from functa.plan.cost import Assumptions, Source, StagePlan
 from functa.plan.hardware import Cluster
@@ -106,13 +106,13 @@ class Planner:
         settings = self.config.generate
         stage = self._trained("generate", *self._latents("generate"))
         samples = min(settings.samples, self.splits["test"])
-        samples_per_scale = min(samples, generation_eval.MOST_SWEPT)
+        samples_per_scale = min(samples, evaluation_samples.MAX_SWEEP_SAMPLES)
         seconds = self._sampling_seconds(samples, any_scale=False)
-        if settings.sweep:
+        if settings.guidance_sweep:
             per_scale = self._sampling_seconds(samples_per_scale, any_scale=True)
-            seconds += len(settings.sweep) * per_scale
+            seconds += len(settings.guidance_sweep) * per_scale
         stage.other_parts["sampling"] = seconds
-        drawn = samples + len(settings.sweep) * samples_per_scale
+        drawn = samples + len(settings.guidance_sweep) * samples_per_scale
         stage.storage_bytes += 4 * drawn * math.prod(self.config.field.latent_shape)
         return stage
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from functa.diffusion.inpainting import METHODS
+from functa.diffusion.inpainter import METHODS
 from functa.fields.psnr import psnr
 from functa.report import charts
 from functa.report.field_sections import MAX_SIDE, Arrays, Picture, resolutions

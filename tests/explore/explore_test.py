@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from functa.data.functaset import format
-from functa.diffusion import inpainter, inpainting
-from functa.diffusion import sample as samples
+from functa.diffusion import inpainter
+from functa.diffusion.observation import DEGRADATIONS
 from functa.evaluation.analysis.latent_space import bicubic
 from functa.explore import collection, decoding, drawing, opened
 from functa.explore.drawing import Sample, Settings
@@ -111,10 +111,8 @@ def test_a_sample_is_decoded_beside_bicubic_of_itself(explorer):
 
 def test_samples_are_those_of_the_tool(explorer, there):
     labels = np.array([7, 2, 10], np.int32)
-    config = config_lib.from_dict(config_lib.to_dict(there.config))
-    config.seed = 5
     numbers = np.arange(3, dtype=np.int32)
-    direct = samples.draw(there.generator, config, numbers=numbers, labels=labels)
+    direct = there.generator.sample(seed=5, numbers=numbers, labels=labels, batch_size=16)
     asked = [Sample(5, k, int(label), USUAL) for k, label in enumerate(labels)]
     images = explorer.sample(asked, scale=2)
     decode = jax.jit(lambda latents: there.field(there.field_params["field"], latents, (16, 16)))
@@ -150,7 +148,7 @@ def test_programs_and_latents_are_not_made_twice(there, monkeypatch):
     for seed in (0, 1, 0):
         draw.draw(samples_of(range(11), 4, seed=seed))
     assert len(made) == 1
-    assert said == ["drawing samples 1 to 10 of 11", "drawing samples 11 to 11 of 11"] * 2
+    assert said == ["drawing 11 samples"] * 2
 
 
 def test_a_strip_leads_from_end_to_end(explorer, there):
@@ -158,7 +156,8 @@ def test_a_strip_leads_from_end_to_end(explorer, there):
     images, ends = explorer.strip((first, last), count=5, settings=USUAL, scale=1)
     np.testing.assert_allclose(images[[0, -1]], ends, atol=1e-3)
     chosen = dict(numbers=np.array([3, 14], np.int32), labels=np.array([3, 4], np.int32))
-    strip = samples.strip_of_samples(there.generator, there.config, **chosen, count=5)
+    noisy = there.generator.initial_noise(seed=0, numbers=chosen["numbers"])
+    strip = there.generator.interpolate(noisy, chosen["labels"], count=5)
     direct = there.field(there.field_params["field"], strip)
     np.testing.assert_allclose(images, np.clip(direct, 0, 1), atol=1e-3)
     assert np.abs(images[2] - images[0]).max() > 1e-3
@@ -193,13 +192,15 @@ def test_what_is_hidden_is_filled_in(explorer, there):
     assert made.seen.shape == (8, 8, 4)
     np.testing.assert_array_equal(made.seen[..., 3] == 0, hidden)
     # The same as the tool's left half, where the same is drawn.
-    tool = inpainter.Imputer(there.generator, inpainting.KINDS["half"], steps=3, seed=0)
+    tool = inpainter.Inpainter(there.generator, DEGRADATIONS["half"], steps=3, seed=0)
     images = original[None].astype(np.float32)
     average = np.zeros_like(original)
     names = np.array([0])
-    compared = inpainter.compare(tool, images, names=names, draws=3, average=average)
-    np.testing.assert_allclose(made.without, compared["without"][0], atol=1e-5)
-    np.testing.assert_allclose(made.mean, compared["mean"][0], atol=1e-3)
+    compared = inpainter.compare_methods(
+        tool, images, image_ids=names, samples=3, mean_image=average
+    )
+    np.testing.assert_allclose(made.without, compared["no_prior"][0], atol=1e-5)
+    np.testing.assert_allclose(made.mean, compared["sample_mean"][0], atol=1e-3)
     again = explorer.impute(9, hidden, draws=3, steps=3, seed=1)
     np.testing.assert_array_equal(again.without, made.without)
     assert np.abs(again.mean - made.mean).max() > 1e-3

@@ -35,7 +35,9 @@ def test_generator_is_the_best_checkpoint(run, copy):
     latents = np.ones((1, *first.field.latent_shape), np.float32)
     mean, std = first.functaset.manifest.mean, first.functaset.manifest.std
     np.testing.assert_allclose(
-        first.normalization.normalize(latents)[0, 0, 0], (1 - np.array(mean)) / std, rtol=1e-4
+        first.generator.normalization.normalize(latents)[0, 0, 0],
+        (1 - np.array(mean)) / std,
+        rtol=1e-4,
     )
 
 
@@ -72,7 +74,7 @@ def test_another_functaset_is_rejected_with_both_digests(run, copy):
 
 def test_classifier_of_another_functaset_is_rejected(run, copy):
     generator = load.load_generator(run)
-    arguments = generator.config, generator.functaset, copy
+    arguments = config_lib.load(run), generator.functaset, copy
     with pytest.raises(ValueError, match="the stage classify of .*copy is not complete"):
         load.load_classifier(*arguments)
     (copy / "classify").mkdir()
@@ -84,7 +86,7 @@ def test_classifier_of_another_functaset_is_rejected(run, copy):
 
 def test_classifier_works_in_fixed_size_batches(run, copy, monkeypatch):
     generator = load.load_generator(run)
-    task = build_classification(generator.config, generator.functaset)
+    task = build_classification(config_lib.load(run), generator.functaset)
     params = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
     params = jax.tree.map(
         lambda leaf: leaf + np.sin(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape),
@@ -94,8 +96,8 @@ def test_classifier_works_in_fixed_size_batches(run, copy, monkeypatch):
     generator_runs.save(copy / "classify" / "best", params)
     digest = generator.functaset.manifest.digest
     config_lib.write_json(copy / "classify" / "metrics.json", {"functaset_digest": digest})
-    classes = load.load_classifier(generator.config, generator.functaset, copy)
-    shape = tuple(generator.config.field.latent_shape)
+    classes = load.load_classifier(config_lib.load(run), generator.functaset, copy)
+    shape = tuple(config_lib.load(run).field.latent_shape)
     latents = np.random.default_rng(0).normal(size=(23, *shape)).astype(np.float32)
     expected = classes(latents)
     assert len(expected) == 23
@@ -111,14 +113,14 @@ def test_classifier_works_in_fixed_size_batches(run, copy, monkeypatch):
 
     monkeypatch.setattr(load, "apply_in_batches", watched_batches)
     monkeypatch.setattr(load, "_CLASSIFIER_BATCH", 5)
-    classes = load.load_classifier(generator.config, generator.functaset, copy)
+    classes = load.load_classifier(config_lib.load(run), generator.functaset, copy)
     np.testing.assert_array_equal(classes(latents), expected)
     assert sizes == [5] * 5
 
 
 def test_config_of_another_version_is_rejected(copy):
     config = config_lib.read_json(copy / "config.json")
-    del config["generate"]["sweep"]
+    del config["generate"]["parameterization"]
     config_lib.write_json(copy / "config.json", config)
     with pytest.raises(ValueError, match="config.json does not have the keys"):
         load.load_generator(copy)

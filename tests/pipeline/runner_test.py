@@ -289,7 +289,7 @@ def test_generate_alone_checks_the_images(finished, tmp_path, monkeypatch):
     config = config_lib.load(workdir)
     config.stages = ("generate",)
     shutil.rmtree(workdir / "generate", ignore_errors=True)
-    monkeypatch.setattr(generation_eval, "check_splits", lambda *_: ["no image serves"])
+    monkeypatch.setattr(generation_eval, "validate_splits", lambda *_: ["no image serves"])
     with pytest.raises(errors.UserError, match="no image serves"):
         runner.run_stages(config, workdir, say=print)
     assert not (workdir / "generate").exists()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from functa.diffusion.inpainting import METHODS
+from functa.diffusion.inpainter import METHODS
 from functa.report import report
 from functa.report.charts import Series
 from functa.runtime import image_io

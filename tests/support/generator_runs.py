@@ -1,4 +1,4 @@
-"""A run with all that its stages leave and nothing trained: random field, functaset and generator."""
+"""Untrained stand-in for a finished run: random field, functaset and generator."""
 
 import jax
 import numpy as np
@@ -6,10 +6,10 @@ import numpy as np
 from functa.configs import digits
 from functa.data import images
 from functa.data.functaset import reader
+from functa.diffusion.generator import build_generator
 from functa.fields.fitter import build_fitter
 from functa.runtime import config as config_lib
 from functa.training.checkpoint import Checkpoints, digest
-from functa.training.tasks import generation
 from functa.training.tasks.builders import build_meta_learning
 from tests.support import functaset_sets
 
@@ -17,7 +17,9 @@ from tests.support import functaset_sets
 def make(directory, *, encoded=False, **changes):
     """Writes config, field, functaset and generator of digits:tiny; returns the directory.
 
-    The functaset is random, or what the field makes of the digits where `encoded` asks for it.
+    Args:
+      encoded: encode the digits with the field; otherwise the latents are random.
+      changes: of the config, flattened.
     """
     config = digits.get_config("tiny")
     config.generate.model = {"name": "mlp", "width": 16, "depth": 1, "mlp_width": 16}
@@ -36,19 +38,17 @@ def make(directory, *, encoded=False, **changes):
             latent_shape=tuple(config.field.latent_shape),
             field_digest=digest(field_params),
         )
-    init = generation.make_init(
-        generation.make_model(config), latent_shape=tuple(config.field.latent_shape)
-    )
-    # A denoiser begins by saying zero whatever the class; this one says something.
+    functaset = reader.open_functaset(directory / "functaset", field_digest=None)
+    generator = build_generator(config.generate, functaset, num_classes=config.data.num_classes)
+    # The output of an untrained denoiser is zero.
     random = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: np.asarray(leaf + 0.2 * random.normal(size=leaf.shape), np.float32),
-        jax.device_get(jax.jit(init)(jax.random.key(1))),
+        jax.device_get(jax.jit(generator.init)(jax.random.key(1))),
     )
     save(directory / "generate" / "best", params)
-    there = reader.open_functaset(directory / "functaset", field_digest=None)
     config_lib.write_json(
-        directory / "generate" / "metrics.json", {"functaset_digest": there.manifest.digest}
+        directory / "generate" / "metrics.json", {"functaset_digest": functaset.manifest.digest}
     )
     return directory
 

@@ -29,19 +29,25 @@ from PIL import Image
 from functa.data import image_records, images
 from functa.data.functaset import reader
 from functa.data.prepare import sources, writer
+from functa.diffusion.generator import Generator, build_generator
 from functa.evaluation import features, generation_eval
-from functa.models import normalization
+from functa.evaluation.evaluation_samples import EvaluationSamples
 from functa.pipeline import encode as encode_lib
 from functa.pipeline import run as run_lib
 from functa.pipeline import runner
 from functa.report import report
 from functa.runtime import config as config_lib
 from functa.runtime import mesh as mesh_lib
+from functa.runtime import rng
 from functa.training import loop
 from functa.training import train_step as step
 from functa.training.checkpoint import digest
-from functa.training.tasks import Illustrations, Task, TaskMetrics, generation
-from functa.training.tasks.builders import build_classification, build_meta_learning
+from functa.training.tasks import Illustrations, Task, TaskMetrics
+from functa.training.tasks.builders import (
+    build_classification,
+    build_generation,
+    build_meta_learning,
+)
 from functa.training.tensorboard import NullDashboard
 from tests.support import losses
 from tools import prepare_data
@@ -173,28 +179,43 @@ class Probes:
         opened = reader.open_functaset(self._functaset, field_digest=None)
         if stage == "classify":
             return build_classification(config, opened)
-        return generation.make(config, opened, decode=lambda latents: latents, **ONE_PROCESS)
+        return build_generation(config, opened, decode=lambda latents: latents)
+
+    def _generator(self, config: ConfigDict) -> Generator:
+        opened = reader.open_functaset(self._functaset, field_digest=None)
+        return build_generator(config.generate, opened, num_classes=config.data.num_classes)
 
     def _sample(self, task, config):
-        opened = reader.open_functaset(self._functaset, field_digest=None)
-        made = normalization.make_normalization(opened, kind=config.generate.normalization)
+        generator, four = self._generator(config), jax.ShapeDtypeStruct((4,), np.int32)
         params = jax.eval_shape(task.init, jax.random.key(0))
-        four = jax.ShapeDtypeStruct((4,), np.int32)
-        return program(generation.make_sampler(config, made), params, four, four)
+        key = rng.stream_key(config.seed, "sample")
+
+        def sample(params, numbers, labels):
+            return generator.sample(params, key, numbers, labels)
+
+        return program(sample, params, four, four)
 
     def _judged(self, task, config):
         """How many samples are drawn, how many at a time and at which scales, and what they are described by."""
         opened = reader.open_functaset(self._functaset, field_digest=None)
-        labels = np.zeros(generation_eval.sample_count(config, opened), np.int32)
+        settings = config.generate
+        count = min(settings.samples, opened.num_examples("test"))
         folder, seen = self._folder(), []
         shape = tuple(config.field.latent_shape)
 
-        def sampler(params, numbers, labels, scale=None):
+        def sample(params, key, numbers, labels, guidance_scale=None):
             return types.SimpleNamespace(latents=jnp.zeros((len(numbers), *shape)))
 
-        drawing = generation_eval.Drawing(config, folder, labels)
-        with mock.patch.object(generation, "make_sampler", return_value=sampler):
-            drawing.draw(None, {}, say=lambda line: None, stop=lambda: None, **ONE_PROCESS)
+        samples = EvaluationSamples(
+            directory=epath.Path(folder),
+            generator=types.SimpleNamespace(sample=sample),
+            params={},
+            key=jax.random.key(0),
+            labels=np.zeros(count, np.int32),
+            guidance_sweep=tuple(settings.guidance_sweep),
+            batch_size=settings.sample_batch_size,
+        )
+        samples.write(say=lambda line: None, stop=lambda: None, **ONE_PROCESS)
 
         def made(*arrays, **settings):
             seen.append({key: settings[key] for key in ("steps", "flip") if key in settings})
@@ -205,7 +226,9 @@ class Probes:
             mock.patch.object(features, "train_cnn", made),
             mock.patch.object(features, "fit_pca", made),
         ):
-            generation_eval.extractor(config, train=rows, test=rows)
+            generation_eval.make_extractor(
+                settings.features, train=rows, test=rows, num_classes=10, seed=config.seed
+            )
         files = (path for path in folder.rglob("*.npy"))
         return sorted((str(f.relative_to(folder)), f.stat().st_size) for f in files), seen
 

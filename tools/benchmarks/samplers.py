@@ -22,20 +22,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from functa.data import images
-from functa.diffusion import sharded_sampling
+from functa.diffusion.solvers import SOLVERS_WITHOUT_SETTINGS
+from functa.diffusion.trained_generator import TrainedGenerator
 from functa.evaluation import distances, generation_eval
+from functa.fields.decoder import make_decoder
 from functa.pipeline import load
 from functa.runtime import config as config_lib
-from functa.runtime import rng
 from functa.runtime.config import range_errors
-from functa.training.tasks import generation
-
-_SOLVERS = ("euler", "heun", "dpmpp_2m")  # that need no settings of their own
 
 
 def parse_samplers(text: str) -> list[tuple[str, int]]:
@@ -43,8 +39,8 @@ def parse_samplers(text: str) -> list[tuple[str, int]]:
     found = []
     for part in text.split(","):
         match = re.fullmatch(r"(\w+):(\d{1,5})", part)
-        if not match or match[1] not in _SOLVERS:
-            known = ", ".join(_SOLVERS)
+        if not match or match[1] not in SOLVERS_WITHOUT_SETTINGS:
+            known = ", ".join(SOLVERS_WITHOUT_SETTINGS)
             raise argparse.ArgumentTypeError(
                 f"{part!r}: a sampler looks like heun:18, and solvers are {known}"
             )
@@ -53,20 +49,15 @@ def parse_samplers(text: str) -> list[tuple[str, int]]:
 
 
 def make_draw(
-    generator: load.Generator, config: ConfigDict
+    trained: TrainedGenerator, *, batch_size: int
 ) -> Callable[[int, np.ndarray], np.ndarray]:
-    """(number of the repeat, labels [n]) -> latents [n, i, j, d]."""
-    sampler = generation.make_keyed_sampler(config, generator.normalization, keep_trajectory=False)
-    compiled = jax.jit(lambda *inputs: sampler(*inputs).latents)
-    block = config.generate.sample_batch_size
+    """Returns (number of the repetition, labels [n]) -> latents [n, i, j, d]."""
 
-    def draw(repeat: int, labels: np.ndarray) -> np.ndarray:
-        key, parts = rng.stream_key(repeat, "sample"), []
-        for start in range(0, len(labels), block):
-            rows = np.arange(start, start + block, dtype=np.int32)  # the last block is filled up
-            some = labels[np.minimum(rows, len(labels) - 1)]
-            parts.append(np.asarray(compiled(generator.params, key, rows, some)))
-        return np.concatenate(parts)[: len(labels)]
+    def draw(repetition: int, labels: np.ndarray) -> np.ndarray:
+        numbers = np.arange(len(labels), dtype=np.int32)
+        return trained.sample(
+            seed=repetition, numbers=numbers, labels=labels, batch_size=batch_size
+        )
 
     return draw
 
@@ -87,22 +78,23 @@ def measure(
     return np.asarray(found), len(labels) * (repeats - 1) / sum(seconds[1:])
 
 
-def configs_of(generator: load.Generator, asked: list[tuple[str, int]]) -> list[ConfigDict]:
-    """The run's config with each sampler.
+def with_samplers(
+    trained: TrainedGenerator, samplers: list[tuple[str, int]]
+) -> list[TrainedGenerator]:
+    """The generator with each solver and number of steps.
 
     Raises:
-      ValueError: all that is impossible.
+      ValueError: settings out of range; the message lists all of them.
     """
-    configs, problems = [], []
-    for solver, steps in asked:
-        config = config_lib.from_dict(config_lib.to_dict(generator.config))
-        config.generate.solver = ConfigDict({"name": solver})
-        config.generate.schedule.steps = steps
-        problems += [f"{solver}:{steps}: {problem}" for problem in generation.check(config)]
-        configs.append(config)
-    if problems:
-        raise ValueError("\n".join(problems))
-    return configs
+    generators, errors = [], []
+    for solver, steps in samplers:
+        try:
+            generators.append(trained.with_sampling(solver=solver, steps=steps))
+        except ValueError as error:
+            errors.append(f"{solver}:{steps}: {error}")
+    if errors:
+        raise ValueError("\n".join(errors))
+    return generators
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -114,21 +106,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     problems = range_errors({"--repeats": (args.repeats, 2, 1000)})
     if problems:
         raise ValueError("\n".join(problems))
+    config = config_lib.load(args.run)
     generator = load.load_generator(args.run)
-    config = generator.config
-    configs = configs_of(generator, args.samplers)
+    generators = with_samplers(generator, args.samplers)
     data: dict[str, Any] = dict(config.data)
     if args.data_dir is not None:
         data["data_dir"] = args.data_dir
     sources = images.open_splits(**data)
-    problems = generation_eval.check_splits(config, sources)
+    problems = generation_eval.validate_splits(config.generate, sources)
     if problems:
         raise ValueError("\n".join(problems))
-    count = generation_eval.sample_count(config, generator.functaset)
-    train, test = generation_eval.images_to_judge_by(config, sources, count)
-    extractor = generation_eval.extractor(config, train=train, test=test)
+    count = min(config.generate.samples, generator.functaset.num_examples("test"))
+    train, test = generation_eval.read_references(sources, count)
+    extractor = generation_eval.make_extractor(
+        config.generate.features,
+        train=train,
+        test=test,
+        num_classes=config.data.num_classes,
+        seed=config.seed,
+    )
     real = distances.fit_gaussian(extractor.extract(test["image"] / np.float32(255)))
-    decode = sharded_sampling.make_decoder(
+    decode = make_decoder(
         generator.field, generator.field_params, batch_size=config.generate.sample_batch_size
     )
 
@@ -138,8 +136,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     rows: list[dict[str, Any]] = []
     first: np.ndarray | None = None
-    for (solver, steps), changed in zip(args.samplers, configs, strict=True):
-        found, rate = measure(make_draw(generator, changed), distance, test["label"], args.repeats)
+    batch_size = config.generate.sample_batch_size
+    for (solver, steps), changed in zip(args.samplers, generators, strict=True):
+        found, rate = measure(
+            make_draw(changed, batch_size=batch_size), distance, test["label"], args.repeats
+        )
         first = found if first is None else first
         row = {"solver": solver, "steps": steps, "samples_per_second": rate}
         row["distance"], row["standard_error"] = _mean(found)

@@ -1,13 +1,16 @@
 """Builds tasks from a whole config. Only here and in other builders is a config read."""
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from functa.data.functaset.reader import Functaset
 from functa.data.images import ImageSource
+from functa.diffusion.generator import Generator, build_generator
 from functa.fields.fitter import Fitter, build_fitter
-from functa.training.tasks import Task, classification, meta_learning
+from functa.training.tasks import Task, classification, generation, meta_learning
 
 
 def build_meta_learning(
@@ -67,4 +70,39 @@ def build_classification(
         process_index=process_index,
         process_count=process_count,
         **shapes,
+    )
+
+
+def build_generation(
+    config: ConfigDict,
+    functaset: Functaset | Any,
+    *,
+    decode: Callable[[np.ndarray], np.ndarray],
+    generator: Generator | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Task:
+    """Builds the task of the stage generate.
+
+    Args:
+      decode: latents [n, i, j, d] -> images [n, h, w, c] in [0, 1], for the dashboard.
+      generator: of the config, if it has been built.
+    Raises:
+      ValueError: a setting is impossible (lists all of them), or the statistics of the functaset
+        cannot normalize.
+    """
+    settings, num_classes = config.generate, config.data.num_classes
+    problems = generation.validate(
+        settings, latent_shape=tuple(config.field.latent_shape), num_classes=num_classes
+    )
+    if problems:
+        raise ValueError("; ".join(problems))
+    return generation.make(
+        settings,
+        generator=generator or build_generator(settings, functaset, num_classes=num_classes),
+        functaset=functaset,
+        decode=decode,
+        seed=config.seed,
+        process_index=process_index,
+        process_count=process_count,
     )

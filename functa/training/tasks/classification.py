@@ -45,7 +45,7 @@ def make(
       ValueError: a setting is impossible, or the statistics of the functaset cannot normalize.
       TypeError: an optimizer key is unknown.
     """
-    module = classifier.make_model(num_classes=num_classes, **settings.model)
+    module = classifier.make_classifier(num_classes=num_classes, **settings.model)
     normalize = make_normalization(functaset, kind=settings.normalization).normalize
     batches = LatentBatches(
         functaset,
@@ -87,14 +87,14 @@ def validate(
     problems = []
     params = None
     try:
-        model = classifier.make_model(num_classes=num_classes, **settings.model)
+        model = classifier.make_classifier(num_classes=num_classes, **settings.model)
         params = jax.eval_shape(make_init(model, latent_shape=latent_shape), jax.random.key(0))
     except (TypeError, ValueError, flax.errors.FlaxError) as error:
         problems.append(f"classify.model: {error}")
     try:
         make_optimizer(settings)
         if params is not None and settings.optimizer.layer_decay < 1:
-            classifier.layer_rates(params, decay=settings.optimizer.layer_decay)
+            classifier.layer_lr_scales(params, decay=settings.optimizer.layer_decay)
     except (TypeError, ValueError) as error:
         problems += str(error).replace("optimizer.", "classify.optimizer.").splitlines()
     try:
@@ -129,7 +129,7 @@ def make_optimizer(settings: ConfigDict) -> optimizers.Optimizer:
     optimizer = optimizers.make(**shared, steps=settings.steps, decay_mask=classifier.decay_mask)
     if decay == 1:
         return optimizer
-    multipliers = functools.partial(classifier.layer_rates, decay=decay)
+    multipliers = functools.partial(classifier.layer_lr_scales, decay=decay)
     return optimizer.followed_by(optimizers.scale_updates(multipliers))
 
 

@@ -110,7 +110,7 @@ def slow_logits(functaset, params, latents, kind="channel"):
         else:
             mean, std = 0.0, manifest.scalar_std
         inputs[..., channel] = (latents[..., channel] - mean) / std
-    model = classifier.make_model(num_classes=CLASSES, **make_config().classify.model)
+    model = classifier.make_classifier(num_classes=CLASSES, **make_config().classify.model)
     return np.asarray(model.apply({"params": params}, inputs, train=False), np.float64)
 
 
