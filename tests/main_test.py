@@ -99,7 +99,7 @@ def test_missing_data_says_how_to_make_it(run_main, tmp_path):
     )
     assert result.returncode == 2
     assert str(tmp_path / "nowhere") in result.stderr
-    assert "prepare_data" in result.stderr
+    assert "functa prepare" in result.stderr
 
 
 def test_a_config_that_is_not_there_is_told_with_those_that_are(run_main, tmp_path):

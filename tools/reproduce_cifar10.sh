@@ -15,7 +15,7 @@ goes on from there, bit for bit, as long as DIR is kept. With all complete it pr
 
   --preset=NAME   one_gpu (default), two_core or tiny; of configs/cifar10_*.py
   --runs=DIR      where the runs are; default: runs/cifar10
-  --data_dir=DIR  the folder that holds cifar10/; default: data (tools/prepare_data.py makes it)
+  --data_dir=DIR  the folder that holds cifar10/; default: data (functa prepare makes it)
   --seconds=N     stop after so many seconds; default: 0, never. The end of a stage, when it is tested, is
                   not interrupted.
 

@@ -24,7 +24,7 @@ _MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
 _FILES_AT_ONCE = 32  # opened by a check; on a remote disk each is a round trip
 _AGAIN = "Copy or prepare the data set again"
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
-PREPARE = "tools/prepare_data.py NAME --source=PATH... --data_dir=DIR makes one"
+PREPARE = "`functa prepare NAME --source PATH... --data-dir=DIR` makes one"
 
 
 def open_builder(name: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:

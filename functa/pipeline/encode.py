@@ -29,10 +29,11 @@ from ml_collections import ConfigDict
 from functa.data.augmented_copies import read_records
 from functa.data.functaset import format, writer
 from functa.data.functaset.format import RecordLayout
-from functa.data.functaset.manifest import complete_set, completed, finished_parts, summary
-from functa.data.functaset.writer import Recipe, Shard, ShardWriter
+from functa.data.functaset.manifest import complete_manifest, encode_metrics, wait_for_manifest
+from functa.data.functaset.writer import FunctasetSpec, LatentShardWriter
 from functa.data.images import ImageSource
 from functa.data.read_timeout import patient, read_ahead
+from functa.data.sharded_writer import Shard
 from functa.runtime import config as config_lib
 from functa.runtime import mesh as mesh_lib
 from functa.runtime import storage
@@ -127,49 +128,48 @@ def encode(
     """
     check(config)
     directory = epath.Path(directory)
-    recipe = _recipe(splits, field_digest, config, class_names)
-    records = writer.records_per_shard(config.encode.shard_megabytes, recipe.layout)
-    shards = writer.plan_shards(recipe.num_records, records)
-    parts = finished_parts(directory, shards, recipe)
-    earlier = sum(part["seconds"] for part in parts.values()) / process_count
-    manifest = complete_set(directory, shards, recipe, parts)
+    spec = _spec(splits, field_digest, config, class_names)
+    target = writer.sharded_set(directory, spec)
+    summaries = target.finished(target.shards)
+    earlier = sum(summary["seconds"] for summary in summaries.values()) / process_count
+    manifest = complete_manifest(directory, spec, summaries)
     if manifest is None:
         directory.mkdir(parents=True, exist_ok=True)
-        writer.require_space(
-            directory, [shard for shard in shards if shard not in parts], recipe.layout
-        )
+        target.require_space([shard for shard in target.shards if shard not in summaries])
         if process_index == 0:
             (directory / format.MANIFEST).unlink(missing_ok=True)
-        mine = shards[process_index::process_count]
-        todo = [shard for shard in mine if shard not in parts]
-        # Who waits for them would read parts of an earlier making again and again.
-        storage.thread_map(lambda s: writer.part_file(directory, s).unlink(missing_ok=True), todo)
+        mine = target.shards[process_index::process_count]
+        todo = [shard for shard in mine if shard not in summaries]
+        # Summaries of another spec: waiting processes would read them at every poll.
+        storage.thread_map(lambda shard: target.summary_file(shard).unlink(missing_ok=True), todo)
         _make_shards(
             directory,
             todo,
-            total=sum(shard.records for shard in mine),
+            total=sum(shard.num_records for shard in mine),
             splits=splits,
             fit=fit,
-            recipe=recipe,
+            spec=spec,
             config=config,
             progress=progress,
             stop=stop,
         )
-        manifest = completed(directory, shards, recipe, parts, writes=process_index == 0, stop=stop)
-    return summary(manifest, parts, process_count=process_count) | {
+        manifest = wait_for_manifest(
+            directory, spec, summaries, writes=process_index == 0, stop=stop
+        )
+    return encode_metrics(manifest, summaries, process_count=process_count) | {
         "earlier_seconds": earlier,
         "field_digest": field_digest,
         "functaset_digest": manifest.digest,
     }
 
 
-def _recipe(
+def _spec(
     splits: dict[str, ImageSource],
     field_digest: str,
     config: ConfigDict,
     class_names: Sequence[str],
-) -> Recipe:
-    """What will be made.
+) -> FunctasetSpec:
+    """Builds the spec of the functaset.
 
     Raises:
       ValueError: there are no images to train or test on.
@@ -185,13 +185,15 @@ def _recipe(
         key: value for key, value in values["data"].items() if key not in _INDIFFERENT
     }
     i, j, d = config.field.latent_shape
-    return Recipe(
+    layout = RecordLayout(latent_shape=(i, j, d), dtype=config.encode.dtype)
+    return FunctasetSpec(
         field_digest=field_digest,
         config=decisive,
-        layout=RecordLayout(latent_shape=(i, j, d), dtype=config.encode.dtype),
+        layout=layout,
         compression=config.encode.compression,
         class_names=tuple(class_names),
         num_records=num_records,
+        records_per_shard=writer.records_per_shard(config.encode.shard_megabytes, layout),
     )
 
 
@@ -202,13 +204,13 @@ def _make_shards(
     total: int,
     splits: dict[str, ImageSource],
     fit: Fit,
-    recipe: Recipe,
+    spec: FunctasetSpec,
     config: ConfigDict,
     progress: Callable[[int, int], None],
     stop: Callable[[], None],
 ) -> None:
     """Makes the shards `todo` of this process, whose shards have `total` records."""
-    done = total - sum(shard.records for shard in todo)
+    done = total - sum(shard.num_records for shard in todo)
     progress(done, total)
     if not todo:
         return
@@ -216,7 +218,7 @@ def _make_shards(
     batch_size = config.encode.batch_size * jax.local_device_count()
     images = np.zeros((batch_size, *config.data.image_shape), np.uint8)
     latents, psnr = jax.block_until_ready(fit(on_devices(images)))  # compiles
-    expected = (batch_size, *recipe.layout.latent_shape), (batch_size,)
+    expected = (batch_size, *spec.layout.latent_shape), (batch_size,)
     if (latents.shape, psnr.shape) != expected:
         raise ValueError(
             f"fit returns latents and psnr of shapes {latents.shape}, {psnr.shape}, not {expected}"
@@ -234,7 +236,7 @@ def _make_shards(
                 stop()
 
     with (
-        contextlib.closing(_Output(directory, recipe)) as output,
+        contextlib.closing(_Output(directory, spec)) as output,
         futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="functaset") as thread,
     ):
         blocks = [
@@ -264,9 +266,9 @@ def _name(shard: Shard, rows: range) -> str:
 class _Output:
     """The writer thread's side: blocks of records arrive in order and become shards."""
 
-    def __init__(self, directory: epath.Path, recipe: Recipe):
-        self._directory, self._recipe = directory, recipe
-        self._writer: ShardWriter | None = None
+    def __init__(self, directory: epath.Path, spec: FunctasetSpec):
+        self._directory, self._spec = directory, spec
+        self._writer: LatentShardWriter | None = None
         self._failed = False
         self._mark = time.perf_counter()
 
@@ -276,12 +278,12 @@ class _Output:
             return  # the failure has been raised where it happened; blocks behind it have no shard
         try:
             if self._writer is None:
-                self._writer = ShardWriter(self._directory, shard=shard, recipe=self._recipe)
+                self._writer = LatentShardWriter(self._directory, shard=shard, spec=self._spec)
             count = len(batch["id"])
             self._writer.write(
                 latents=np.asarray(latents)[:count], psnr=np.asarray(psnr)[:count], **batch
             )
-            if self._writer.count == shard.records:
+            if self._writer.num_records == shard.num_records:
                 now = time.perf_counter()
                 self._writer.finish(seconds=now - self._mark)
                 self._writer, self._mark = None, now

@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 
 from functa.data.functaset import size
 from functa.data.functaset.format import RecordLayout
-from functa.data.functaset.writer import Shard, plan_shards, records_per_shard
+from functa.data.functaset.writer import plan_shards, records_per_shard
+from functa.data.sharded_writer import Shard
 from functa.evaluation import generation_eval
 from functa.fields import builders
 from functa.fields.field import make_field
@@ -142,7 +143,7 @@ class Planner:
         config, cluster, assumed = self.config, self.cluster, self.assumptions
         source = self.images
         of_shard = records_per_shard(config.encode.shard_megabytes, self.layout)
-        shards = plan_shards(self.records, of_shard)
+        shards = plan_shards(self.records, layout=self.layout, records_per_shard=of_shard)
         total = sum(self.records.values())
         batch = config.encode.batch_size * cluster.devices
         steps = most_batches(shards, cluster.hosts, batch // cluster.hosts)
@@ -302,6 +303,6 @@ class Planner:
 def most_batches(shards: list[Shard], hosts: int, batch_size: int) -> int:
     """Batches of the host that has most: shard s belongs to host s % hosts, and no batch spans two shards."""
     return max(
-        sum(-(-shard.records // batch_size) for shard in shards[host::hosts])
+        sum(-(-shard.num_records // batch_size) for shard in shards[host::hosts])
         for host in range(hosts)
     )

@@ -277,7 +277,7 @@ FAULTS = [
     ("no metadata", {}, ["holds no dataset_info.json"]),
     ("broken metadata", {}, ["metadata", "cannot be read"]),
     ("another format", {}, ["tfrecord", "file_format=array_record"]),
-    ("", {"name": "large"}, ["no data set 'large'", "holds small", "prepare_data.py"]),
+    ("", {"name": "large"}, ["no data set 'large'", "holds small", "functa prepare"]),
     ("", {"name": ""}, ["no data set ''", "holds small"]),
     ("", {"data_dir": "/nowhere"}, ["/nowhere does not exist"]),
     ("", {"train_split": "training"}, ["no split 'training'", "it has train, test"]),

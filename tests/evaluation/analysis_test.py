@@ -34,7 +34,7 @@ from functa.pipeline import load
 from functa.runtime import config
 from functa.training import checkpoint
 from functa.training.tasks import meta_learning
-from tests.data.prepare.photographs_test import png_of_16_bits
+from tests.support.image_sources import png_of_16_bits
 from tools import analyse
 
 COUNT = 40  # no multiple of the batch of 16

@@ -13,7 +13,8 @@ import pytest
 from configs import cifar10_spatial, digits
 from functa.data.functaset import size
 from functa.data.functaset.format import RecordLayout
-from functa.data.functaset.writer import Recipe, Shard, ShardWriter, plan_shards
+from functa.data.functaset.writer import FunctasetSpec, LatentShardWriter, plan_shards
+from functa.data.sharded_writer import Shard
 from functa.fields.field import make_field
 from functa.plan import (
     costs,
@@ -126,41 +127,43 @@ def test_what_lies_over_fsdp_is_gathered_scattered_and_added_up():
 def test_a_functaset_is_as_large_as_it_will_be(tmp_path, dtype, compression, error):
     """Of latents that are not those it is measured with: each channel has another size."""
     layout = RecordLayout(latent_shape=(8, 8, 16), dtype=dtype)
-    shards = plan_shards({"train": 1500, "validation": 0, "test": 700}, 600)
-    recipe = Recipe(
+    spec = FunctasetSpec(
         field_digest="",
         config={},
         layout=layout,
         compression=compression,
         class_names=(),
-        num_records={"train": 1500},
+        num_records={"train": 1500, "validation": 0, "test": 700},
+        records_per_shard=600,
     )
     random = np.random.default_rng(1)
-    for shard in shards:
-        shape = (shard.records, 8, 8, 16)
+    for shard in spec.shards:
+        shape = (shard.num_records, 8, 8, 16)
         scales = 10.0 ** random.uniform(-0.2, 0.2, 16).astype(np.float32)
-        with ShardWriter(tmp_path, shard=shard, recipe=recipe) as writer:
+        with LatentShardWriter(tmp_path, shard=shard, spec=spec) as writer:
             writer.write(
                 latents=random.standard_normal(shape, np.float32) * scales[None, None, None],
-                label=np.zeros(shard.records, int),
-                id=np.arange(shard.records),
-                copy=np.zeros(shard.records, int),
-                psnr=np.full(shard.records, 30, np.float32),
+                label=np.zeros(shard.num_records, int),
+                id=np.arange(shard.num_records),
+                copy=np.zeros(shard.num_records, int),
+                psnr=np.full(shard.num_records, 30, np.float32),
             )
             writer.finish(seconds=0.0)
-    written = sum((tmp_path / shard.file).stat().st_size for shard in shards)
+    written = sum((tmp_path / shard.file).stat().st_size for shard in spec.shards)
     of_record = size.record_bytes(layout, compression)
-    assert size.shard_bytes(shards, of_record) == pytest.approx(written, rel=error)
+    assert size.shard_bytes(spec.shards, of_record) == pytest.approx(written, rel=error)
 
 
 def test_shards_are_filled_up_to_blocks():
-    shards = [Shard("train", 0, 2, 0, 10), Shard("train", 1, 2, 10, 11)]
+    shards = [Shard("train", "a", 0, 10, 0), Shard("train", "b", 10, 11, 0)]
     assert size.shard_bytes(shards, 10_000.0) == (2 + 1 + 1 + 1) * 65_536
 
 
 def test_the_host_with_most_batches_is_waited_for():
     """Two hosts, batches of 8: 20 and 5 records for one, 20 and none for the other."""
-    shards = plan_shards({"train": 45, "validation": 0, "test": 0}, 20)
+    layout = RecordLayout(latent_shape=(8, 8, 16), dtype="float16")
+    sizes = {"train": 45, "validation": 0, "test": 0}
+    shards = plan_shards(sizes, layout=layout, records_per_shard=20)
     assert plan.most_batches(shards, 2, 8) == 3 + 1
     assert plan.most_batches(shards, 1, 8) == 3 + 3 + 1
     assert plan.most_batches(shards, 9, 8) == 3

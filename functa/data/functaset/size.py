@@ -7,7 +7,8 @@ import tempfile
 import numpy as np
 
 from functa.data.functaset.format import RecordLayout
-from functa.data.functaset.writer import Recipe, Shard, ShardWriter
+from functa.data.functaset.writer import FunctasetSpec, LatentShardWriter
+from functa.data.sharded_writer import Shard
 
 _SAMPLE_BYTES = 16 << 20  # of records that are written to measure one
 _BLOCK = 1 << 16  # bytes that ArrayRecord writes at least: of records, then of their index
@@ -22,19 +23,20 @@ def record_bytes(layout: RecordLayout, compression: str) -> float:
     (docs/SCALE.md, "Plan and measurement").
     """
     count = int(np.clip(_SAMPLE_BYTES // layout.record_bytes, 16, 20_000))
-    shard = Shard("train", 0, 1, 0, count)
-    recipe = Recipe(
+    spec = FunctasetSpec(
         field_digest="",
         config={},
         layout=layout,
         compression=compression,
         class_names=(),
-        num_records={"train": count},
+        num_records={"train": count, "validation": 0, "test": 0},
+        records_per_shard=count,
     )
+    (shard,) = spec.shards
     rng = np.random.default_rng(0)
     numbers = np.arange(count)
     with tempfile.TemporaryDirectory(prefix="functaset-size-") as folder:
-        with ShardWriter(folder, shard=shard, recipe=recipe) as writer:
+        with LatentShardWriter(folder, shard=shard, spec=spec) as writer:
             for some in np.array_split(numbers, 16):
                 shape = (len(some), *layout.latent_shape)
                 writer.write(
@@ -54,5 +56,5 @@ def shard_bytes(shards: list[Shard], of_record: float) -> int:
     """Bytes of all shards: whole blocks of records, and of their index. The small JSON files beside them are not
     counted."""
     return sum(
-        (math.ceil(shard.records * of_record / _BLOCK) + _INDEX) * _BLOCK for shard in shards
+        (math.ceil(shard.num_records * of_record / _BLOCK) + _INDEX) * _BLOCK for shard in shards
     )
