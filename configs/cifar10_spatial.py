@@ -4,7 +4,7 @@ Source: Bauer et al. 2023 (arXiv 2302.03130): 39.0 dB at 8x8x16 with nearest loo
 (as restated by LH-NeF, arXiv 2606.08204). PCA of the same cells to the same number of floats:
 34.79 dB (8x8x16), 36.39 (4x4x64).
 Data: the original archive, written as a TFDS set by
-    tools/prepare_data.py cifar10 --source=cifar-10-python.tar.gz --data_dir=data
+    functa prepare cifar10 --source=cifar-10-python.tar.gz --data-dir=data
 Command: python -m functa.main --config=configs/cifar10_spatial.py:8x8x16,nearest,two_core
 Expect, on the 10,000 test images, in 25 minutes for all stages on two CPU cores: 38.9 dB after five, 70.8 %
 accuracy, generated images 0.90 from real ones where a Gaussian of the latents is 6.17 (README). For the stage

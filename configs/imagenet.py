@@ -2,7 +2,7 @@
 
 Source: Bauer et al. 2023 (arXiv 2302.03130): 38.4 dB at 32x32x64 (as restated by LH-NeF, arXiv 2606.08204).
 Data: the original archives, or TFDS's own imagenet2012 in ArrayRecord form; the former are written by
-    tools/prepare_data.py imagenet2012 --source=TRAIN.tar VAL.tar --labels=FILE --data_dir=data
+    functa prepare imagenet2012 --source TRAIN.tar VAL.tar --labels=FILE --data-dir=data
 Command: python -m functa.main --config=configs/imagenet.py
 What it takes, projected by `functa plan imagenet HARDWARE --decode-rate=2000 --image-bytes=110e3`; a fifth of
 the peak and 200 MB/s between a host and storage are assumed. It was never run at this size:
@@ -17,7 +17,7 @@ the peak and 200 MB/s between a host and storage are assumed. It was never run a
 Options: a latent shape (32x32x64, 16x16x256), a lookup (nearest, bilinear), a preset (photos; tiny: for tests).
 
 photos: the same programs in sizes for two CPU cores and a thousand photographs, as 32x32x16, which
-    tools/prepare_data.py photos --source=FOLDER --data_dir=data
+    functa prepare photos --source=FOLDER --data-dir=data
 writes from class folders; give the number of classes by --config.data.num_classes. At 32x32x64, a third of their
 numbers, PCA of small photographs is hard to beat: 45.4 dB on those of the Clothing data set small, whose colours
 JPEG keeps at half the resolution; at 32x32x16 it has 31.9, the field 34.7, and the classifier sees

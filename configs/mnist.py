@@ -1,7 +1,7 @@
 """MNIST as 7x7 grids of 8 channels.
 
 Data: the four original idx files, written as a TFDS set by
-    tools/prepare_data.py mnist --source=FOLDER --data_dir=data
+    functa prepare mnist --source=FOLDER --data-dir=data
 Command: python -m functa.main --config=configs/mnist.py:two_core
 Expect: 16 minutes on two CPU cores for the stages before generate; 40.7 to 40.9 dB on the 10,000 test images
 (PCA of the same size 25.3), 99.2 % accuracy. Then the generator: 99 % of its digits are seen as the class

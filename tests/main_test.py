@@ -98,7 +98,7 @@ def test_missing_data_names_the_directory_and_the_command(run_main, tmp_path):
     )
     assert result.returncode == 2
     assert str(tmp_path / "nowhere") in result.stderr
-    assert "prepare_data" in result.stderr
+    assert "functa prepare" in result.stderr
 
 
 def test_unknown_config_is_reported_with_the_known_ones(run_main, tmp_path):

@@ -28,9 +28,9 @@ def run_directory(finished, tmp_path_factory):
 
 
 def run(line, env, run_directory, tmp_path):
-    line = line.replace(".venv/bin/python", sys.executable).replace(
-        "runs/digits", str(run_directory)
-    )
+    line = line.replace(".venv/bin/python", sys.executable)
+    line = line.replace(".venv/bin/functa", f"{sys.executable} -m functa.cli")
+    line = line.replace("runs/digits", str(run_directory))
     line = re.sub(r"--out=(\w+)", rf"--out={tmp_path}/\1", line)
     return subprocess.run(
         shlex.split(line),
@@ -51,7 +51,10 @@ def test_there_are_commands():
     assert len(LINES) >= 8
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if "tools/" in line and "runs/" in line])
+@pytest.mark.parametrize(
+    "line",
+    [line for line in LINES if re.search(r"tools/|bin/functa.*runs/", line) and "runs/" in line],
+)
 def test_tools(line, program_env, run_directory, tmp_path):
     result = run(line, program_env, run_directory, tmp_path)
     assert result.returncode == 0, result.stderr
@@ -63,7 +66,7 @@ def test_tools(line, program_env, run_directory, tmp_path):
 
 def test_preparing_arrays(program_env, tmp_path, run_directory):
     """The last of the sources; the original archives have tests of their own."""
-    (line,) = [line for line in LINES if "prepare_data.py mine" in line]
+    (line,) = [line for line in LINES if "functa prepare mine" in line]
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         folder = tmp_path / "photos" / name
@@ -90,7 +93,7 @@ def test_the_long_command_is_understood(line, program_env, run_directory, tmp_pa
     )
     assert result.returncode == 2
     assert len(re.findall(r"^  - ", result.stderr, re.M)) == 1
-    assert "prepare_data" in result.stderr
+    assert "functa prepare" in result.stderr
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("./")])

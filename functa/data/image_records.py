@@ -24,7 +24,7 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _PILLOW_MODES = {1: "L", 3: "RGB"}  # by the number of channels
 _REPAIR = "copy or prepare the data set again"
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
-PREPARE = "functa prepare NAME --source PATH... --data-dir DIR makes one"
+PREPARE = "`functa prepare NAME --source PATH... --data-dir=DIR` makes one"
 
 
 def open_builder(name: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilder:

@@ -33,25 +33,25 @@ def write_functaset(
       provenance: JSON values, stored as `sampled` in the config of the new manifest.
     """
     encode = {**manifest.config.get("encode", {}), "num_augmentations": 1}
-    recipe = functaset_writer.Recipe(
+    spec = functaset_writer.FunctasetSpec(
         field_digest=manifest.field_digest,
         config=manifest.config | {"encode": encode, "sampled": provenance},
         layout=RecordLayout(latent_shape=latents.shape[1:], dtype=manifest.dtype),
         compression=_COMPRESSION,
         class_names=tuple(manifest.class_names),
         num_records={"train": len(latents), "validation": 0, "test": 0},
+        records_per_shard=_RECORDS_PER_SHARD,
     )
     directory.mkdir(parents=True)
-    shards = functaset_writer.plan_shards(recipe.num_records, _RECORDS_PER_SHARD)
-    for shard in shards:
+    for shard in spec.shards:
         rows = slice(shard.start, shard.stop)
-        with functaset_writer.ShardWriter(directory, shard=shard, recipe=recipe) as writer:
+        with functaset_writer.LatentShardWriter(directory, shard=shard, spec=spec) as writer:
             writer.write(
                 latents=latents[rows],
                 label=labels[rows],
                 id=np.arange(shard.start, shard.stop),
-                copy=np.zeros(shard.records, np.int32),
-                psnr=np.zeros(shard.records, np.float32),
+                copy=np.zeros(shard.num_records, np.int32),
+                psnr=np.zeros(shard.num_records, np.float32),
             )
             writer.finish(seconds=0.0)
-    functaset_manifest.write_manifest(directory, shards=shards, recipe=recipe)
+    functaset_manifest.write_manifest(directory, spec)

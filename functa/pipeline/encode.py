@@ -27,10 +27,11 @@ from ml_collections import ConfigDict
 from functa.data.augmentation import read_copies
 from functa.data.functaset import format, writer
 from functa.data.functaset.format import RecordLayout
-from functa.data.functaset.manifest import complete_set, completed, finished_parts, summary
-from functa.data.functaset.writer import Recipe, Shard, ShardWriter
+from functa.data.functaset.manifest import complete_manifest, encode_metrics, wait_for_manifest
+from functa.data.functaset.writer import FunctasetSpec, LatentShardWriter
 from functa.data.images import ImageSource
 from functa.data.read_timeout import prefetch, with_timeout
+from functa.data.sharded_writer import Shard
 from functa.runtime import config as config_lib
 from functa.runtime import mesh as mesh_lib
 from functa.runtime import storage
@@ -145,55 +146,54 @@ def encode(
       InputTimeoutError: a read does not return.
     """
     directory = epath.Path(directory)
-    recipe = _recipe(splits, field_digest, latent_shape, settings, recorded, class_names)
-    records = writer.records_per_shard(settings.shard_megabytes, recipe.layout)
-    shards = writer.plan_shards(recipe.num_records, records)
-    parts = finished_parts(directory, shards, recipe)
-    earlier = sum(part["seconds"] for part in parts.values()) / process_count
-    manifest = complete_set(directory, shards, recipe, parts)
+    spec = _spec(splits, field_digest, latent_shape, settings, recorded, class_names)
+    target = writer.sharded_set(directory, spec)
+    summaries = target.finished(target.shards)
+    earlier = sum(summary["seconds"] for summary in summaries.values()) / process_count
+    manifest = complete_manifest(directory, spec, summaries)
     if manifest is None:
         directory.mkdir(parents=True, exist_ok=True)
-        writer.require_space(
-            directory, [shard for shard in shards if shard not in parts], recipe.layout
-        )
+        target.require_space([shard for shard in target.shards if shard not in summaries])
         if process_index == 0:
             (directory / format.MANIFEST).unlink(missing_ok=True)
-        own = shards[process_index::process_count]
-        missing = [shard for shard in own if shard not in parts]
-        # Otherwise processes that wait for these shards would read the parts of an earlier attempt.
+        own = target.shards[process_index::process_count]
+        missing = [shard for shard in own if shard not in summaries]
+        # Summaries of another spec: waiting processes would read them at every poll.
         storage.thread_map(
-            lambda s: writer.part_file(directory, s).unlink(missing_ok=True), missing
+            lambda shard: target.summary_file(shard).unlink(missing_ok=True), missing
         )
         _make_shards(
             directory,
             missing,
-            total=sum(shard.records for shard in own),
+            total=sum(shard.num_records for shard in own),
             splits=splits,
             fit=fit,
             image_shape=image_shape,
-            recipe=recipe,
+            spec=spec,
             settings=settings,
             seed=seed,
             progress=progress,
             stop=stop,
         )
-        manifest = completed(directory, shards, recipe, parts, writes=process_index == 0, stop=stop)
-    return summary(manifest, parts, process_count=process_count) | {
+        manifest = wait_for_manifest(
+            directory, spec, summaries, writes=process_index == 0, stop=stop
+        )
+    return encode_metrics(manifest, summaries, process_count=process_count) | {
         "earlier_seconds": earlier,
         "field_digest": field_digest,
         "functaset_digest": manifest.digest,
     }
 
 
-def _recipe(
+def _spec(
     splits: dict[str, ImageSource],
     field_digest: str,
     latent_shape: tuple[int, int, int],
     settings: ConfigDict,
     recorded: dict[str, Any],
     class_names: Sequence[str],
-) -> Recipe:
-    """The identity and layout of the functaset.
+) -> FunctasetSpec:
+    """Builds the spec of the functaset.
 
     Raises:
       ValueError: there are no images to train or to test on.
@@ -203,13 +203,15 @@ def _recipe(
     for split in ("train", "test"):
         if not num_records[split]:
             raise ValueError(f"the {split} split has no images; see config.data")
-    return Recipe(
+    layout = RecordLayout(latent_shape=latent_shape, dtype=settings.dtype)
+    return FunctasetSpec(
         field_digest=field_digest,
         config=recorded,
-        layout=RecordLayout(latent_shape=latent_shape, dtype=settings.dtype),
+        layout=layout,
         compression=settings.compression,
         class_names=tuple(class_names),
         num_records=num_records,
+        records_per_shard=writer.records_per_shard(settings.shard_megabytes, layout),
     )
 
 
@@ -221,14 +223,14 @@ def _make_shards(
     splits: dict[str, ImageSource],
     fit: Fit,
     image_shape: tuple[int, int, int],
-    recipe: Recipe,
+    spec: FunctasetSpec,
     settings: ConfigDict,
     seed: int,
     progress: Callable[[int, int], None],
     stop: Callable[[], None],
 ) -> None:
     """Makes the `missing` shards of this process, whose shards have `total` records."""
-    done = total - sum(shard.records for shard in missing)
+    done = total - sum(shard.num_records for shard in missing)
     progress(done, total)
     if not missing:
         return
@@ -236,7 +238,7 @@ def _make_shards(
     batch_size = settings.batch_size * jax.local_device_count()
     images = np.zeros((batch_size, *image_shape), np.uint8)
     latents, psnr = jax.block_until_ready(fit(to_devices(images)))  # compiles
-    expected = (batch_size, *recipe.layout.latent_shape), (batch_size,)
+    expected = (batch_size, *spec.layout.latent_shape), (batch_size,)
     if (latents.shape, psnr.shape) != expected:
         raise ValueError(
             f"fit returns latents and psnr of shapes {latents.shape}, {psnr.shape}, not {expected}"
@@ -255,7 +257,7 @@ def _make_shards(
                 stop()
 
     with (
-        contextlib.closing(_ShardOutput(directory, recipe)) as output,
+        contextlib.closing(_ShardOutput(directory, spec)) as output,
         futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="functaset") as thread,
     ):
         blocks = [
@@ -312,9 +314,9 @@ def _block_name(shard: Shard, rows: range) -> str:
 class _ShardOutput:
     """Writes consecutive blocks of records to shards. Used by the writer thread."""
 
-    def __init__(self, directory: epath.Path, recipe: Recipe):
-        self._directory, self._recipe = directory, recipe
-        self._writer: ShardWriter | None = None
+    def __init__(self, directory: epath.Path, spec: FunctasetSpec):
+        self._directory, self._spec = directory, spec
+        self._writer: LatentShardWriter | None = None
         self._failed = False
         self._mark = time.perf_counter()
 
@@ -324,12 +326,12 @@ class _ShardOutput:
             return  # the failure was raised by an earlier block
         try:
             if self._writer is None:
-                self._writer = ShardWriter(self._directory, shard=shard, recipe=self._recipe)
+                self._writer = LatentShardWriter(self._directory, shard=shard, spec=self._spec)
             count = len(batch["id"])
             self._writer.write(
                 latents=np.asarray(latents)[:count], psnr=np.asarray(psnr)[:count], **batch
             )
-            if self._writer.count == shard.records:
+            if self._writer.num_records == shard.num_records:
                 now = time.perf_counter()
                 self._writer.finish(seconds=now - self._mark)
                 self._writer, self._mark = None, now

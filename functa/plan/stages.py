@@ -17,7 +17,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from functa.data.functaset.writer import Shard, plan_shards, records_per_shard
+from functa.data.functaset.writer import plan_shards, records_per_shard
+from functa.data.sharded_writer import Shard
 from functa.evaluation import evaluation_samples
 from functa.plan import compiled, operations
 from functa.plan.cost import Assumptions, Source, StagePlan
@@ -76,7 +77,11 @@ class Planner:
     def _encode(self) -> StagePlan:
         settings, hosts = self.config.encode, self.cluster.hosts
         layout = self.programs.record_layout
-        shards = plan_shards(self.records, records_per_shard(settings.shard_megabytes, layout))
+        shards = plan_shards(
+            self.records,
+            layout=layout,
+            records_per_shard=records_per_shard(settings.shard_megabytes, layout),
+        )
         batch_size = settings.batch_size * self.cluster.devices
         records, per_host = sum(self.records.values()), batch_size / hosts
         source = self._images()
@@ -245,7 +250,7 @@ def smallest_mesh(axes: Mapping[str, int]) -> dict[str, int]:
 def most_batches(shards: Sequence[Shard], hosts: int, batch_size: int) -> int:
     """Batches of the host that has most: shard s belongs to host s % hosts, and no batch spans two shards."""
     return max(
-        sum(-(-shard.records // batch_size) for shard in shards[host::hosts])
+        sum(-(-shard.num_records // batch_size) for shard in shards[host::hosts])
         for host in range(hosts)
     )
 
@@ -253,7 +258,7 @@ def most_batches(shards: Sequence[Shard], hosts: int, batch_size: int) -> int:
 def functaset_bytes(shards: Sequence[Shard], record_bytes: int) -> int:
     """Bytes of the shards without compression. zstd saves up to 8 %."""
     record_bytes += _RECORD_OVERHEAD
-    return sum(-(-shard.records * record_bytes // _BLOCK) + 1 for shard in shards) * _BLOCK
+    return sum(-(-shard.num_records * record_bytes // _BLOCK) + 1 for shard in shards) * _BLOCK
 
 
 def _count(program: Program) -> Operations:

@@ -117,7 +117,7 @@ def test_processes_share_the_global_batch(count):
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 17])
-def test_evaluation_reads_every_example_once_in_order(n, count):
+def test_evaluation_reads_every_example_once_ordered_results(n, count):
     source = IndexSource(n)
     shares = [
         list(loader.eval_batches(source, batch_size=8, process_index=p, process_count=count))

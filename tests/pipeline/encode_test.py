@@ -357,7 +357,7 @@ def test_only_what_is_damaged_is_made_again(encoded, tmp_path, monkeypatch, dama
     assert functaset_sets.contents(directory) == functaset_sets.contents(encoded[0])
 
 
-def test_a_complete_set_of_another_field_or_config_is_refused_and_kept(encoded):
+def test_a_complete_set_of_field_problem_or_config_is_refused_and_kept(encoded):
     directory, _ = encoded
     before = functaset_sets.contents(directory)
     other = "sha256:" + "1" * 64
@@ -379,7 +379,7 @@ def test_a_complete_set_of_another_field_or_config_is_refused_and_kept(encoded):
     assert functaset_sets.contents(directory) == before
 
 
-def test_shards_of_another_field_or_plan_are_made_again(encoded, tmp_path):
+def test_shards_of_field_problem_or_plan_are_made_again(encoded, tmp_path):
     directory = tmp_path / "functaset"
     other = functaset_sets.make_config(shard_megabytes=functaset_sets.megabytes(30))
     functaset_sets.encode(directory, field_digest="sha256:1", config=other)
@@ -390,7 +390,7 @@ def test_shards_of_another_field_or_plan_are_made_again(encoded, tmp_path):
     assert functaset_sets.problems(directory) == []
 
 
-def test_shards_of_another_field_are_made_again_even_if_they_look_alike(encoded, tmp_path):
+def test_shards_of_field_problem_are_made_again_even_if_they_look_alike(encoded, tmp_path):
     """Same names, counts and sizes: only the parts tell them apart."""
     directory = tmp_path / "functaset"
 

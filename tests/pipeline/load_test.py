@@ -126,7 +126,7 @@ def test_config_of_another_version_is_rejected(copy):
         load.load_generator(copy)
 
 
-def test_another_field_is_rejected_with_both_digests(run, copy):
+def test_field_problem_is_rejected_with_both_digests(run, copy):
     first = load.load_generator(run)
     other = jax.tree.map(lambda leaf: leaf + 1, first.field_params)
     shutil.rmtree(copy / "meta_learn" / "field")

@@ -106,7 +106,7 @@ def test_a_complete_run_in_a_store_returns_at_once(remote, store):
 
 
 def test_a_functaset_in_a_store_is_verified_and_opened_by_tfds(remote, store, tmp_path):
-    result = store.run("tools/verify_functaset.py", "gs://bucket/run/functaset")
+    result = store.run("-m", "functa.cli", "verify", "gs://bucket/run/functaset")
     assert result.returncode == 0, result.stderr
     read = (
         "import tensorflow_datasets as tfds; "

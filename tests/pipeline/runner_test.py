@@ -172,7 +172,7 @@ def copy_of(finished, tmp_path):
     return workdir
 
 
-def test_functaset_of_another_field_is_rejected(finished, run_main, tmp_path):
+def test_functaset_of_field_problem_is_rejected(finished, run_main, tmp_path):
     workdir = copy_of(finished, tmp_path)
     shutil.rmtree(workdir / "classify")
     manifest = workdir / "functaset" / "manifest.json"

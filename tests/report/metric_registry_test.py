@@ -24,7 +24,7 @@ def workdir(tmp_path):
     return tmp_path
 
 
-def test_summary_holds_all_stages_in_order(workdir):
+def test_summary_holds_all_stages_ordered_results(workdir):
     summary = metric_registry.write_summary(workdir)
     assert list(summary) == ["meta_learn", "encode", "classify", "zoo"]
     assert summary == json.loads((workdir / "summary.json").read_text())

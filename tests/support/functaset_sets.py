@@ -137,33 +137,34 @@ def write(
     """Writes a functaset of random latents without encoding; returns its records by split."""
     directory.mkdir(parents=True)
     sizes = sizes or {"train": 45, "validation": 5, "test": 30}
-    recipe = functaset_writer.Recipe(
+    spec = functaset_writer.FunctasetSpec(
         field_digest=field_digest,
         config={"name": "random", "seed": 0},
         layout=RecordLayout(latent_shape=latent_shape, dtype=dtype),
         compression=compression,
         class_names=CLASS_NAMES,
         num_records=sizes,
+        records_per_shard=per_shard,
     )
-    shards = functaset_writer.plan_shards(sizes, per_shard)
     splits = {
         split: make_records(sizes[split], latent_shape, seed)
         for seed, split in enumerate(format.SPLITS)
     }
-    for shard in shards:
-        with functaset_writer.ShardWriter(directory, shard=shard, recipe=recipe) as writer:
+    for shard in spec.shards:
+        with functaset_writer.LatentShardWriter(directory, shard=shard, spec=spec) as writer:
             records = splits[shard.split]
             writer.write(**{name: v[shard.start : shard.stop] for name, v in records.items()})
             writer.finish(seconds=1.0)
-    manifest.write_manifest(directory, shards=shards, recipe=recipe)
+    manifest.write_manifest(directory, spec)
     return splits
 
 
 def problems(directory, *, field_digest=None):
     """What a reading of everything finds."""
-    found = verification.verify(directory, field_digest=field_digest, fraction=1.0)
-    assert found.problems or (found.digests, found.decoded) == (found.shards, found.records)
-    return found.problems
+    result = verification.verify(directory, field_digest=field_digest, fraction=1.0)
+    whole = (result.hashed_shards, result.decoded_records) == (result.shards, result.records)
+    assert result.problems or whole
+    return result.problems
 
 
 def contents(directory):

@@ -28,7 +28,7 @@ from PIL import Image
 
 from functa.data import image_records, images
 from functa.data.functaset import reader
-from functa.data.prepare import sources, writer
+from functa.data.prepare import source_formats, sources, writer
 from functa.diffusion.generator import Generator, build_generator
 from functa.evaluation import features, generation_eval
 from functa.evaluation.evaluation_samples import EvaluationSamples
@@ -50,7 +50,6 @@ from functa.training.tasks.builders import (
 )
 from functa.training.tensorboard import NullDashboard
 from tests.support import losses
-from tools import prepare_data
 
 ONE_PROCESS = {"process_index": 0, "process_count": 1}
 STEPS_READ = 3  # training batches that a probe looks at
@@ -78,10 +77,10 @@ def prepare_images(root: Path) -> Path:
         ("elsewhere", "photos", "10.npz", None),
     ):
         quiet = sources.Report(lambda line: None)
-        archive = prepare_data.open_source(
+        dataset = source_formats.open_source(
             [root / source], quiet, test_fraction=fraction, labels=None, min_side=None, jobs=2
         )
-        writer.write(archive, name=name, data_dir=epath.Path(root / place), jobs=2, report=quiet)
+        writer.write(dataset, name=name, data_dir=epath.Path(root / place), jobs=2, report=quiet)
     return root
 
 

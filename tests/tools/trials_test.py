@@ -86,7 +86,7 @@ def test_a_crash_is_no_divergence(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no two shares")
-def test_jobs_run_at_once_on_cores_of_their_own_and_are_told_in_order(tmp_path, monkeypatch):
+def test_jobs_run_at_once_on_cores_of_their_own_and_are_told_ordered_results(tmp_path, monkeypatch):
     outcome = trials.Outcome(GOOD, 1.0, 1.0, 0.0, 1.0, 1.0, 1, 1.0, "", "")
     both, cores = threading.Barrier(2, timeout=60), []
 

@@ -13,7 +13,7 @@ name); none of them is needed for anything else. "opencv, area" resizes by OpenC
 those of the processor, so rates are of a whole core, whatever else runs; medians of --repeats
 turns, turn by turn, so that a noisy machine disturbs all alike.
 
-`check` is what tools/prepare_data.py does with each image, by one thread, and by a thread or a
+`check` is what `functa prepare` does with each image, by one thread, and by a thread or a
 process for each core, by the clock on the wall. `tiny` is pillow with images of 8x8 pixels, all but
 no work: threads of one process, which run Python one at a time, cannot be faster than that however
 many they are.
@@ -170,7 +170,7 @@ def tiny(images: Sequence[bytes], repeats: int) -> float:
 
 def check(photos: Sequence[photographs.Photo], cores: int, repeats: int) -> dict[str, float]:
     """Images a second that are read and decoded in full, by one thread, and on all cores."""
-    one = functools.partial(photographs.look, min_side=1)
+    one = functools.partial(photographs.read_photo, min_side=1)
     spawn = multiprocessing.get_context("spawn")
     rates = {}
     with (

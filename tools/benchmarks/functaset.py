@@ -28,8 +28,8 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
-from verify_functaset import fraction
 
+from functa.cli.verify import fraction
 from functa.data.functaset import (
     format,
     manifest,
@@ -49,18 +49,17 @@ _AGAIN = 20  # steps that are read a second time, from a start in the middle
 
 
 class Work(NamedTuple):
-    """What all processes do: the functaset's directory, its recipe and shards, how it is read."""
+    """What all processes do: the functaset's directory and spec, how it is read."""
 
     directory: str
-    recipe: writer_lib.Recipe
-    shards: list[writer_lib.Shard]
+    spec: writer_lib.FunctasetSpec
     processes: int
     batch_size: int
     steps: int
 
     @property
     def records(self) -> int:
-        return self.recipe.num_records["train"]
+        return self.spec.num_records["train"]
 
 
 class Written(NamedTuple):
@@ -95,10 +94,10 @@ def invented(numbers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def write(work: Work, index: int) -> Written:
     """This process's shards."""
-    layout, begin = work.recipe.layout, time.perf_counter()
+    layout, begin = work.spec.layout, time.perf_counter()
     most = max(1, _BLOCK_NUMBERS // int(np.prod(layout.latent_shape)))
-    for shard in work.shards[index :: work.processes]:
-        with writer_lib.ShardWriter(work.directory, shard=shard, recipe=work.recipe) as writer:
+    for shard in work.spec.shards[index :: work.processes]:
+        with writer_lib.LatentShardWriter(work.directory, shard=shard, spec=work.spec) as writer:
             for start in range(shard.start, shard.stop, most):
                 numbers = np.arange(start, min(start + most, shard.stop))
                 writer.write(
@@ -118,7 +117,7 @@ def read(work: Work, index: int, first_step: int, last_step: int) -> Read:
     batches = LatentBatches(
         opened, cache="none", copies="all", process_index=index, process_count=work.processes
     )
-    layout, middle = work.recipe.layout, work.steps // 2
+    layout, middle = work.spec.layout, work.steps // 2
     seen, digest = np.zeros(work.records, np.uint8), hashlib.sha256()
     peaks, problems, begin = [], [], 0.0
     points = {first_step + (k + 1) * (last_step - first_step) // _POINTS for k in range(_POINTS)}
@@ -147,9 +146,7 @@ def bench(work: Work, part: float) -> dict[str, Any]:
     """What the module's docstring says."""
     written = _together(write, work)
     write_seconds = max(one.seconds for one in written)
-    _, manifest_seconds = _timed(
-        lambda: manifest.write_manifest(work.directory, shards=work.shards, recipe=work.recipe)
-    )
+    _, manifest_seconds = _timed(lambda: manifest.write_manifest(work.directory, work.spec))
     opened, open_seconds = _timed(lambda: reader.open_functaset(work.directory, field_digest=None))
     verified, verify_seconds = _timed(
         lambda: verification.verify(work.directory, field_digest=None, fraction=part)
@@ -172,8 +169,8 @@ def bench(work: Work, part: float) -> dict[str, Any]:
     rate = sum(share / one.seconds for one in whole)
     return {
         "records": work.records,
-        "shards": len(work.shards),
-        "record_bytes": work.recipe.layout.record_bytes,
+        "shards": len(work.spec.shards),
+        "record_bytes": work.spec.layout.record_bytes,
         "bytes_per_record": size / work.records,
         "processes": work.processes,
         "write": {
@@ -181,12 +178,12 @@ def bench(work: Work, part: float) -> dict[str, Any]:
             "manifest_seconds": manifest_seconds, "peak_bytes": [one.peak for one in written],
         },
         "verify": {
-            "seconds": verify_seconds, "decoded": verified.decoded, "digests": verified.digests,
+            "seconds": verify_seconds, "decoded": verified.decoded_records, "hashed_shards": verified.hashed_shards,
         },
         "read": {
             "open_seconds": open_seconds, "batch_size": work.batch_size, "steps": work.steps,
             "records_per_second": rate,
-            "bytes_per_second": rate * work.recipe.layout.record_bytes,
+            "bytes_per_second": rate * work.spec.layout.record_bytes,
             "peak_bytes": [one.peaks for one in whole],
         },
         "problems": problems,
@@ -208,19 +205,19 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
 
 def plan(arguments: argparse.Namespace, directory: str) -> Work:
     records = arguments.records
-    recipe = writer_lib.Recipe(
+    layout = format.RecordLayout(arguments.latent_shape, arguments.dtype)
+    spec = writer_lib.FunctasetSpec(
         field_digest="sha256:none",
         config={"name": "invented", "seed": 0},
-        layout=format.RecordLayout(arguments.latent_shape, arguments.dtype),
+        layout=layout,
         compression=arguments.compression,
         class_names=(),
         num_records={"train": records, "validation": 0, "test": 0},
+        records_per_shard=writer_lib.records_per_shard(arguments.shard_megabytes, layout),
     )
-    per_shard = writer_lib.records_per_shard(arguments.shard_megabytes, recipe.layout)
-    shards = writer_lib.plan_shards(recipe.num_records, per_shard)
-    writer_lib.require_space(directory, shards, recipe.layout)
+    writer_lib.sharded_set(directory, spec).require_space(spec.shards)
     steps = max(2, int(arguments.epochs * records / arguments.batch_size))
-    return Work(directory, recipe, shards, arguments.processes, arguments.batch_size, steps)
+    return Work(directory, spec, arguments.processes, arguments.batch_size, steps)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -273,7 +270,7 @@ def told(result: dict[str, Any]) -> None:
         f"{result['processes']} processes\n"
         f"written   {w['records_per_second']:,.0f} records/s, then the manifest in {w['manifest_seconds']:.1f} s; "
         f"peak {max(w['peak_bytes']) / 1e6:.0f} MB a process\n"
-        f"verified  {v['decoded']:,} records and {v['digests']} shards in {v['seconds']:.1f} s\n"
+        f"verified  {v['decoded']:,} records and {v['hashed_shards']} shards in {v['seconds']:.1f} s\n"
         f"read      {r['records_per_second']:,.0f} records/s, {r['bytes_per_second'] / 1e6:,.0f} MB/s, "
         f"{r['steps']:,} steps of {r['batch_size']}; opened in {r['open_seconds']:.2f} s\n"
         f"peak MB of each reader, after each eighth: {peaks}"

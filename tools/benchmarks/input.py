@@ -46,18 +46,18 @@ def write_noise(
 ) -> None:
     """A functaset whose train split is noise and whose other splits are empty."""
     i, j, d = latent_shape
-    recipe = functaset_writer.Recipe(
+    spec = functaset_writer.FunctasetSpec(
         field_digest="sha256:none",
         config={},
         layout=format.RecordLayout(latent_shape=(i, j, d), dtype=dtype),
         compression="none",
         class_names=(),
         num_records={"train": records, "validation": 0, "test": 0},
+        records_per_shard=10_000,
     )
-    shards = functaset_writer.plan_shards(recipe.num_records, 10_000)
     rng = np.random.default_rng(0)
-    for shard in shards:
-        with functaset_writer.ShardWriter(directory, shard=shard, recipe=recipe) as writer:
+    for shard in spec.shards:
+        with functaset_writer.LatentShardWriter(directory, shard=shard, spec=spec) as writer:
             for start in range(shard.start, shard.stop, 1000):
                 ids = np.arange(start, min(start + 1000, shard.stop))
                 latents = rng.normal(size=(len(ids), *latent_shape)).astype(np.float32)
@@ -69,7 +69,7 @@ def write_noise(
                     psnr=np.full(len(ids), 30, np.float32),
                 )
             writer.finish(seconds=0.0)
-    manifest.write_manifest(directory, shards=shards, recipe=recipe)
+    manifest.write_manifest(directory, spec)
 
 
 def seconds_of_batches(

@@ -94,7 +94,7 @@ def check(steps: int, data_dir: str, *, jobs: int, reads: bool) -> str:
     if not 1 <= jobs <= _num_cores():
         raise ValueError(f"--jobs must be 1 to {_num_cores()}, one for each core, not {jobs}")
     if reads and not any(Path(data_dir, "cifar10").glob("*/dataset_info.json")):
-        raise ValueError(f"{data_dir}/cifar10 is no data set; tools/prepare_data.py makes it")
+        raise ValueError(f"{data_dir}/cifar10 is no data set; `functa prepare` makes it")
     return str(Path(data_dir).resolve())
 
 

@@ -1,4 +1,4 @@
-"""Whether a functaset is as it was written: all of it, or a sample where reading all would take hours."""
+"""Verifies that a functaset holds the bytes that were written: all of them, or a sample."""
 
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -17,78 +17,80 @@ from functa.data.functaset.reader import (
     size_problem,
 )
 
-_SHARDS_AT_ONCE = 4
-_BLOCK_BYTES = 1 << 22  # of records decoded at once; a dozen times as much memory a shard
+_THREADS = 4  # shards that are read at the same time
+_BLOCK_BYTES = 1 << 22  # records decoded at once; a thread needs a dozen times as much memory
 
 
-class Verified(NamedTuple):
-    """What was looked at, and what is wrong.
+class Verification(NamedTuple):
+    """Result of a verification.
 
-    problems: one line each, with the file; empty: what was looked at is as it was written.
-    shards, records: of the set, as its manifest has them.
-    digests: shards of which all bytes were read and their digest compared.
-    decoded: records that were decoded; they are of all shards.
+    Attributes:
+      problems: one message per problem, with the file; empty: everything checked is as written.
+      shards, records: how many the set has.
+      hashed_shards: shards of which all bytes were read.
+      decoded_records: records that were decoded, some of every shard.
     """
 
     problems: list[str]
     shards: int
     records: int
-    digests: int
-    decoded: int
+    hashed_shards: int
+    decoded_records: int
 
 
-def verify(path: epath.PathLike, *, field_digest: str | None, fraction: float) -> Verified:
-    """Reads a functaset again, or a part of it.
+def verify(path: epath.PathLike, *, field_digest: str | None, fraction: float) -> Verification:
+    """Verifies a functaset, or a sample of it.
 
-    Always checked are the manifest, the files that TFDS reads, that all shards are there, have their sizes and are no
-    others. A `fraction` below 1 leaves out the digests of other shards and the records of all shards, at least one
-    of which is read of each. Which ones follows from the manifest's digest: the same ones every time.
+    It always checks the manifest, the metadata that TFDS reads, and the names and sizes of all
+    shards. A `fraction` below 1 hashes only that part of the shards and decodes only that part of
+    the records of every shard, at least one each. The sample depends on the manifest's digest
+    alone: it is the same every time.
 
     Args:
-      field_digest: of the field that the set should be of; None: not compared.
-      fraction: of the shards whose digests are compared and of the records that are decoded, in (0, 1].
+      field_digest: digest of the field that must have made the set; None: any.
+      fraction: part of the shards to hash and of the records to decode, in (0, 1].
     Raises:
-      ValueError: an impossible fraction.
+      ValueError: `fraction` is out of range.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(
-            f"a fraction of {fraction} of a functaset: it must be above 0 and at most 1"
-        )
+        raise ValueError(f"fraction={fraction} must be above 0 and at most 1")
     path = epath.Path(path)
     try:
         manifest = read_manifest(path)
     except ValueError as error:
-        return Verified([str(error)], 0, 0, 0, 0)
-    problems = _of_manifest(path, manifest, field_digest)
+        return Verification([str(error)], 0, 0, 0, 0)
+    problems = _metadata_problems(path, manifest, field_digest)
     shards, seed = manifest.shards, int(manifest.digest.removeprefix("sha256:")[:16], 16)
-    hashed = set(_spread(len(shards), fraction, seed=seed).tolist())
+    hashed = set(_sample(len(shards), fraction, seed=seed).tolist())
 
-    def look(number: int) -> tuple[list[str], int]:
+    def check(number: int) -> tuple[list[str], int]:
         shard = shards[number]
         file = path / shard["file"]
         problem = size_problem(file, shard["bytes"])
         if problem is None and number in hashed:
             problem = digest_problem(file, shard["sha256"])
-        if problem is not None:  # its records are not worth a look
+        if problem is not None:
             return [problem], 0
-        chosen = _spread(shard["records"], fraction, seed=seed + 1 + number)
-        return _of_records(file, shard, manifest.layout, chosen), len(chosen)
+        records = _sample(shard["records"], fraction, seed=seed + 1 + number)
+        return _record_problems(file, shard, manifest.layout, records), len(records)
 
     decoded = 0
-    with futures.ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
-        for found, count in pool.map(look, range(len(shards))):
-            problems += found
+    with futures.ThreadPoolExecutor(_THREADS) as pool:
+        for shard_problems, count in pool.map(check, range(len(shards))):
+            problems += shard_problems
             decoded += count
-    known = {shard["file"] for shard in shards}
-    for file in sorted(path.iterdir()):
-        if file.name.startswith(f"{format.NAME}-") and file.name not in known:
-            problems.append(f"{file} is not a shard of this set")
+    names = {shard["file"] for shard in shards}
+    problems += [
+        f"{file} is not a shard of this functaset; delete it"
+        for file in sorted(path.iterdir())
+        if file.name.startswith(f"{format.NAME}-") and file.name not in names
+    ]
     records = sum(shard["records"] for shard in shards)
-    return Verified(problems, len(shards), records, len(hashed), decoded)
+    return Verification(problems, len(shards), records, len(hashed), decoded)
 
 
-def _of_manifest(path: epath.Path, manifest: Manifest, field_digest: str | None) -> list[str]:
-    """Problems of the field, of counts, and of the files that TFDS reads."""
+def _metadata_problems(path: epath.Path, manifest: Manifest, field_digest: str | None) -> list[str]:
+    """Problems of the field, of the counts in the manifest and of the files that TFDS reads."""
     problems: list[str | None] = []
     if field_digest is not None and field_digest != manifest.field_digest:
         problems.append(field_problem(path, manifest, field_digest))
@@ -97,52 +99,53 @@ def _of_manifest(path: epath.Path, manifest: Manifest, field_digest: str | None)
         total = sum(shard["records"] for shard in split["shards"])
         if total != split["examples"]:
             problems.append(
-                f"{path / format.MANIFEST}: {name} has {split['examples']} examples, its"
-                f" shards {total}"
+                f"{path / format.MANIFEST}: {name} has {split['examples']} examples, but its"
+                f" shards have {total}"
             )
     return [problem for problem in problems if problem is not None]
 
 
-def _spread(count: int, fraction: float, *, seed: int) -> np.ndarray:
-    """A part of 0 ... count - 1, rising: one at random of each of equally many."""
-    most = int(np.ceil(fraction * count))
-    edges = np.arange(most + 1, dtype=np.int64) * count // max(1, most)
-    # Raw bits: the same in every NumPy.
-    bits = np.random.Philox(np.random.SeedSequence(seed)).random_raw(most)
+def _sample(count: int, fraction: float, *, seed: int) -> np.ndarray:
+    """Sorted random sample of range(count): one index of each of equally long intervals."""
+    size = int(np.ceil(fraction * count))
+    edges = np.arange(size + 1, dtype=np.int64) * count // max(1, size)
+    # Raw bits are the same in every version of NumPy.
+    bits = np.random.Philox(np.random.SeedSequence(seed)).random_raw(size)
     return edges[:-1] + (bits % np.diff(edges).astype(np.uint64)).astype(np.int64)
 
 
-def _of_records(
-    file: epath.Path, shard: dict[str, Any], layout: RecordLayout, chosen: np.ndarray
+def _record_problems(
+    file: epath.Path, shard: dict[str, Any], layout: RecordLayout, sample: np.ndarray
 ) -> list[str]:
-    """The first problem of a shard's records: their number; one that is foreign, damaged or not finite; ids."""
-    most = max(1, _BLOCK_BYTES // layout.record_bytes)
+    """First problem of a shard: record count, undecodable or non-finite records, ids."""
+    block_size = max(1, _BLOCK_BYTES // layout.record_bytes)
     try:
         reader = array_record_module.ArrayRecordReader(str(file))
         if (count := reader.num_records()) != shard["records"]:
             return [f"{file} has {count} records, not {shard['records']}"]
-        for start in range(0, len(chosen), most):
-            numbers = chosen[start : start + most]
+        for start in range(0, len(sample), block_size):
+            numbers = sample[start : start + block_size]
             records = reader.read(numbers.tolist())
             try:
                 block = layout.unpack(records)
             except ValueError:
-                bad = [k for k, one in zip(numbers, records, strict=True) if not _fits(layout, one)]
-                return [f"{file}: record {bad[0]} cannot be decoded"]
+                pairs = zip(numbers, records, strict=True)
+                bad = next(number for number, record in pairs if not _decodes(layout, record))
+                return [f"{file}: record {bad} cannot be decoded"]
             latents = format.float32_latents(block)
-            bad = ~np.isfinite(latents).all(axis=(1, 2, 3)) | ~np.isfinite(block["psnr"])
-            if bad.any():
-                k = int(np.argmax(bad))
+            finite = np.isfinite(latents).all(axis=(1, 2, 3)) & np.isfinite(block["psnr"])
+            if not finite.all():
+                k = int(np.argmin(finite))
                 return [f"{file}: record {numbers[k]} (id {block['id'][k]}) is not finite"]
-            least, greatest = block["id"].min(), block["id"].max()
-            if not shard["ids"][0] <= least <= greatest <= shard["ids"][1]:
-                return [f"{file}: ids {least} to {greatest}, not in {shard['ids']}"]
+            smallest, largest = block["id"].min(), block["id"].max()
+            if not shard["ids"][0] <= smallest <= largest <= shard["ids"][1]:
+                return [f"{file}: ids {smallest} to {largest} are outside {shard['ids']}"]
     except (ValueError, RuntimeError, IndexError) as error:
         return [f"{file}: a record cannot be read: {error}"]
     return []
 
 
-def _fits(layout: RecordLayout, record: bytes) -> bool:
+def _decodes(layout: RecordLayout, record: bytes) -> bool:
     try:
         layout.unpack([record])
     except ValueError:

@@ -1,51 +1,54 @@
-"""Lists photographs in class folders, as ImageNet is unpacked."""
+"""Lists photographs in class folders, the layout of an unpacked ImageNet."""
 
 import os
 from collections.abc import Iterator
 
 from etils import epath
 
-from functa.data.prepare import photographs, sources
+from functa.data.prepare import photographs
+from functa.data.prepare.photographs import Photo
+from functa.data.prepare.sources import Report
 from functa.runtime import storage
+from functa.runtime.errors import UserError
 
 
-def listing(root: epath.Path, report: sources.Report) -> list[photographs.Photo]:
-    """ROOT/train/CLASS/IMAGE and ROOT/test/... or val/..., or ROOT/CLASS/IMAGE of no split.
+def list_photos(root: epath.Path, report: Report) -> list[Photo]:
+    """Photographs at ROOT/train/CLASS/IMAGE and ROOT/test/... or val/..., or at ROOT/CLASS/IMAGE.
 
-    A class folder without an image is reported as damage.
+    A class folder without images is a problem of the source.
     """
-    inside = {path.name: path for path in sorted(root.iterdir()) if path.is_dir()}
-    splits = {name: path for name, path in inside.items() if name in photographs.SPLITS}
-    photos: list[photographs.Photo] = []
+    folders = {path.name: path for path in sorted(root.iterdir()) if path.is_dir()}
+    splits = {name: path for name, path in folders.items() if name in photographs.SPLITS}
+    photos: list[Photo] = []
     for name, folder in (splits if "train" in splits else {"": root}).items():
         split = photographs.SPLITS.get(name, "")
         classes = sorted(path for path in folder.iterdir() if path.is_dir())
         if name and not classes:
-            report.found(name, "no class folders in it; not read")
+            report.info(name, "has no class folders; not read")
         for path in classes:
-            shown = f"{name}/{path.name}".lstrip("/")
+            place = f"{name}/{path.name}".lstrip("/")
             files = dict(_files(path))
-            named = {
-                each: size
-                for each, size in files.items()
-                if size is not None and photographs.NAME.fullmatch(each)
+            images = {
+                file: size
+                for file, size in files.items()
+                if size is not None and photographs.NAME.fullmatch(file)
             }
-            photographs.tell(shown, len(named), sorted(set(files) - set(named)), report)
+            photographs.report_class(place, len(images), len(files) - len(images), report)
             photos += [
-                photographs.Photo(split, path.name, f"{shown}/{each}", f"{path}/{each}", None, size)
-                for each, size in named.items()
+                Photo(split, path.name, f"{place}/{file}", f"{path}/{file}", None, size)
+                for file, size in images.items()
             ]
-    loose = [path.name for path in root.iterdir() if photographs.NAME.fullmatch(path.name)]
-    if loose and not photos:
-        raise ValueError(
-            f"images as {loose[0]} lie in {root} itself: put each into the folder of its class, {root}/CLASS/IMAGE"
+    images_in_root = [p.name for p in root.iterdir() if photographs.NAME.fullmatch(p.name)]
+    if images_in_root and not photos:
+        raise UserError(
+            f"{root} holds images such as {images_in_root[0]}, but no class folders: move every"
+            f" image into the folder of its class, {root}/CLASS/IMAGE"
         )
     return photos
 
 
 def _files(folder: epath.Path) -> Iterator[tuple[str, int | None]]:
-    """Names and sizes in bytes of all that lies in a folder: None of a folder, 0 of a link to
-    nowhere."""
+    """Name and size in bytes of every entry: None for a folder, 0 for a broken link."""
     if not storage.is_remote(folder):
         with os.scandir(folder) as entries:
             for entry in entries:

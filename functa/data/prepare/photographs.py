@@ -1,12 +1,13 @@
-"""Photographs in files or inside tars: looked at one by one, their bytes kept as they are.
+"""Photographs in files or tars: read and checked one by one, their bytes kept unchanged.
 
-folders.py and tars.py list them; here a listing becomes the splits of a data set.
+folders.py and tars.py list photographs; this module turns a list into the splits of a data set.
 """
 
+import functools
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent import futures
 from typing import NamedTuple
 
@@ -16,23 +17,24 @@ from PIL import Image
 
 from functa.data import image_records, images
 from functa.data.prepare import sources
+from functa.data.prepare.sources import EncodedImage, Report, SourceDataset, SourceSplit
+from functa.runtime.errors import UserError
 
 SPLITS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
-# Files that begin with a dot are an operating system's notes, whatever their ending.
+# Files whose names begin with a dot are notes of an operating system.
 NAME = re.compile(r"[^.].*\.(png|jpe?g)", re.IGNORECASE)
-_NAMED = 10  # files that are not read, in a line
 
 
 class Photo(NamedTuple):
-    """Where a photograph lies; nothing of it has been read.
+    """Location of a photograph that has not been read.
 
     Attributes:
-      split: by TFDS name; "" where the source has none.
-      class_name: the folder it lies in, or the tar, or what a list of labels says.
-      name: inside its source, for people.
-      file: the file itself or the tar that holds it.
-      offset: of its first byte in a tar; None: the file is the photograph.
-      num_bytes: as listed; 0 for a link to nowhere.
+      split: TFDS name of the split, "" if the source has none.
+      class_name: name of the class.
+      name: path inside the source.
+      file: path of the photograph, or of the tar that holds it.
+      offset: of its first byte in the tar; None: the file is the photograph.
+      num_bytes: size as listed; 0 for a broken link.
     """
 
     split: str
@@ -43,120 +45,123 @@ class Photo(NamedTuple):
     num_bytes: int
 
 
-def archive(
-    photos: Iterable[Photo],
-    report: sources.Report,
+def make_dataset(
+    photos: Sequence[Photo],
+    report: Report,
     *,
     test_fraction: float | None,
     min_side: int,
     jobs: int,
-) -> sources.Archive:
-    """The splits of a listing. Labels follow the order of the names of train's classes.
+) -> SourceDataset:
+    """The splits of a list of photographs. Labels follow the sorted class names of train.
 
-    A listing has no order of its own and would come class by class, so examples follow
-    `images.stratified_order` of the listing sorted by name. Damaged photographs are in it too:
-    they are found when they are read to be written. Only that every class of a split has one that
-    is whole is looked up here, and of what test_fraction divides, in both parts together.
+    Examples follow `images.stratified_order` of the list sorted by name: a list has no order of its
+    own, and would come class by class. Damaged photographs are part of the splits; they are found
+    when they are read. Here every class is only checked to have one intact photograph.
 
     Args:
-      test_fraction: the part of a listing without splits that becomes the test split, of every
-        class.
-      min_side: pixels; a photograph with a shorter side counts as damaged.
-      jobs: threads.
+      test_fraction: part of every class that becomes the test split, for a source without splits.
+      min_side: photographs with a shorter side, in pixels, count as damaged.
+      jobs: number of threads.
     Raises:
-      ValueError: splits and test_fraction, or neither.
-      sources.UnusableSourceError: a class without a whole photograph, or one that train does not have.
+      UserError: the source has splits and test_fraction is set, or neither.
+      DataError: a class has no intact photograph, or train does not have it.
     """
-    listed = sorted(photos, key=lambda photo: (photo.split, photo.class_name, photo.name))
-    names = {split: [p for p in listed if p.split == split] for split in ("", *SPLITS.values())}
-    parts = {split: part for split, part in names.items() if part}
-    divided = "train" in parts and len(parts) > 1 and "" not in parts
-    if divided == (test_fraction is not None) or not (divided or list(parts) == [""]):
-        held = ", ".join(split or "images of no split" for split in parts) or "no PNG or JPEG"
-        raise ValueError(
-            f"the source holds {held}. With train and test (or val) in it leave --test_fraction "
-            "out; with class folders alone in it, set --test_fraction to the part to test on"
-        )
-    parts = parts if divided else {"train": parts[""]}
+    photos = sorted(photos, key=lambda photo: (photo.split, photo.class_name, photo.name))
+    parts = _split_photos(photos, divided=test_fraction is not None)
     class_names = tuple(sorted({photo.class_name for photo in parts["train"]}))
     for name in class_names:
         if os.fsencode(name).decode(errors="ignore") != name:
-            report.damaged(
-                f"class {name}", "its name is not UTF-8, and the data set keeps it; rename it"
-            )
-    numbers = {name: label for label, name in enumerate(class_names)}
+            report.add_problem(f"class {name}", "its name is not UTF-8; rename the folder")
+    labels = {name: label for label, name in enumerate(class_names)}
     with futures.ThreadPoolExecutor(jobs) as pool:
         for split, part in parts.items():
-            _require_classes(split, part, numbers, report, min_side=min_side, run=pool.map)
-    report.refuse_damage()
+            classes: dict[str, list[Photo]] = {}
+            for photo in part:
+                classes.setdefault(photo.class_name, []).append(photo)
+            check = functools.partial(_class_problem, labels=labels, min_side=min_side)
+            for name, problem in zip(classes, pool.map(check, classes.values()), strict=True):
+                if problem:
+                    report.add_problem(f"{split}: class {name}", problem)
+    report.raise_problems()
     for split, part in parts.items():
-        order = images.stratified_order(np.array([numbers[photo.class_name] for photo in part]))
+        order = images.stratified_order(np.array([labels[photo.class_name] for photo in part]))
         parts[split] = [part[k] for k in order]
     if test_fraction is not None:
-        kept = len(listed) - round(len(listed) * test_fraction)
-        parts = {"train": parts["train"][:kept], "test": parts["train"][kept:]}
+        num_train = len(photos) - round(len(photos) * test_fraction)
+        parts = {"train": parts["train"][:num_train], "test": parts["train"][num_train:]}
         if not all(parts.values()):
-            raise ValueError(
-                f"--test_fraction={test_fraction} of {len(listed)} images leaves a split without any"
+            raise UserError(
+                f"--test-fraction={test_fraction} of {len(photos)} images leaves an empty split"
             )
-    return sources.Archive(
-        splits={split: _split(part, numbers, min_side) for split, part in parts.items()},
+    return SourceDataset(
+        splits={split: _source_split(part, labels, min_side) for split, part in parts.items()},
         class_names=class_names,
         num_classes=len(class_names),
         digest=_digest(parts, class_names, min_side),
     )
 
 
-def tell(directory: str, count: int, others: Sequence[str], report: sources.Report) -> None:
-    """Reports what a class folder, or the tar of a class, holds."""
-    ignored = f"; {not_read(others)}" if others else ""
+def _split_photos(photos: Sequence[Photo], *, divided: bool) -> dict[str, list[Photo]]:
+    """Photographs by split; all in train if they will be `divided`."""
+    names = dict.fromkeys(("", *SPLITS.values()))
+    parts = {name: [photo for photo in photos if photo.split == name] for name in names}
+    parts = {name: part for name, part in parts.items() if part}
+    if divided and list(parts) == [""]:
+        return {"train": parts[""]}
+    if not divided and "train" in parts and len(parts) > 1 and "" not in parts:
+        return parts
+    content = ", ".join(split or "images of no split" for split in parts) or "no PNG or JPEG"
+    raise UserError(
+        f"the source holds {content}. With train and test (or val) folders leave out"
+        " --test-fraction; with class folders only, set --test-fraction to the part for testing"
+    )
+
+
+def report_class(place: str, count: int, num_ignored: int, report: Report) -> None:
+    """Reports how many images a class folder, or the tar of a class, holds."""
+    ignored = f"; {num_ignored:,} other files are ignored" if num_ignored else ""
     if count:
-        report.found(directory, f"{count:,} images{ignored}")
+        report.info(place, f"{count:,} images{ignored}")
     else:
-        report.damaged(directory, f"no PNG or JPEG in it{ignored}")
+        report.add_problem(place, f"no PNG or JPEG{ignored}")
 
 
-def not_read(others: Sequence[str]) -> str:
-    """Names files that are no photographs."""
-    more = f", ... ({len(others):,} in all)" * (len(others) > _NAMED)
-    return f"not read: {', '.join(sorted(others)[:_NAMED])}{more}"
-
-
-def look(photo: Photo, *, min_side: int) -> sources.Sample:
-    """Reads and decodes a photograph, whatever its name says it is.
+def read_photo(photo: Photo, *, min_side: int) -> EncodedImage:
+    """Reads and decodes a photograph; its bytes, not its name, decide which format it has.
 
     Raises:
-      OSError: it cannot be read, which says nothing of it, such as when a disk is away.
+      OSError: it cannot be read, for example because a disk is away. Damage raises nothing.
     """
     try:
-        encoded = _read(photo)
+        data = _read(photo)
     except FileNotFoundError:
-        if photo.num_bytes:  # it was there when it was listed
+        if photo.num_bytes:  # the file existed when it was listed
             raise
-        return _damaged(photo, "a link to nowhere")
-    if len(encoded) != photo.num_bytes:
-        return _damaged(photo, f"{len(encoded):,} of {photo.num_bytes:,} bytes are there")
-    if not encoded:
+        return _damaged(photo, "broken link")
+    if len(data) != photo.num_bytes:
+        return _damaged(photo, f"only {len(data):,} of {photo.num_bytes:,} bytes are there")
+    if not data:
         return _damaged(photo, "the file is empty")
     try:
-        with image_records.open_image(encoded) as image:
-            # Pillow calls a JPEG with a second picture behind it, as telephones make them, MPO.
-            kind = f"{'PNG' if image.format == 'PNG' else 'JPEG'} {image.mode}"
+        with image_records.open_image(data) as image:
+            # Pillow names a JPEG with a second picture behind it, as phones write them, MPO.
+            image_format = f"{'PNG' if image.format == 'PNG' else 'JPEG'} {image.mode}"
             size = image.height, image.width
-            # All of the file is read, as for the whole image, but of a JPEG an eighth as large.
+            # Decodes every byte, but a JPEG to an eighth of its size, which is faster.
             image.draft(None, (1, 1))
             image.load()
-    except MemoryError:  # says nothing of the image
+    except MemoryError:  # no fault of the image
         raise
-    except Exception as error:  # what a damaged image makes Pillow raise has no common class
-        return _damaged(photo, _reason(error, encoded))
+    except Exception as error:  # a damaged image can make Pillow raise anything
+        return _damaged(photo, _reason(error, data))
     if min(size) < min_side:
-        return _damaged(photo, f"{size[0]}x{size[1]} pixels, --min_side is {min_side}")
-    return sources.Sample(photo.name, encoded, kind, size, damage="")
+        return _damaged(photo, f"{size[0]}x{size[1]} pixels, --min-side is {min_side}")
+    return EncodedImage(photo.name, data, image_format, size, damage="")
 
 
-def _damaged(photo: Photo, reason: str) -> sources.Sample:
-    return sources.Sample(photo.name, b"", "", (0, 0), damage=reason)
+def _damaged(photo: Photo, reason: str) -> EncodedImage:
+    return EncodedImage(photo.name, b"", "", (0, 0), damage=reason)
 
 
 def _read(photo: Photo) -> bytes:
@@ -166,56 +171,40 @@ def _read(photo: Photo) -> bytes:
         return os.pread(file.fileno(), photo.num_bytes, photo.offset)
 
 
-def _reason(error: Exception, encoded: bytes) -> str:
-    """One line that is the same in every run: Pillow's own can hold an address in memory."""
+def _reason(error: Exception, data: bytes) -> str:
+    """One line that is the same in every run: messages of Pillow can hold memory addresses."""
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"not a PNG or JPEG that can be read; it begins with {encoded[:8]!r}"
-    what = " ".join(str(error).split())
-    return what if type(error) is ValueError else f"{type(error).__name__}: {what}"
+        return f"not a readable PNG or JPEG; it begins with {data[:8]!r}"
+    text = " ".join(str(error).split())
+    return text if type(error) is ValueError else f"{type(error).__name__}: {text}"
 
 
-def _require_classes(
-    split: str,
-    part: Sequence[Photo],
-    numbers: dict[str, int],
-    report: sources.Report,
-    *,
-    min_side: int,
-    run: Callable,
-) -> None:
-    """Reports the classes of a split that are not in train, and those without a whole photograph."""
-    classes: dict[str, list[Photo]] = {}
-    for photo in part:
-        classes.setdefault(photo.class_name, []).append(photo)
-
-    def fault(name: str) -> str:
-        if name not in numbers:
-            return "a class that train does not have"
-        looked = (look(photo, min_side=min_side) for photo in classes[name])
-        first = next(looked)
-        if not first.damage or not all(sample.damage for sample in looked):
-            return ""
-        return f"none of its {len(classes[name])} images is whole; {first.name}: {first.damage}"
-
-    for name, what in zip(classes, run(fault, classes), strict=True):
-        if what:
-            report.damaged(f"{split}: class {name}", what)
+def _class_problem(photos: Sequence[Photo], *, labels: dict[str, int], min_side: int) -> str:
+    """Why the photographs of one class of a split cannot be used, "" if they can."""
+    if photos[0].class_name not in labels:
+        return "train does not have this class"
+    read = (read_photo(photo, min_side=min_side) for photo in photos)
+    first = next(read)
+    if not first.damage or not all(image.damage for image in read):
+        return ""
+    return f"none of its {len(photos)} images is intact; {first.name}: {first.damage}"
 
 
-def _split(photos: Sequence[Photo], numbers: dict[str, int], min_side: int) -> sources.Split:
-    return sources.Split(
-        labels=np.array([numbers[photo.class_name] for photo in photos], np.int64),
-        read=lambda k: look(photos[k], min_side=min_side),
+def _source_split(photos: Sequence[Photo], labels: dict[str, int], min_side: int) -> SourceSplit:
+    return SourceSplit(
+        labels=np.array([labels[photo.class_name] for photo in photos], np.int64),
+        read=lambda index: read_photo(photos[index], min_side=min_side),
         num_bytes=sum(photo.num_bytes for photo in photos),
     )
 
 
 def _digest(parts: dict[str, list[Photo]], class_names: Sequence[str], min_side: int) -> str:
-    """Of names, sizes and order: reading every byte would take as long as preparing the set."""
+    """Digest of names, sizes and order: hashing every byte would take as long as writing the set."""
     lines = (
         os.fsencode(f"{split} {photo.class_name} {photo.name} {photo.num_bytes}")
         for split, part in parts.items()
         for photo in part
     )
-    head = (str(min_side).encode(), *map(os.fsencode, class_names))
-    return sources.digest(itertools.chain(head, lines))
+    return sources.digest(
+        itertools.chain([str(min_side).encode(), *map(os.fsencode, class_names)], lines)
+    )

@@ -1,4 +1,4 @@
-"""What a source of images is once it has been read: splits whose images are made one by one."""
+"""Image sources that are ready to be written: labels, images read one by one, and problems."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -6,92 +6,90 @@ from typing import NamedTuple
 
 import numpy as np
 
-from functa.runtime.errors import UserError
-
-
-class UnusableSourceError(UserError):
-    """Nothing can be prepared from this source. The report lists the reasons."""
+from functa.runtime.errors import DataError
 
 
 class Report:
-    """What was found in a source, file by file.
+    """Prints what a source holds as soon as it is known, and collects its problems.
 
     Args:
-      show: is given each line as soon as it is known; reading all of ImageNet takes long.
+      print_line: prints a line.
     """
 
-    def __init__(self, show: Callable[[str], None]):
-        self._show = show
-        self._damaged: list[str] = []
+    def __init__(self, print_line: Callable[[str], None]):
+        self._print_line = print_line
+        self._problems: list[str] = []
 
-    def found(self, path: str, what: str) -> None:
-        self._show(printable(f"{path}: {what}"))
+    def info(self, path: str, text: str) -> None:
+        self._print_line(printable(f"{path}: {text}"))
 
-    def damaged(self, path: str, reason: str) -> None:
-        self._damaged.append(path)
-        self._show(printable(f"{path}: DAMAGED: {reason}"))
+    def add_problem(self, path: str, reason: str) -> None:
+        self._problems.append(printable(f"{path}: {reason}"))
 
-    def refuse_damage(self) -> None:
-        """Raises UnusableSourceError if anything is damaged."""
-        if self._damaged:
-            told = printable(", ".join(self._damaged))
-            raise UnusableSourceError(f"{len(self._damaged)} damaged: {told}")
+    def raise_problems(self) -> None:
+        """Raises DataError with all problems, if there are any."""
+        if self._problems:
+            raise DataError(self._problems)
 
 
 def printable(text: str) -> str:
-    """Bytes of file names that are not UTF-8, as escapes."""
+    """Escapes the bytes of file names that are not UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
-class Sample(NamedTuple):
-    """An image as it will be stored, or why it cannot be.
+class EncodedImage(NamedTuple):
+    """An image as it will be stored, or the reason why it cannot be.
 
     Attributes:
-      name: inside its source, for people.
-      encoded: the bytes of a PNG or JPEG file.
-      kind: its format and Pillow's mode, such as "JPEG RGB".
+      name: path inside the source.
+      data: bytes of a PNG or JPEG file.
+      format: file format and Pillow mode, such as "JPEG RGB".
       size: height and width.
-      damage: why it is left out; "" if it is whole. The others but the name then mean nothing.
+      damage: why the image is left out, "" for an intact image. If set, only `name` has a meaning.
     """
 
     name: str
-    encoded: bytes
-    kind: str
+    data: bytes
+    format: str
     size: tuple[int, int]
     damage: str
 
 
-class Split(NamedTuple):
-    """Labels [n] int64; read: k -> image k, called by several threads; num_bytes: about, of them
-    all."""
+class SourceSplit(NamedTuple):
+    """One split of a source.
+
+    Attributes:
+      labels: [n] int64.
+      read: index -> EncodedImage; thread-safe.
+      num_bytes: approximate size of all images.
+    """
 
     labels: np.ndarray
-    read: Callable[[int], Sample]
+    read: Callable[[int], EncodedImage]
     num_bytes: int
 
 
-class Archive(NamedTuple):
-    """A data set ready to be written.
+class SourceDataset(NamedTuple):
+    """A source that is ready to be written.
 
     Attributes:
-      splits: by TFDS name.
-      class_names: in the order of the labels; empty where the source does not tell.
+      splits: splits by TFDS name.
+      class_names: names in the order of the labels; empty if the source does not name them.
       num_classes: labels lie in [0, num_classes).
-      digest: of what it was made from and in which order; two archives of one digest have the same
-        samples.
+      digest: equal digests mean equal images in the same order.
     """
 
-    splits: dict[str, Split]
+    splits: dict[str, SourceSplit]
     class_names: tuple[str, ...]
     num_classes: int
     digest: str
 
 
-def digest(parts: Iterable[bytes | memoryview]) -> str:
-    """`sha256:...` of parts, contiguous ones; where one ends and the next begins counts."""
-    found = hashlib.sha256()
-    for part in parts:
-        view = memoryview(part).cast("B")
-        found.update(len(view).to_bytes(8, "little"))
-        found.update(view)
-    return f"sha256:{found.hexdigest()}"
+def digest(chunks: Iterable[bytes | memoryview]) -> str:
+    """`sha256:...` of contiguous chunks and their lengths."""
+    sha256 = hashlib.sha256()
+    for chunk in chunks:
+        view = memoryview(chunk).cast("B")
+        sha256.update(len(view).to_bytes(8, "little"))
+        sha256.update(view)
+    return f"sha256:{sha256.hexdigest()}"

@@ -1,11 +1,10 @@
-"""Lists photographs inside uncompressed tars, such as ImageNet's; they are read where they lie.
+"""Lists photographs inside uncompressed tars, such as those of ImageNet, without unpacking them.
 
-A tar is read once from header to header. What is kept of a photograph is its place, in a tar inside
-a tar too, so nothing is ever unpacked.
+A tar is read once, from header to header. The list keeps the offset of every photograph in the
+file, also of those in a tar inside the tar.
 """
 
 import collections
-import io
 import os
 import re
 import tarfile
@@ -14,14 +13,17 @@ from typing import BinaryIO, NamedTuple
 
 from etils import epath
 
-from functa.data.prepare import photographs, sources
+from functa.data.prepare import photographs
+from functa.data.prepare.photographs import Photo
+from functa.data.prepare.sources import Report
+from functa.runtime.errors import UserError
 
 _TAR = re.compile(r"[^.].*\.tar", re.IGNORECASE)
-_END = 512  # bytes of the empty block behind the last file of a tar
+_BLOCK = 512  # bytes; an empty block ends a tar
 
 
 class _Member(NamedTuple):
-    """A photograph: path is of folders, tars without their ending, and the file."""
+    """A photograph in a tar; `path` is its folders, inner tars without .tar, and its file name."""
 
     path: tuple[str, ...]
     offset: int
@@ -29,207 +31,166 @@ class _Member(NamedTuple):
 
 
 class _Contents(NamedTuple):
-    """Of a tar: the photographs, and all folders and tars that may hold some."""
+    """Photographs of a tar, and all folders and inner tars, which may be classes."""
 
     members: list[_Member]
     folders: set[tuple[str, ...]]
 
 
-class _Part(io.RawIOBase):
-    """A tar inside a tar, as a file of its own."""
-
-    def __init__(self, file: BinaryIO, offset: int, num_bytes: int):
-        self._file, self._offset, self._num_bytes, self._at = file, offset, num_bytes, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._num_bytes}
-        self._at = start[whence] + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer) -> int:
-        count = max(0, min(len(buffer), self._num_bytes - self._at))
-        read = os.pread(self._file.fileno(), count, self._offset + self._at)
-        buffer[: len(read)] = read
-        self._at += len(read)
-        return len(read)
-
-
-def listing(
-    paths: Sequence[str], report: sources.Report, *, labels: str | None
-) -> list[photographs.Photo]:
+def list_photos(paths: Sequence[str], report: Report, *, labels: str | None) -> list[Photo]:
     """Photographs of one or more tars.
 
-    A photograph lies in a folder, or in a tar inside the tar, that is named as its class. The
-    split is the name of a folder above, or else a word of the tar's own name
-    (ILSVRC2012_img_train.tar), or else none.
+    The class of a photograph is the name of its folder, or of the tar inside the tar that holds it.
+    Its split is the name of a folder above, or else a word in the name of the tar
+    (ILSVRC2012_img_train.tar), or else "".
 
     Args:
-      labels: a text file for the one tar without class folders (ILSVRC2012_img_val.tar); see
-        `read_labels`.
+      labels: text file with the classes of the one tar without class folders
+        (ILSVRC2012_img_val.tar); see `read_labels`.
     Raises:
-      ValueError: `labels` do not fit, or folders from which no class can be told.
-      sources.UnusableSourceError: a tar is cut off or is none.
+      UserError: `labels` do not match, or the folders do not tell the classes.
+      DataError: a file is truncated or not a tar.
     """
-    found = {}
+    contents = {}
     for path in paths:
-        report.found(path, "looking for the images in it")
+        report.info(path, "reading the list of its files")
         try:
-            found[path] = _contents(path, report)
+            contents[path] = _read_contents(path, report)
         except (OSError, tarfile.TarError, ValueError) as error:
-            report.damaged(path, f"not a whole tar: {error}")
-    report.refuse_damage()
-    flat = [path for path, held in found.items() if len({m.path[:-1] for m in held.members}) == 1]
-    # A tar of one class has one folder too.
-    flat = [path for path in flat if len(found[path].members[0].path) == 1] or flat
+            report.add_problem(path, f"not a complete tar: {error}")
+    report.raise_problems()
+    flat = [path for path in paths if len({m.path[:-1] for m in contents[path].members}) == 1]
+    # A tar of one class has a single folder too.
+    flat = [path for path in flat if len(contents[path].members[0].path) == 1] or flat
     if labels is not None and len(flat) != 1:
-        raise ValueError(
-            f"--labels is for the one tar without class folders; there are {len(flat)} such"
-        )
-    photos: list[photographs.Photo] = []
-    for path, held in found.items():
+        raise UserError(f"--labels is for one tar without class folders, but {len(flat)} are given")
+    photos: list[Photo] = []
+    for path, content in contents.items():
         if labels is not None and path in flat:
-            photos += _labelled(path, held.members, read_labels(labels, held.members), report)
+            classes = read_labels(labels, content.members)
+            photos += [
+                _photo(path, member, member.path[:-1], classes[member.path[-1]])
+                for member in content.members
+            ]
+            count = len(set(classes.values()))
+            report.info(path, f"{len(content.members):,} images of {count:,} classes")
         else:
-            photos += _in_classes(path, held, report)
+            photos += _photos_in_classes(path, content, report)
     return photos
 
 
-def read_labels(path: str, members: Sequence[_Member]) -> dict[str, str]:
-    """File name -> class, from a text file of one line a photograph: `FILE CLASS`, or `CLASS` alone
-    in the order of the sorted file names.
+def read_labels(path: str, members: Sequence[_Member]) -> Mapping[str, str]:
+    """{file name: class} from a text file.
+
+    It has one line per photograph: either all `FILE CLASS`, or all `CLASS`, in the order of the
+    sorted file names.
 
     Raises:
-      ValueError: not one line for each, or bare numbers in their order: those of ImageNet's
-        ILSVRC2012_validation_ground_truth.txt count the classes in an order of their own, which
-        is written in the kit's meta.mat and is not that of the names.
+      UserError: another number of lines, or numbers instead of names. The numbers in ImageNet's
+        ILSVRC2012_validation_ground_truth.txt follow meta.mat, not the order of the names.
     """
     lines = [line.split() for line in epath.Path(path).read_text().splitlines() if line.strip()]
     names = sorted(member.path[-1] for member in members)
     if len(lines) != len(names):
-        raise ValueError(f"{path} has {len(lines):,} labels for {len(names):,} images")
+        raise UserError(f"{path} has {len(lines):,} labels for {len(names):,} images")
     widths = {len(line) for line in lines}
-    if widths not in ({1}, {2}):
-        raise ValueError(f"{path}: each line must be CLASS, or each FILE CLASS")
-    if widths == {1} and all(line[0].isdecimal() for line in lines):
-        raise ValueError(
-            f"{path} holds numbers such as {lines[0][0]}, which are no names of classes. Those of "
-            "ILSVRC2012_validation_ground_truth.txt follow the kit's meta.mat, not the order of "
-            "the names; bring the names (n01440764 ...), a line each, or lines of FILE CLASS"
+    if widths == {2}:
+        classes = dict(lines)
+        missing = [name for name in names if name not in classes]
+        if missing:
+            raise UserError(f"{path} has no line for {len(missing)} images, such as {missing[0]}")
+        return classes
+    if widths != {1}:
+        raise UserError(f"{path}: every line must be CLASS, or every line FILE CLASS")
+    if all(line[0].isdecimal() for line in lines):
+        raise UserError(
+            f"{path} holds numbers such as {lines[0][0]} instead of class names. The numbers of"
+            " ILSVRC2012_validation_ground_truth.txt follow meta.mat of the development kit, not"
+            " the order of the names; write the names (n01440764 ...) or lines of FILE CLASS"
         )
-    if widths == {1}:
-        return {name: line[0] for name, line in zip(names, lines, strict=True)}
-    classes = {line[0]: line[1] for line in lines}
-    unknown = [name for name in names if name not in classes]
-    if unknown:
-        raise ValueError(f"{path} has no line for {len(unknown)} images, such as {unknown[0]}")
-    return classes
+    return {name: line[0] for name, line in zip(names, lines, strict=True)}
 
 
-def _contents(path: str, report: sources.Report) -> _Contents:
-    held = _Contents([], set())
+def _read_contents(path: str, report: Report) -> _Contents:
+    contents = _Contents([], set())
     with open(path, "rb") as file:
-        _walk(file, (), os.path.basename(path), held, report)
-    if not held.members:
-        report.damaged(path, "no PNG or JPEG in it")
-    return held
+        size = os.fstat(file.fileno()).st_size
+        _walk(file, (), os.path.basename(path), contents, report, end=size)
+    if not contents.members:
+        report.add_problem(path, "no PNG or JPEG")
+    return contents
 
 
 def _walk(
-    file: BinaryIO, above: tuple[str, ...], shown: str, held: _Contents, report: sources.Report
+    file: BinaryIO,
+    prefix: tuple[str, ...],
+    name: str,
+    contents: _Contents,
+    report: Report,
+    *,
+    end: int,
 ) -> None:
-    """Adds what an open tar holds; offsets count from the beginning of `file`."""
-    others = []
+    """Adds the files of the tar that starts at the position of `file` and ends before `end`."""
+    num_ignored = 0
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
-            # A million of them would take gigabytes.
-            tar.members = []  # type: ignore[attr-defined]
+            tar.members = []  # type: ignore[attr-defined] # a million of them would take gigabytes
             inside = tuple(part for part in member.name.split("/") if part not in ("", "."))
-            name = inside[-1] if inside else ""
+            file_name = inside[-1] if inside else ""
             if member.isdir():
-                if inside:  # "." is no class
-                    held.folders.add(above + inside)
-            elif member.isreg() and photographs.NAME.fullmatch(name):
-                held.members.append(_Member(above + inside, member.offset_data, member.size))
-            elif member.isreg() and _TAR.fullmatch(name) and not above:
-                folders = (*inside[:-1], name[: -len(".tar")])
-                held.folders.add(folders)
-                first = len(held.members)
-                part = io.BufferedReader(_Part(file, member.offset_data, member.size))
-                try:
-                    _walk(part, folders, f"{shown}/{name}", held, report)
-                except tarfile.TarError as error:
-                    raise ValueError(f"{shown}/{name}: {error}") from error
-                held.members[first:] = [
-                    each._replace(offset=member.offset_data + each.offset)
-                    for each in held.members[first:]
-                ]
+                if inside:  # not "."
+                    contents.folders.add(prefix + inside)
+            elif member.isreg() and photographs.NAME.fullmatch(file_name):
+                contents.members.append(_Member(prefix + inside, member.offset_data, member.size))
+            elif member.isreg() and _TAR.fullmatch(file_name) and not prefix:
+                folder = (*inside[:-1], file_name[: -len(".tar")])
+                contents.folders.add(folder)
+                file.seek(member.offset_data)
+                inner_end = member.offset_data + member.size
+                _walk(file, folder, f"{name}/{file_name}", contents, report, end=inner_end)
             else:
-                others.append("/".join(inside))
-        # tarfile takes a damaged header for the end.
+                num_ignored += 1
+        # tarfile takes a damaged header for the end of the tar.
         file.seek(tar.offset)
-        if file.read(_END) != bytes(_END):
-            raise ValueError(f"{shown} breaks off after {tar.offset:,} bytes")
-    if others:
-        report.found(shown, photographs.not_read(others))
+        if tar.offset + _BLOCK > end or file.read(_BLOCK) != bytes(_BLOCK):
+            raise ValueError(f"{name} is truncated or damaged at byte {tar.offset:,}")
+    if num_ignored:
+        report.info(name, f"{num_ignored:,} files that are not PNG or JPEG are ignored")
 
 
-def _labelled(
-    path: str, members: Sequence[_Member], classes: Mapping[str, str], report: sources.Report
-) -> list[photographs.Photo]:
-    photos = [
-        _photo(path, member, folders=member.path[:-1], class_name=classes[member.path[-1]])
-        for member in members
-    ]
-    report.found(path, f"{len(photos):,} images of {len(set(classes.values())):,} classes")
-    return photos
-
-
-def _in_classes(path: str, held: _Contents, report: sources.Report) -> list[photographs.Photo]:
-    """The members of a tar with their splits and classes, and a line for each class."""
-    by_depth = sorted((member.path for member in held.members), key=len)
+def _photos_in_classes(path: str, contents: _Contents, report: Report) -> list[Photo]:
+    """Photographs of a tar with class folders; reports every class."""
+    by_depth = sorted((member.path for member in contents.members), key=len)
     shallow, deep = by_depth[0], by_depth[-1]
-    if len(shallow) < 2 and len(deep) < 2:
-        raise ValueError(f"{path}: {shallow[0]} lies in no class folder; bring --labels=FILE")
+    if len(deep) < 2:
+        raise UserError(f"{path}: {shallow[0]} is in no class folder; set --labels=FILE")
     if len(shallow) != len(deep):
-        raise ValueError(
-            f"{path}: which folders are classes? {'/'.join(shallow)} and {'/'.join(deep)} do not "
-            "lie equally deep"
+        raise UserError(
+            f"{path}: {'/'.join(shallow)} and {'/'.join(deep)} are not equally deep, so that the"
+            " class folders are unknown"
         )
-    photos = []
-    counts: collections.Counter[tuple[str, ...]] = collections.Counter()
-    for member in held.members:
-        *folders, class_name, _ = member.path
-        photos.append(_photo(path, member, folders=folders, class_name=class_name))
-        counts[member.path[:-1]] += 1
-    beside = {folder[:-1] for folder in counts}
-    for folder in sorted(held.folders | set(counts)):
-        if folder in counts or folder[:-1] in beside:
-            shown = "/".join((os.path.basename(path), *folder))
-            photographs.tell(shown, counts[folder], [], report)
+    photos = [
+        _photo(path, member, member.path[:-2], member.path[-2]) for member in contents.members
+    ]
+    counts = collections.Counter(member.path[:-1] for member in contents.members)
+    parents = {folder[:-1] for folder in counts}
+    for folder in sorted(contents.folders | set(counts)):
+        if folder[:-1] in parents:
+            place = "/".join((os.path.basename(path), *folder))
+            photographs.report_class(place, counts[folder], 0, report)
     places: dict[tuple[str, str], str] = {}
     for photo in photos:
         place = os.path.dirname(photo.name)
-        if places.setdefault((photo.split, photo.class_name), place) != place:
-            other = places[photo.split, photo.class_name]
-            raise ValueError(f"{path}: class {photo.class_name} lies in {other} and in {place}")
+        other = places.setdefault((photo.split, photo.class_name), place)
+        if other != place:
+            raise UserError(f"{path}: class {photo.class_name} is both {other} and {place}")
     return photos
 
 
-def _photo(
-    path: str, member: _Member, *, folders: Sequence[str], class_name: str
-) -> photographs.Photo:
-    """folders: those in which the split may be named."""
+def _photo(path: str, member: _Member, folders: Sequence[str], class_name: str) -> Photo:
+    """A photograph whose split may be the name of one of `folders`."""
     tar = os.path.basename(path)
     words = [*reversed(folders), *re.findall("[a-z]+", tar.lower())]
     split = next((photographs.SPLITS[word] for word in words if word in photographs.SPLITS), "")
     name = "/".join((tar, *member.path))
-    return photographs.Photo(split, class_name, name, path, member.offset, member.num_bytes)
+    return Photo(split, class_name, name, path, member.offset, member.num_bytes)

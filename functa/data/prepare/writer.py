@@ -1,225 +1,305 @@
-"""Writing images as a TFDS data set, shard by shard, so that a killed writer loses little.
+"""Writes an image set as a TFDS data set, shard by shard, and resumes after a kill.
 
-    DATA_DIR/NAME/1.0.0.lock                          held while a program is at work
-                  1.0.0.unfinished/plan.json          what the set is made from
-                                   parts/SHARD.json   what a finished shard holds
-                                   set/SHARD          the shards, and at last the metadata
-                  1.0.0                               `set`, renamed when all is complete
+    DATA_DIR/NAME/1.0.0.lock                                      held while a program is writing
+                  1.0.0.unfinished/shard_summaries/SHARD.json     see data/sharded_writer.py
+                                   set/SHARD                      shards, at the end the metadata
+                  1.0.0                                           `set`, renamed when complete
 
-A shard is a range of the plan: of a split's images in their order, the damaged ones included, which
-are then left out. So each can be made by itself, every image is read once, and what was killed goes
-on to the same bytes.
+A shard is a range of a split's images in their order. Damaged images belong to the range but are
+not written. So every image is read once, and a resumed run writes the same bytes.
 """
 
+import collections
 import contextlib
-import errno
 import functools
 import importlib.metadata
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent import futures
+from typing import Any
 
+import tensorflow_datasets as tfds
 from etils import epath
+from tensorflow_datasets.proto import tf_example_pb2
 
-from functa.data.prepare import shards as image_shards
-from functa.data.prepare import sources, tfds_metadata
+from functa.data import image_records, sharded_writer
+from functa.data.prepare.sources import EncodedImage, Report, SourceDataset
 from functa.data.read_timeout import ordered_results
-from functa.runtime import config, storage
+from functa.data.sharded_writer import Shard, ShardedSet, ShardWriter, Summary
+from functa.runtime import storage
+from functa.runtime.digests import json_digest
+from functa.runtime.errors import DataError, UserError
 
-_AHEAD = 4  # images for each thread, held in memory until it is their turn to be written
-_MADE_BY = ("array_record", "pillow")  # another version may write other bytes
-_PLAN = {
-    "source": "source or arguments",
-    "splits": "number of images or shards",
-    "made_by": f"version of {' or '.join(_MADE_BY)}",
-}
+# Of a shard or split: "formats", number of images by "JPEG RGB" and the like; "labels", number of
+# images by label; "sizes", the (height, width) that occur; "damaged", (name, reason) of images left out.
+Statistics = dict[str, Any]
+
+VERSION = "1.0.0"
+DAMAGED = "damaged.txt"
+_PACKAGES = ("array_record", "pillow")  # other versions may write other bytes
+_SHARD_BYTES = 256 * 2**20
+_QUEUED = 4  # images per thread that may wait in memory for their turn to be written
 
 
-class IncompleteWriteError(OSError):
-    """Writing has failed, and finished shards are kept: the same command goes on."""
-
-
-def refuse_existing(name: str, data_dir: epath.Path) -> None:
-    """Raises FileExistsError if the data set is there."""
-    target, folder = _places(name, data_dir)
+def require_absent(name: str, data_dir: epath.Path) -> None:
+    """Raises UserError if the data set exists."""
+    target = _target(name, data_dir)
     if not target.exists():
         return
-    # A run that was killed when all was done but to remove this.
-    if not (folder / image_shards.SET).exists():
-        shutil.rmtree(folder, ignore_errors=True)
-    raise FileExistsError(
-        f"{target} exists and is left as it is; delete it first, or choose another NAME or "
-        "--data_dir"
-    )
+    unfinished = unfinished_folder(name, data_dir)
+    if not (unfinished / "set").exists():  # left by a run that was killed after the rename
+        shutil.rmtree(unfinished, ignore_errors=True)
+    raise UserError(f"{target} exists; delete it first, or choose another NAME or --data-dir")
 
 
 def write(
-    archive: sources.Archive,
-    *,
-    name: str,
-    data_dir: epath.Path,
-    jobs: int,
-    report: sources.Report,
-) -> dict[str, tfds_metadata.Contents]:
-    """Writes DATA_DIR/NAME/1.0.0, or goes on with it; the same archive always gives the same bytes.
+    dataset: SourceDataset, *, name: str, data_dir: epath.Path, jobs: int, report: Report
+) -> dict[str, Statistics]:
+    """Writes DATA_DIR/NAME/1.0.0, or resumes writing it. Equal sources give equal bytes.
 
     Args:
-      jobs: threads that read and check images.
+      jobs: number of threads that read and check images.
     Returns:
-      What each split holds, and what was left out of it.
+      Statistics of every split.
     Raises:
-      FileExistsError: the data set is there.
-      ValueError: another program is at work on it, it was begun from something else, or no image
-        of a split is whole.
-      IncompleteWriteError: it cannot be written, such as on a full disk; some shards are.
-      OSError, RuntimeError: it cannot be written, and nothing is.
+      UserError: the data set exists, another program is writing it, an earlier run began it from
+        another source, or a split has no intact image.
+      OSError, RuntimeError: it cannot be written, for example because the disk is full. If a shard
+        is finished, `unfinished_folder` keeps it.
     """
-    target, folder = _places(name, data_dir)
+    target, folder = _target(name, data_dir), unfinished_folder(name, data_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock = target.parent / f"{target.name}.lock"
+    lock = target.parent / f"{VERSION}.lock"
     with storage.locked(lock):
         try:
-            refuse_existing(name, data_dir)  # another program may just have made it
-            shards = image_shards.plan_shards(archive, name)
-            with _keeping(folder):
-                _agree(folder, archive, shards)
-                parts = _all_parts(folder, archive, shards, jobs=jobs, report=report)
-                splits = {
-                    split: tfds_metadata.together(
-                        [p.contents for p in parts if p.shard.split == split]
-                    )
-                    for split in archive.splits
-                }
-                tfds_metadata.write_metadata(folder / image_shards.SET, archive, splits)
-                (folder / image_shards.SET).rename(target)
+            require_absent(name, data_dir)  # another program may have finished it
+            sharded_set = _sharded_set(folder, dataset, name)
+            try:
+                _prepare_folder(sharded_set)
+                statistics = _write_set(sharded_set, dataset, jobs=jobs, report=report)
+            except BaseException as error:
+                if isinstance(error, DataError) or not list(_summary_files(sharded_set)):
+                    shutil.rmtree(folder, ignore_errors=True)  # nothing to resume from
+                raise
+            sharded_set.directory.rename(target)
             shutil.rmtree(folder, ignore_errors=True)
         finally:
             lock.unlink(missing_ok=True)
-    return splits
+    return statistics
 
 
-def _places(name: str, data_dir: epath.Path) -> tuple[epath.Path, epath.Path]:
-    target = data_dir / name / tfds_metadata.VERSION
-    return target, target.parent / f"{target.name}.unfinished"
+def unfinished_folder(name: str, data_dir: epath.Path) -> epath.Path:
+    """Folder of the shards of a data set that is not complete."""
+    return data_dir / name / f"{VERSION}.unfinished"
 
 
-def _agree(
-    folder: epath.Path, archive: sources.Archive, shards: Sequence[image_shards.Shard]
-) -> None:
-    """Writes the plan, or compares it with that of an earlier run."""
-    plan = {
-        "source": archive.digest,
-        "splits": {
-            split: [len(content.labels), sum(shard.split == split for shard in shards)]
-            for split, content in archive.splits.items()
-        },
-        "made_by": {package: importlib.metadata.version(package) for package in _MADE_BY},
-    }
-    file = folder / "plan.json"
-    if not _has_parts(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-    else:
-        held = json.loads(file.read_text())
-        others = [what for key, what in _PLAN.items() if held.get(key) != plan[key]]
-        if others:
-            raise ValueError(
-                f"{folder} was begun with another {', another '.join(others)}. Give the same "
-                "command as then to go on, or delete the folder"
-            )
-    for place in (folder, folder / image_shards.SET, folder / image_shards.PARTS):
-        place.mkdir(parents=True, exist_ok=True)
-    config.write_json(file, plan)
+def _target(name: str, data_dir: epath.Path) -> epath.Path:
+    return data_dir / name / VERSION
 
 
-def _has_parts(folder: epath.Path) -> bool:
-    return any((folder / image_shards.PARTS).glob("*.json"))
-
-
-@contextlib.contextmanager
-def _keeping(folder: epath.Path) -> Iterator[None]:
-    """Removes the folder after a failure that leaves nothing to go on with."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, sources.UnusableSourceError) or not _has_parts(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        if isinstance(error, OSError | RuntimeError):
-            raise IncompleteWriteError(f"{error}. {folder} keeps what is finished") from error
-        raise
-
-
-def _all_parts(
-    folder: epath.Path,
-    archive: sources.Archive,
-    shards: Sequence[image_shards.Shard],
-    *,
-    jobs: int,
-    report: sources.Report,
-) -> list[image_shards.Part]:
-    """In the order of `shards`, those that stand finished and those that are made now."""
-    with futures.ThreadPoolExecutor(jobs) as pool:
-        found = pool.map(functools.partial(image_shards.finished, folder), shards)
-        parts = {shard: part for shard, part in zip(shards, found, strict=True) if part}
-    for part in parts.values():
-        _tell(part, "finished earlier", report)
-    missing = [shard for shard in shards if shard not in parts]
-    _require_space(folder, missing)
-    for part, seconds in _make(folder, archive, missing, jobs=jobs):
-        shard = part.shard
-        _tell(part, f"{(shard.stop - shard.start) / seconds:,.0f} images/s", report)
-        parts[shard] = part
-    return [parts[shard] for shard in shards]
-
-
-def _tell(part: image_shards.Part, how: str, report: sources.Report) -> None:
-    for name, reason in part.contents.damaged:
-        report.found(name, f"left out: {reason}")
-    report.found(part.shard.file, f"{part.contents.lengths[0]:,} images, {how}")
-
-
-def _require_space(folder: epath.Path, shards: Sequence[image_shards.Shard]) -> None:
-    needed, free = sum(shard.num_bytes for shard in shards), shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"{len(shards)} shards need about {needed:,} bytes, {free:,} are free; make room or "
-            "choose another --data_dir",
-            str(folder),
+def _sharded_set(folder: epath.Path, dataset: SourceDataset, name: str) -> ShardedSet:
+    shards: list[Shard] = []
+    for split, source in dataset.splits.items():
+        count = max(1, -(-source.num_bytes // _SHARD_BYTES))
+        shards += sharded_writer.plan_shards(
+            name,
+            split,
+            num_records=len(source.labels),
+            records_per_shard=-(-len(source.labels) // count),
+            record_bytes=source.num_bytes / len(source.labels),
         )
+    versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
+    return ShardedSet(
+        directory=folder / "set",
+        summaries=folder / "shard_summaries",
+        shards=shards,
+        spec_digest=json_digest([dataset.digest, [shard[:4] for shard in shards], versions]),
+        options="group_size:1,uncompressed",  # PNG and JPEG do not shrink further
+    )
 
 
-def _make(
-    folder: epath.Path,
-    archive: sources.Archive,
-    shards: Sequence[image_shards.Shard],
-    *,
-    jobs: int,
-) -> Iterator[tuple[image_shards.Part, float]]:
-    """Parts, and the seconds in which each was written.
+def _summary_files(sharded_set: ShardedSet) -> Iterator[epath.Path]:
+    return sharded_set.summaries.glob("*.json")
 
-    By threads, since reading, decoding and hashing let go of the interpreter; while a shard is hashed the next is
-    made.
+
+def _prepare_folder(sharded_set: ShardedSet) -> None:
+    """Empties the folder, unless an earlier run has finished shards of the same source.
+
+    Raises:
+      UserError: it has finished shards of another source.
+    """
+    folder = sharded_set.directory.parent
+    digests = set()
+    for file in _summary_files(sharded_set):
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged summary
+            digests.add(json.loads(file.read_text())["spec_digest"])
+    if digests - {sharded_set.spec_digest}:
+        raise UserError(
+            f"{folder} was begun from another source, with other arguments or with other versions"
+            f" of {' and '.join(_PACKAGES)}. Repeat the command that began it to resume, or delete"
+            " the folder"
+        )
+    if not digests:
+        shutil.rmtree(folder, ignore_errors=True)
+    sharded_set.directory.mkdir(parents=True, exist_ok=True)
+
+
+def _write_set(
+    sharded_set: ShardedSet, dataset: SourceDataset, *, jobs: int, report: Report
+) -> dict[str, Statistics]:
+    """Writes the missing shards and the metadata."""
+    summaries = sharded_set.finished(sharded_set.shards, compare_digests=True)
+    for summary in summaries.values():
+        _report_shard(summary, "written by an earlier run", report)
+    missing = [shard for shard in sharded_set.shards if shard not in summaries]
+    sharded_set.require_space(missing)
+    for shard, summary, seconds in _write_shards(sharded_set, dataset, missing, jobs=jobs):
+        _report_shard(summary, f"{shard.num_records / seconds:,.0f} images/s", report)
+        summaries[shard] = summary
+    parts = {
+        split: [summaries[shard] for shard in sharded_set.shards if shard.split == split]
+        for split in dataset.splits
+    }
+    statistics = {
+        split: _merge([summary["statistics"] for summary in part]) for split, part in parts.items()
+    }
+    empty = [split for split in statistics if not statistics[split]["formats"]]
+    if empty:
+        raise DataError([f"the split {split} has no intact image" for split in empty])
+    entries = {split: [summary["shard"] for summary in part] for split, part in parts.items()}
+    _write_metadata(sharded_set.directory, dataset, entries, _merge(list(statistics.values())))
+    return statistics
+
+
+def _statistics(images: Sequence[EncodedImage], labels: Sequence[int]) -> Statistics:
+    """Statistics of the images of a shard, of which not more than two sizes are kept."""
+    intact = [k for k, image in enumerate(images) if not image.damage]
+    return {
+        "formats": collections.Counter(images[k].format for k in intact),
+        "labels": collections.Counter(str(labels[k]) for k in intact),  # keys of JSON are text
+        "sizes": sorted({images[k].size for k in intact})[:2],
+        "damaged": [(image.name, image.damage) for image in images if image.damage],
+    }
+
+
+def _merge(parts: Sequence[Statistics]) -> Statistics:
+    """Statistics of several shards together."""
+    merged: Statistics = {"formats": collections.Counter(), "labels": collections.Counter()}
+    for part in parts:
+        merged["formats"].update(part["formats"])
+        merged["labels"].update(part["labels"])
+    sizes = {(height, width) for part in parts for height, width in part["sizes"]}
+    damaged = [damage for part in parts for damage in part["damaged"]]
+    return merged | {"sizes": sorted(sizes)[:2], "damaged": damaged}
+
+
+def describe(statistics: Statistics, num_classes: int) -> str:
+    """One line about a split."""
+    counts = [statistics["labels"][str(label)] for label in range(num_classes)]
+    formats = ", ".join(f"{n:,} {name}" for name, n in sorted(statistics["formats"].items()))
+    return (
+        f"{sum(counts):,} images, {min(counts)} to {max(counts)} of each of {num_classes} classes;"
+        f" {formats}"
+    )
+
+
+def _report_shard(summary: Summary, text: str, report: Report) -> None:
+    for name, reason in summary["statistics"]["damaged"]:
+        report.info(name, f"left out: {reason}")
+    entry = summary["shard"]
+    report.info(entry["file"], f"{entry['records']:,} images, {text}")
+
+
+def _write_shards(
+    sharded_set: ShardedSet, dataset: SourceDataset, shards: Sequence[Shard], *, jobs: int
+) -> Iterator[tuple[Shard, Summary, float]]:
+    """Shards, their summaries and the seconds that each took.
+
+    Threads read, decode and hash, since all of these release the interpreter lock. A shard is
+    hashed while the next one is written.
     """
     reads = (
-        functools.partial(archive.splits[shard.split].read, k)
+        functools.partial(dataset.splits[shard.split].read, index)
         for shard in shards
-        for k in range(shard.start, shard.stop)
+        for index in range(shard.start, shard.stop)
     )
     with futures.ThreadPoolExecutor(1) as finisher, futures.ThreadPoolExecutor(jobs) as pool:
-        samples = ordered_results(pool, reads, jobs * _AHEAD)
-        finishing: tuple[futures.Future[image_shards.Part], float] | None = None
+        images = ordered_results(pool, reads, jobs * _QUEUED)
+        hashing: tuple[Shard, futures.Future[Summary], float] | None = None
         for shard in shards:
-            labels = archive.splits[shard.split].labels[shard.start : shard.stop]
             begin = time.monotonic()
-            # Labels first: zip would take one sample too many before it sees the end of them.
-            held = image_shards.write(folder, shard, zip(labels.tolist(), samples, strict=False))
+            writer, statistics = _write_images(sharded_set, shard, dataset, images)
             seconds = time.monotonic() - begin
-            if finishing is not None:
-                yield finishing[0].result(), finishing[1]
-            part = image_shards.Part(shard, held)
-            finishing = finisher.submit(image_shards.finish, folder, part), seconds
-        if finishing is not None:
-            yield finishing[0].result(), finishing[1]
+            if hashing is not None:
+                yield hashing[0], hashing[1].result(), hashing[2]
+            hashing = shard, finisher.submit(writer.finish, {"statistics": statistics}), seconds
+        if hashing is not None:
+            yield hashing[0], hashing[1].result(), hashing[2]
+
+
+def _write_images(
+    sharded_set: ShardedSet, shard: Shard, dataset: SourceDataset, images: Iterator[EncodedImage]
+) -> tuple[ShardWriter, Statistics]:
+    """Writes the next images to a shard, which remains to be finished."""
+    labels = dataset.splits[shard.split].labels[shard.start : shard.stop].tolist()
+    read: list[EncodedImage] = []
+    writer = ShardWriter(sharded_set, shard)
+    try:
+        # Labels first: zip must not take an image beyond the last label.
+        for label, image in zip(labels, images, strict=False):
+            if not image.damage:
+                writer.write([record(image.data, label)])
+            read.append(image._replace(data=b""))
+    except BaseException:
+        writer.abort()
+        raise
+    return writer, _statistics(read, labels)
+
+
+def record(data: bytes, label: int) -> bytes:
+    """The tf.train.Example of an image and its label, as TFDS reads it.
+
+    TFDS's own serializer does not fix the order of the two features.
+    """
+    example = tf_example_pb2.Example()
+    example.features.feature["image"].bytes_list.value.append(data)
+    example.features.feature["label"].int64_list.value.append(label)
+    return example.SerializeToString(deterministic=True)
+
+
+def _write_metadata(
+    directory: epath.Path,
+    dataset: SourceDataset,
+    entries: dict[str, list[Summary]],
+    statistics: Statistics,
+) -> None:
+    """Writes TFDS's metadata and DAMAGED, then checks the files against the metadata."""
+    formats, modes = zip(*(name.split() for name in statistics["formats"]), strict=True)
+    sizes = statistics["sizes"]
+    height, width = sizes[0] if len(sizes) == 1 else (None, None)
+    image = tfds.features.Image(
+        shape=(height, width, 1 if set(modes) <= {"1", "L"} else 3),
+        encoding_format=formats[0].lower() if len(set(formats)) == 1 else None,
+    )
+    names = list(dataset.class_names) or None
+    label = tfds.features.ClassLabel(
+        names=names, num_classes=None if names else dataset.num_classes
+    )
+    sharded_writer.write_tfds_metadata(
+        directory,
+        features=tfds.features.FeaturesDict({"image": image, "label": label}),
+        shards=entries,
+        version=VERSION,
+    )
+    if statistics["damaged"]:
+        text = "".join(f"{name}: {reason}\n" for name, reason in statistics["damaged"])
+        (directory / DAMAGED).write_bytes(os.fsencode(text))  # file names need not be UTF-8
+    builder = tfds.builder_from_directory(directory)
+    problems = [
+        problem for split in entries for problem in image_records.validate_files(builder, split)
+    ]
+    if problems:
+        raise OSError("; ".join(problems))

@@ -77,7 +77,7 @@ def test_other_programs_read_bfloat16_without_jax_and_tensorflow(functasets):
 
 @pytest.mark.parametrize("cache", ["host", "none"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_read_returns_the_requested_records_in_order(functasets, dtype, cache):
+def test_read_returns_the_requested_records_ordered_results(functasets, dtype, cache):
     expected = functasets[dtype][1]["train"]
     source = open_source(functasets, dtype, "train", cache)
     assert source.num_examples == 45
@@ -122,7 +122,7 @@ def test_damaged_records_name_their_shard(functaset):
     assert source.read(np.arange(20))["id"].tolist() == list(range(20))
 
 
-def test_another_field_is_refused_and_both_are_named(functasets):
+def test_field_problem_is_refused_and_both_are_named(functasets):
     directory, _ = functasets["float16"]
     other = "sha256:" + "f" * 64
     with pytest.raises(ValueError, match=f"{functaset_sets.DIGEST}.*{other}"):

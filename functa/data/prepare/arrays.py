@@ -1,0 +1,229 @@
+"""Readers of published image arrays: MNIST-style idx files, CIFAR-10 archives and .npz files.
+
+All problems of a source are found before anything is written.
+"""
+
+import functools
+import gzip
+import io
+import math
+import os
+import pickle
+import re
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from functa.data.prepare import sources
+from functa.data.prepare.sources import EncodedImage, Report, SourceDataset, SourceSplit
+
+# train-images-idx3-ubyte.gz, train-images.idx, ... but not the class_to_idx.json of image folders
+IDX_NAME = re.compile(r"idx\d|ubyte|\.idx(\.gz)?$", re.IGNORECASE)
+CIFAR_NAME = re.compile(r"(data_batch_[1-5]|test_batch)(\.bin)?|batches\.meta(\.txt)?")
+_CIFAR_SPLITS = {"train": [f"data_batch_{k}" for k in range(1, 6)], "test": ["test_batch"]}
+_CIFAR_BATCH = 10000  # images in each of the six files
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_UNREADABLE = (EOFError, OSError, ValueError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+
+
+def read_idx(paths: Sequence[epath.Path], report: Report) -> SourceDataset:
+    """Reads four files of unsigned bytes: images and labels of "train" and of "test" or "t10k".
+
+    Raises:
+      DataError: a file is missing, truncated or inconsistent with the others.
+    Source: the format is described on the MNIST page, LeCun et al. 1998.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    names = {path.name for path in paths}
+    for path in paths:
+        if path.suffix == ".gz" and path.stem in names:
+            report.info(path.name, "not read; the uncompressed file is used")
+            continue
+        try:
+            array = _idx_array(path.read_bytes())
+        except _UNREADABLE as error:
+            report.add_problem(path.name, f"not a complete idx file: {error}")
+            continue
+        key = f"{'y' if array.ndim == 1 else 'x'}_{'train' if 'train' in path.name else 'test'}"
+        if key in arrays:
+            report.add_problem(path.name, f"a second file for {key}")
+        arrays[key] = array
+    return _dataset(arrays, class_names=(), report=report)
+
+
+def _idx_array(content: bytes) -> np.ndarray:
+    data = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    if len(data) < 8 or data[:3] != b"\0\0\x08":
+        raise ValueError(f"it starts with {data[:4].hex() or 'nothing'}, not with 000008")
+    start = 4 + 4 * data[3]
+    if len(data) < start:
+        raise ValueError(f"the header is truncated after {len(data)} bytes")
+    shape = struct.unpack(f">{data[3]}I", data[4:start])
+    if len(data) - start != math.prod(shape):
+        raise ValueError(f"the header says {shape}, but {len(data) - start} bytes follow")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def read_cifar(path: epath.Path, report: Report) -> SourceDataset:
+    """Reads CIFAR-10, for Python or binary: the .tar.gz, or the folder with the batches.
+
+    Raises:
+      DataError: a batch is missing or does not hold 10,000 images with labels.
+    Source: Krizhevsky 2009; the layouts are described on the page of the data set.
+    """
+    files = _cifar_files(path, report)
+    suffix = ".bin" if any(name.endswith(".bin") for name in files) else ""
+    batches: dict[str, list[np.ndarray]] = {key: [] for key in _KEYS}
+    for split, names in _CIFAR_SPLITS.items():
+        for name in (f"{name}{suffix}" for name in names):
+            try:
+                images, labels = _cifar_batch(files[name], binary=bool(suffix))
+            except Exception as error:  # a damaged pickle can raise anything
+                report.add_problem(name, _reason(error))
+                continue
+            batches[f"x_{split}"].append(images)
+            batches[f"y_{split}"].append(labels)
+    meta = "batches.meta.txt" if suffix else "batches.meta"
+    class_names: tuple[str, ...] = ()
+    try:
+        content = files[meta]
+        names = content.decode().split() if suffix else _unpickle(content)["label_names"]
+        class_names = tuple(map(str, names))
+    except Exception as error:
+        report.add_problem(meta, _reason(error))
+    arrays = {key: np.concatenate(parts) for key, parts in batches.items() if parts}
+    return _dataset(arrays, class_names=class_names, report=report)
+
+
+def _cifar_files(path: epath.Path, report: Report) -> dict[str, bytes]:
+    """{name: bytes} of the files that can be read."""
+    if path.is_dir():
+        names = [file.name for file in path.iterdir() if CIFAR_NAME.fullmatch(file.name)]
+        return {name: (path / name).read_bytes() for name in names}
+    files: dict[str, bytes] = {}
+    try:
+        with path.open("rb") as stream, tarfile.open(fileobj=stream) as archive:
+            for member in archive:
+                name = os.path.basename(member.name)
+                file = archive.extractfile(member)  # None: a folder
+                if file is not None and CIFAR_NAME.fullmatch(name):
+                    files[name] = file.read()
+    except _UNREADABLE as error:
+        report.add_problem(path.name, f"truncated or damaged after {len(files)} files: {error}")
+    return files
+
+
+def _reason(error: Exception) -> str:
+    return "missing" if isinstance(error, KeyError) else f"damaged: {error}"
+
+
+def _cifar_batch(data: bytes, *, binary: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Images [n, 32, 32, 3] uint8 and labels [n] of one batch file."""
+    if binary:
+        rows = np.frombuffer(data, np.uint8).reshape(-1, 3073)
+        pixels, labels = rows[:, 1:], rows[:, 0]
+    else:
+        batch = _unpickle(data)
+        pixels, labels = np.asarray(batch["data"]), np.asarray(batch["labels"])
+    if pixels.shape != (_CIFAR_BATCH, 3072) or pixels.dtype != np.uint8:
+        raise ValueError(f"{pixels.dtype} {pixels.shape}, not uint8 {(_CIFAR_BATCH, 3072)}")
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
+
+class _Unpickler(pickle.Unpickler):
+    """Loads containers and NumPy arrays only: other pickles can run arbitrary code."""
+
+    _allowed: Mapping[tuple[str, str], Any] = {
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._allowed:
+            raise pickle.UnpicklingError(f"it loads {module}.{name}, which CIFAR-10 never does")
+        return self._allowed[module, name]
+
+
+def _unpickle(data: bytes) -> dict[str, Any]:
+    # latin1 keeps the bytes of arrays, which Python 2 wrote as text.
+    return _Unpickler(io.BytesIO(data), encoding="latin1").load()
+
+
+def read_npz(path: epath.Path, report: Report) -> SourceDataset:
+    """Reads x_train, y_train, x_test, y_test and, if present, label_names.
+
+    Images are [n, h, w] or [n, h, w, c] uint8, labels [n] or [n, 1] integers.
+
+    Raises:
+      DataError: an array is missing or inconsistent, or the file is truncated.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    class_names: tuple[str, ...] = ()
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            arrays = {key: content[key] for key in _KEYS if key in content}
+            if "label_names" in content:
+                class_names = tuple(map(str, content["label_names"]))
+    except _UNREADABLE as error:
+        report.add_problem(path.name, f"truncated or damaged: {error}")
+    return _dataset(arrays, class_names=class_names, report=report)
+
+
+def _dataset(
+    arrays: dict[str, np.ndarray], *, class_names: tuple[str, ...], report: Report
+) -> SourceDataset:
+    """Checks the four arrays against each other; images are stored as PNG."""
+    report.raise_problems()
+    for key in _KEYS:
+        if key not in arrays:
+            report.add_problem(key, "missing")
+    report.raise_problems()
+    num_classes = len(class_names) or int(arrays["y_train"].max(initial=0)) + 1
+    splits = {}
+    chunks: list[bytes | memoryview] = list(map(str.encode, class_names))
+    image_shape: tuple[int, ...] = ()
+    for split in ("train", "test"):
+        images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        images = images[..., None] if images.ndim == 3 else images
+        labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+        image_shape = image_shape or images.shape[1:]
+        problem = _array_problem(images, labels, num_classes)
+        if not problem and images.shape[1:] != image_shape:
+            problem = f"images have shape {images.shape[1:]}, those of train {image_shape}"
+        if problem:
+            report.add_problem(f"{split} split", problem)
+            continue
+        labels = labels.astype(np.int64)
+        splits[split] = SourceSplit(labels, functools.partial(_png, split, images), images.nbytes)
+        chunks += [str(images.shape).encode(), np.ascontiguousarray(images).data, labels.data]
+    report.raise_problems()
+    return SourceDataset(splits, class_names, num_classes, sources.digest(chunks))
+
+
+def _array_problem(images: np.ndarray, labels: np.ndarray, num_classes: int) -> str:
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3):
+        return f"images {images.dtype} {images.shape}, not uint8 [n, h, w] or [n, h, w, 1 or 3]"
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        return f"labels {labels.dtype} {labels.shape}, not integers [n]"
+    if len(labels) != len(images) or not len(labels):
+        return f"{len(images)} images, but {len(labels)} labels"
+    if labels.min() < 0 or labels.max() >= num_classes:
+        return f"labels {labels.min()} to {labels.max()}, but {num_classes} classes"
+    return ""
+
+
+def _png(split: str, images: np.ndarray, index: int) -> EncodedImage:
+    pixels = images[index, ..., 0] if images.shape[3] == 1 else images[index]
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    size = (image.height, image.width)
+    return EncodedImage(f"{split} {index}", data.getvalue(), f"PNG {image.mode}", size, damage="")
