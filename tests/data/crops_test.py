@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from functa.data import crops
-from tests.data.prepare.photographs_test import png_of_16_bits
+from tests.support.image_sources import png_of_16_bits
 
 
 def save(path, array):

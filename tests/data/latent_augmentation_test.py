@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from functa.data.latent_augmentation import make_augment, mixup
-from functa.plan import xla_stats
+from functa.plan.compiled import collectives
 from functa.runtime import mesh as mesh_lib
 
 SHAPE = (4, 6, 3)
@@ -93,7 +93,7 @@ def test_sharded_batches_need_no_communication():
     function = jax.jit(function, out_shardings=mesh_lib.batched(mesh))
     sharded = mesh_lib.to_devices(mesh, {"latents": latents})["latents"]
     compiled = function.lower(sharded, jax.random.key(0)).compile()
-    assert not xla_stats.collectives(compiled)
+    assert not collectives(compiled)
     actual = compiled(sharded, jax.random.key(0))
     np.testing.assert_allclose(actual, augment(latents, **ON), atol=1e-6)
 
