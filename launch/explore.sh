@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Opens a page on this machine to explore a run: its functaset, its field at any resolution, its generator.
+# Serves a local page to explore a run: its functaset, its field at any resolution, its generator.
 #
-#   launch/explore.sh runs/digits [--port N] [--data_dir DIR]
+#   launch/explore.sh runs/digits [--port N] [--data-dir DIR]
 #
-# Makes .venv where it is missing, with what serves the page. Only programs on this machine can connect (127.0.0.1).
-# Without --port, the first free port from 6106 on; the address is printed when the page is there. It ends with Ctrl-C.
+# Creates .venv with the extra `explore` if needed. Only programs on this machine can connect (127.0.0.1). The default
+# port is the first free one from 6106 on; the address is printed when the page is ready. Ctrl-C ends it.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=arguments.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/arguments.sh"
 
-usage="usage: launch/explore.sh RUN [--port N] [--data_dir DIR]; RUN is the folder of a run, such as runs/digits"
+usage="usage: launch/explore.sh RUN [--port N] [--data-dir DIR]; RUN is the folder of a run, such as runs/digits"
 run=
 passed=()
 while [ $# -gt 0 ]; do
@@ -21,12 +21,12 @@ while [ $# -gt 0 ]; do
       printf '%s\n' "$usage"
       exit 0
       ;;
-    --port | --data_dir)
+    --port | --data-dir)
       [ $# -gt 0 ] || refuse "$argument needs a value; $usage"
       passed+=("$argument=$1")
       shift
       ;;
-    --port=* | --data_dir=*) passed+=("$argument") ;;
+    --port=* | --data-dir=*) passed+=("$argument") ;;
     -*) refuse "unknown option $argument; $usage" ;;
     *)
       [ -z "$run" ] || refuse "one run at a time, not $run and $argument; $usage"
@@ -39,4 +39,4 @@ done
 
 "$root/launch/environment.sh" explore
 # -P: a folder named functa where the command was given is not the package.
-exec "$root/.venv/bin/python" -P -m functa.explore "${passed[@]+"${passed[@]}"}" -- "$run"
+exec "$root/.venv/bin/python" -P -m functa.cli explore "${passed[@]+"${passed[@]}"}" -- "$run"

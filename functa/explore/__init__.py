@@ -1,5 +1,5 @@
-"""A local page to explore a run: its functaset, its field at any resolution, its generator.
+"""A local web page to explore a run: its functaset, its field at any resolution, its generator.
 
-What can be asked is plain Python and JAX (`explorer` and the modules it is made of); `web` puts it on a page, and
-`python -m functa.explore RUN` serves that page to this machine alone.
+`session` answers in arrays, `originals` finds the images behind a functaset, `page` shows them with
+Gradio. The command is `functa explore RUN`.
 """

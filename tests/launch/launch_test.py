@@ -476,18 +476,27 @@ def test_local_help(project):
 
 def test_explore_installs_what_serves_the_page_and_starts_it(project):
     (project.folder / "my runs").mkdir()
-    arguments = ("my runs", "--port", "7000", "--data_dir=my data")
+    arguments = ("my runs", "--port", "7000", "--data-dir=my data")
     result = project.run("explore.sh", *arguments)
     assert result.returncode == 0, result.stderr
     assert (project.folder / "calls.txt.main").read_text().splitlines() == [
         str(project.folder),  # a relative run is the caller's
-        *("-P", "-m", "functa.explore", "--port=7000", "--data_dir=my data", "--", "my runs"),
+        *(
+            "-P",
+            "-m",
+            "functa.cli",
+            "explore",
+            "--port=7000",
+            "--data-dir=my data",
+            "--",
+            "my runs",
+        ),
     ]
     assert project.called() == ["venv 3.11", "pip .[explore]"]
     project.main.write_text("exit 7")
     assert project.run("explore.sh", "my runs").returncode == 7
     assert (project.folder / "calls.txt.main").read_text().splitlines()[1:] == [
-        *("-P", "-m", "functa.explore", "--", "my runs"),
+        *("-P", "-m", "functa.cli", "explore", "--", "my runs"),
     ]
     assert project.called() == []
 

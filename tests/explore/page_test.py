@@ -1,0 +1,111 @@
+"""The explore page in a headless browser without a network: every panel shows images."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.support import generator_runs
+
+SECONDS = 90  # for a program to compile on a busy machine
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER),
+        reason="chromium and chromedriver are not installed (Debian: chromium, chromium-driver)",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory, program_env):
+    run = generator_runs.make(tmp_path_factory.mktemp("explore") / "run", encoded=True)
+    command = [sys.executable, "-m", "functa.cli", "explore", str(run)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=program_env, text=True, stdout=subprocess.PIPE
+    )
+    line = process.stdout.readline()
+    yield re.match(r"(http://127\.0\.0\.1:\d+/) shows", line)[1]
+    process.terminate()
+    assert process.wait(timeout=60) == 0
+
+
+@pytest.fixture(scope="module")
+def driver(address):
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1400,1400",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver.get(address)
+    yield driver
+    driver.quit()
+
+
+def wait(driver, condition):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(driver, SECONDS).until(condition)
+
+
+def click(driver, text):
+    wait(
+        driver,
+        lambda d: d.execute_script(
+            "const b = [...document.querySelectorAll('button')]"
+            ".find(e => e.innerText.trim() === arguments[0] && e.offsetParent);"
+            "if (!b) return false; b.click(); return true;",
+            text,
+        ),
+    )
+
+
+def visible_images(driver):
+    """Number of loaded images on the visible panel, without the thumbnail of the selection."""
+    return driver.execute_script(
+        "return [...document.querySelectorAll('img')].filter(e => e.offsetParent"
+        " && e.complete && e.naturalWidth > 0 && !e.closest('#selection')).length"
+    )
+
+
+def test_every_panel_shows_images(driver):
+    wait(driver, lambda d: visible_images(d) >= 24)  # Browse
+    click(driver, "Random test image")
+    wait(driver, lambda d: "Selected" in d.find_element("id", "selection").text)
+    click(driver, "Decode")
+    wait(driver, lambda d: visible_images(d) >= 3)
+    click(driver, "Generate")
+    driver.execute_script("window.scrollTo(0, 0)")
+    driver.execute_script(
+        "[...document.querySelectorAll('button.primary')]"
+        ".find(e => e.innerText.trim() === 'Generate' && e.offsetParent).click()"
+    )
+    wait(driver, lambda d: visible_images(d) >= 30)
+    click(driver, "Interpolate")
+    click(driver, "Two random test images")
+    wait(driver, lambda d: visible_images(d) >= 2)
+    driver.execute_script(
+        "[...document.querySelectorAll('button.primary')]"
+        ".find(e => e.innerText.trim() === 'Interpolate' && e.offsetParent).click()"
+    )
+    wait(driver, lambda d: visible_images(d) >= 12)
+    click(driver, "Inpaint")
+    click(driver, "Left half")
+    driver.implicitly_wait(1)
+    driver.execute_script(
+        "[...document.querySelectorAll('button.primary')]"
+        ".find(e => e.innerText.trim() === 'Inpaint' && e.offsetParent).click()"
+    )
+    wait(driver, lambda d: visible_images(d) >= 8)
