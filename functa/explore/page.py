@@ -120,7 +120,7 @@ class _Panels:
 
     def _example_gallery(self) -> list:
         """[gallery whose images can be selected, state with their examples]."""
-        gallery, examples = _gallery(columns=[4, 6, 8, 10, 12], allow_preview=False), gr.State([])
+        gallery, examples = _gallery(columns=8, allow_preview=False), gr.State([])
 
         def select(listed: list[Example], event: gr.SelectData) -> tuple:
             return self._select(listed[event.index])

@@ -25,13 +25,12 @@ pytestmark = [
 def address(tmp_path_factory, program_env):
     run = generator_runs.make(tmp_path_factory.mktemp("explore") / "run", encoded=True)
     command = [sys.executable, "-m", "functa.cli", "explore", str(run)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=program_env, text=True, stdout=subprocess.PIPE
-    )
-    line = process.stdout.readline()
-    yield re.match(r"(http://127\.0\.0\.1:\d+/) shows", line)[1]
-    process.terminate()
-    assert process.wait(timeout=60) == 0
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=program_env, text=True, stdout=pipe) as process:
+        line = process.stdout.readline()
+        yield re.match(r"(http://127\.0\.0\.1:\d+/) shows", line)[1]
+        process.terminate()
+        assert process.wait(timeout=60) == 0
 
 
 @pytest.fixture(scope="module")
