@@ -305,7 +305,7 @@ def test_damaged_field_is_rejected(finished, run_main, tmp_path):
             path.write_bytes(content)
     result = run_main(TINY, f"--workdir={workdir}")
     assert result.returncode == 2
-    assert "no undamaged checkpoint" in result.stderr
+    assert "checkpoints are damaged" in result.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")

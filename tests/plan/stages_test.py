@@ -6,7 +6,8 @@ import pytest
 
 from functa.configs import digits
 from functa.data.functaset.format import RecordLayout
-from functa.data.functaset.writer import Recipe, Shard, ShardWriter, plan_shards
+from functa.data.functaset.writer import FunctasetSpec, LatentShardWriter
+from functa.data.sharded_writer import Shard
 from functa.plan import compiled, hardware, operations, stages
 from functa.plan.cost import Assumptions
 from functa.plan.hardware import Chip, Cluster
@@ -93,25 +94,26 @@ def test_the_mesh_must_fit_the_cluster():
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_the_size_of_a_functaset_is_that_of_its_files(tmp_path, dtype):
     layout = RecordLayout(latent_shape=(8, 8, 16), dtype=dtype)
-    shards = plan_shards({"train": 1500, "validation": 0, "test": 700}, 600)
-    recipe = Recipe(
+    spec = FunctasetSpec(
         field_digest="",
         config={},
         layout=layout,
         compression="none",
         class_names=(),
-        num_records={"train": 1500},
+        num_records={"train": 1500, "validation": 0, "test": 700},
+        records_per_shard=600,
     )
     rng = np.random.default_rng(1)
+    shards = spec.shards
     for shard in shards:
-        indices = np.arange(shard.records)
-        with ShardWriter(tmp_path, shard=shard, recipe=recipe) as writer:
+        indices = np.arange(shard.num_records)
+        with LatentShardWriter(tmp_path, shard=shard, spec=spec) as writer:
             writer.write(
-                latents=rng.standard_normal((shard.records, 8, 8, 16), np.float32),
+                latents=rng.standard_normal((shard.num_records, 8, 8, 16), np.float32),
                 label=0 * indices,
                 id=indices,
                 copy=0 * indices,
-                psnr=np.full(shard.records, 30, np.float32),
+                psnr=np.full(shard.num_records, 30, np.float32),
             )
             writer.finish(seconds=0.0)
     written = sum((tmp_path / shard.file).stat().st_size for shard in shards)
@@ -119,13 +121,14 @@ def test_the_size_of_a_functaset_is_that_of_its_files(tmp_path, dtype):
 
 
 def test_shards_fill_whole_blocks():
-    shards = [Shard("train", 0, 2, 0, 10), Shard("train", 1, 2, 10, 11)]
+    shards = [Shard("train", "a", 0, 10, 0), Shard("train", "b", 10, 11, 0)]
     assert stages.functaset_bytes(shards, 9_945) == (2 + 1 + 1 + 1) * 65_536
 
 
 def test_the_slowest_host_counts():
     """Two hosts, batches of 8: one has shards of 20 and 5 records, the other one of 20."""
-    shards = plan_shards({"train": 45, "validation": 0, "test": 0}, 20)
+    rows = [(0, 20), (20, 40), (40, 45)]
+    shards = [Shard("train", str(start), start, stop, 0) for start, stop in rows]
     assert stages.most_batches(shards, 2, 8) == 3 + 1
     assert stages.most_batches(shards, 1, 8) == 3 + 3 + 1
     assert stages.most_batches(shards, 9, 8) == 3

@@ -283,7 +283,7 @@ class Probes:
         saved: list[tuple[str, int, str]] = []
         run = run_lib.Run(config, self._folder(), say=lambda line: None)
         run.__dict__["preemption"] = types.SimpleNamespace(
-            requested=lambda step: False, align=lambda: None
+            should_stop_at=lambda step: False, synchronize=lambda: None
         )
         with (
             mock.patch.object(run_lib, "Dashboard", return_value=NullDashboard()),

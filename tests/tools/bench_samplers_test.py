@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 
 from functa.pipeline import load as trained
-from tests.cli.functaset_tools_test import load, refusal
 from tests.support import generator_runs
+from tools.benchmarks import samplers as bench_samplers
 
-bench_samplers = load("bench_samplers")
+
+def refusal(main, arguments, capsys):
+    """The message of a program that rejects its arguments with exit status 2."""
+    with pytest.raises(SystemExit) as error:
+        main([str(argument) for argument in arguments])
+    assert error.value.code == 2
+    return capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from functa.fields.fitter import build_field
 from functa.fields.pixels import to_float
 from functa.training.tasks import meta_learning
 from functa.training.tasks.builders import build_meta_learning
-from tests.cli.functaset_tools_test import refusal
 from tests.conftest import ROOT
 from tests.support import functaset_sets
 from tools.benchmarks import compression as bench_compression  # noqa: E402
@@ -28,6 +27,14 @@ from tools.benchmarks import growth as bench_growth  # noqa: E402
 from tools.benchmarks import input as bench_input  # noqa: E402
 from tools.benchmarks import reference as plain  # noqa: E402
 from tools.benchmarks import scaling as bench_scaling  # noqa: E402
+
+
+def refusal(main, arguments, capsys):
+    """The message of a program that rejects its arguments with exit status 2."""
+    with pytest.raises(SystemExit) as error:
+        main([str(argument) for argument in arguments])
+    assert error.value.code == 2
+    return capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +131,7 @@ def test_a_benchmark_refuses_what_means_nothing(program_env, tool, argument, tol
         (bench_input, "--latent_shape=8x8", "8x8 is not three numbers"),
         (bench_functaset, "--batch_size=9", "does not divide by 2 processes"),
         (bench_functaset, "--shard_megabytes=0", "must be above 0"),
-        (bench_functaset, "--sample=2", "looks like 1% or 0.01"),
+        (bench_functaset, "--sample=2", "1% or 0.01"),
         (bench_scaling, "--counts=2,4", "1 among them"),
         (bench_scaling, "--counts=1,two", "want numbers"),
     ],
@@ -211,7 +218,7 @@ def test_a_set_is_written_verified_and_read(one_after_the_other, capsys, more):
 
 
 @pytest.mark.parametrize(
-    ("shuffled", "told"),
+    ("_shuffled", "told"),
     [
         (lambda positions: positions // 2, "records were read"),
         (lambda positions: np.roll(positions, np.random.default_rng().integers(32)), "are others"),
@@ -221,7 +228,7 @@ def test_what_is_read_wrongly_is_told(one_after_the_other, monkeypatch, capsys, 
     def wrong(positions, *, num_examples, seed):
         return shuffled(positions) % num_examples
 
-    monkeypatch.setattr(loader, "shuffled", wrong)
+    monkeypatch.setattr(loader, "_shuffled", wrong)
     assert bench_functaset.main(SMALL_SET) == 1
     assert any(told in problem for problem in json.loads(capsys.readouterr().out)["problems"])
 

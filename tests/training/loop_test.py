@@ -91,7 +91,7 @@ class StopAt:
     def __init__(self, step):
         self.step = step
 
-    def requested(self, step):
+    def should_stop_at(self, step):
         return step == self.step
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from functa.plan.xla_stats import collectives
 
 from functa.configs import cifar10_spatial, common, digits, imagenet
+from functa.plan.compiled import collectives
 from functa.runtime import mesh as mesh_lib
 from functa.training import train_step
 from functa.training.tasks import meta_learning

@@ -69,7 +69,7 @@ def rows(directory: Path) -> list[tuple[str, ...]]:
         table.append(
             (
                 "x".join(map(str, latents)),
-                f"{config['lookup']}, {config['map']}, upsampling {config.get('upsampling', 1)}, "
+                f"{config['interpolation']}, {config['map']}, upsampling {config.get('upsampling', 1)}, "
                 f"width {config['width']}",
                 f"{field['steps']} x {batch_size}, {field['test_images']} test images",
                 number(field["psnr"]),

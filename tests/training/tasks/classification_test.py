@@ -268,7 +268,7 @@ def test_batches_and_opened_splits():
     label = np.concatenate([batch["label"][batch["mask"] > 0] for batch in validation])
     np.testing.assert_array_equal(label, functaset.arrays["validation"]["label"])
     assert sorted(functaset.opened) == [("train", "none"), ("validation", "none")]
-    again = next(iter(make_task(functaset, seed=1).train_batches(0, 1)))
+    again = next(iter(make_task(functaset, seed=1).data.train_batches(0, 1)))
     assert (again["latents"] != batches[0]["latents"]).any()
 
 
@@ -348,7 +348,7 @@ def test_layer_decay_scales_the_updates_of_blocks():
         expected = {"block_0": 0.25, "block_1": 0.5, "norm": 1.0, "head": 1.0}
         (rate,) = [expected[name] for name in names & expected.keys()] or [0.125]
         np.testing.assert_allclose(ratio, rate, rtol=1e-5, err_msg=str(path))
-    assert float(with_decay.learning_rate(5)) == float(without.learning_rate(5))
+    assert float(with_decay.optimizer.learning_rate(5)) == float(without.optimizer.learning_rate(5))
 
 
 @pytest.mark.parametrize(
