@@ -5,7 +5,8 @@ import re
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "functa").rglob("*.py"))
-LONGEST_MODULE = 360  # lines
+LONGEST_MODULE = 330  # lines
+EXCEPTIONS = {"functa.explore.page": 360}  # five panels that share one selection
 
 
 def module_name(path, root=ROOT):
@@ -15,7 +16,11 @@ def module_name(path, root=ROOT):
 
 def test_modules_stay_short():
     lengths = {module_name(path): len(path.read_text().splitlines()) for path in MODULES}
-    too_long = {name: lines for name, lines in lengths.items() if lines > LONGEST_MODULE}
+    too_long = {
+        name: lines
+        for name, lines in lengths.items()
+        if lines > EXCEPTIONS.get(name, LONGEST_MODULE)
+    }
     assert not too_long, "split by mathematics or by stage"
 
 

@@ -13,7 +13,6 @@ import collections
 import contextlib
 import functools
 import os
-import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
@@ -28,7 +27,7 @@ from functa.data.augmentation import read_copies
 from functa.data.functaset import format, writer
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.manifest import complete_manifest, encode_metrics, wait_for_manifest
-from functa.data.functaset.writer import FunctasetSpec, LatentShardWriter
+from functa.data.functaset.writer import FunctasetSpec
 from functa.data.images import ImageSource
 from functa.data.read_timeout import prefetch, with_timeout
 from functa.data.sharded_writer import Shard
@@ -257,7 +256,7 @@ def _make_shards(
                 stop()
 
     with (
-        contextlib.closing(_ShardOutput(directory, spec)) as output,
+        contextlib.closing(writer.ShardSequenceWriter(directory, spec)) as output,
         futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="functaset") as thread,
     ):
         blocks = [
@@ -309,40 +308,6 @@ def _read_records(
 
 def _block_name(shard: Shard, rows: range) -> str:
     return f"records {rows[0]} to {rows[-1]} of the {shard.split} split"
-
-
-class _ShardOutput:
-    """Writes consecutive blocks of records to shards. Used by the writer thread."""
-
-    def __init__(self, directory: epath.Path, spec: FunctasetSpec):
-        self._directory, self._spec = directory, spec
-        self._writer: LatentShardWriter | None = None
-        self._failed = False
-        self._mark = time.perf_counter()
-
-    def append(self, shard: Shard, batch: dict[str, np.ndarray], latents, psnr) -> None:
-        """Appends the next records of `shard`; rows of the padding are dropped."""
-        if self._failed:
-            return  # the failure was raised by an earlier block
-        try:
-            if self._writer is None:
-                self._writer = LatentShardWriter(self._directory, shard=shard, spec=self._spec)
-            count = len(batch["id"])
-            self._writer.write(
-                latents=np.asarray(latents)[:count], psnr=np.asarray(psnr)[:count], **batch
-            )
-            if self._writer.num_records == shard.num_records:
-                now = time.perf_counter()
-                self._writer.finish(seconds=now - self._mark)
-                self._writer, self._mark = None, now
-        except BaseException:
-            self._failed = True
-            raise
-
-    def close(self) -> None:
-        """Removes an unfinished shard."""
-        if self._writer is not None:
-            self._writer.abort()
 
 
 def _pad(images: np.ndarray, batch_size: int) -> np.ndarray:

@@ -220,7 +220,7 @@ def test_classifiers_read_the_copies_that_they_train_on():
 
 def test_samples_are_drawn_in_whole_blocks():
     config = digits.get_config("tiny")  # 64 samples in blocks of 16, 4 steps of Heun, guided
-    config.generate.sweep = ()
+    config.generate.guidance_sweep = ()
     guided = plan(config, "generate", devices=4)
     assert plan(config, "generate", devices=8).other_parts["sampling"] == pytest.approx(
         guided.other_parts["sampling"]
@@ -230,7 +230,7 @@ def test_samples_are_drawn_in_whole_blocks():
     expected = 2 * (2 * 2 * 4) * 16 * forward / 0.5e12
     assert guided.other_parts["sampling"] == pytest.approx(expected, rel=0.1)
     config.generate.guidance.scale = 1.0
-    config.generate.sweep = (1.0, 2.0)  # 64 samples each, always guided
+    config.generate.guidance_sweep = (1.0, 2.0)  # 64 samples each, always guided
     sweep = plan(config, "generate", devices=2)
     assert sweep.other_parts["sampling"] == pytest.approx(
         (2 / 2 + 2 * 2) * guided.other_parts["sampling"], rel=1e-3

@@ -218,7 +218,7 @@ def test_a_set_is_written_verified_and_read(one_after_the_other, capsys, more):
 
 
 @pytest.mark.parametrize(
-    ("_shuffled", "told"),
+    ("shuffled", "told"),
     [
         (lambda positions: positions // 2, "records were read"),
         (lambda positions: np.roll(positions, np.random.default_rng().integers(32)), "are others"),
@@ -228,7 +228,7 @@ def test_what_is_read_wrongly_is_told(one_after_the_other, monkeypatch, capsys, 
     def wrong(positions, *, num_examples, seed):
         return shuffled(positions) % num_examples
 
-    monkeypatch.setattr(loader, "_shuffled", wrong)
+    monkeypatch.setattr(loader, "shuffled_examples", wrong)
     assert bench_functaset.main(SMALL_SET) == 1
     assert any(told in problem for problem in json.loads(capsys.readouterr().out)["problems"])
 

@@ -263,7 +263,7 @@ def test_step_with_shared_images_sends_the_gradient_once(sizes):
     _, j, d = config.field.latent_shape
     assert others
     assert all(one.kind == "collective-permute" for one in others)
-    assert all(sum(one.numbers) <= images * j * d for one in others)
+    assert all(sum(one.sizes) <= images * j * d for one in others)
 
 
 @pytest.mark.parametrize("options", ["8x8x16,nearest,tiny", "8x8x16,bilinear,tiny"])

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -199,6 +200,40 @@ class LatentShardWriter:
                 "seconds": seconds,
             }
         )
+
+
+class ShardSequenceWriter:
+    """Writes consecutive blocks of records to shards. Used by the writer thread."""
+
+    def __init__(self, directory: epath.Path, spec: FunctasetSpec):
+        self._directory, self._spec = directory, spec
+        self._writer: LatentShardWriter | None = None
+        self._failed = False
+        self._mark = time.perf_counter()
+
+    def append(self, shard: Shard, batch: dict[str, np.ndarray], latents, psnr) -> None:
+        """Appends the next records of `shard`; rows of the padding are dropped."""
+        if self._failed:
+            return  # the failure was raised by an earlier block
+        try:
+            if self._writer is None:
+                self._writer = LatentShardWriter(self._directory, shard=shard, spec=self._spec)
+            count = len(batch["id"])
+            self._writer.write(
+                latents=np.asarray(latents)[:count], psnr=np.asarray(psnr)[:count], **batch
+            )
+            if self._writer.num_records == shard.num_records:
+                now = time.perf_counter()
+                self._writer.finish(seconds=now - self._mark)
+                self._writer, self._mark = None, now
+        except BaseException:
+            self._failed = True
+            raise
+
+    def close(self) -> None:
+        """Removes an unfinished shard."""
+        if self._writer is not None:
+            self._writer.abort()
 
 
 def _require_finite(name: str, values: np.ndarray, *, split: str, id, copy) -> None:
