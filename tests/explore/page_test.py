@@ -59,14 +59,15 @@ def wait(driver, condition):
     return WebDriverWait(driver, SECONDS).until(condition)
 
 
-def click(driver, text):
+def click(driver, text, selector="button"):
     wait(
         driver,
         lambda d: d.execute_script(
-            "const b = [...document.querySelectorAll('button')]"
+            "const b = [...document.querySelectorAll(arguments[1])]"
             ".find(e => e.innerText.trim() === arguments[0] && e.offsetParent);"
             "if (!b) return false; b.click(); return true;",
             text,
+            selector,
         ),
     )
 
@@ -83,28 +84,17 @@ def test_every_panel_shows_images(driver):
     wait(driver, lambda d: visible_images(d) >= 24)  # Browse
     click(driver, "Random test image")
     wait(driver, lambda d: "Selected" in d.find_element("id", "selection").text)
-    click(driver, "Decode")
+    click(driver, "Decode", "button[role=tab]")
     wait(driver, lambda d: visible_images(d) >= 3)
-    click(driver, "Generate")
-    driver.execute_script("window.scrollTo(0, 0)")
-    driver.execute_script(
-        "[...document.querySelectorAll('button.primary')]"
-        ".find(e => e.innerText.trim() === 'Generate' && e.offsetParent).click()"
-    )
+    click(driver, "Generate", "button[role=tab]")
+    click(driver, "Generate", "button.primary")
     wait(driver, lambda d: visible_images(d) >= 30)
-    click(driver, "Interpolate")
+    click(driver, "Interpolate", "button[role=tab]")
     click(driver, "Two random test images")
     wait(driver, lambda d: visible_images(d) >= 2)
-    driver.execute_script(
-        "[...document.querySelectorAll('button.primary')]"
-        ".find(e => e.innerText.trim() === 'Interpolate' && e.offsetParent).click()"
-    )
+    click(driver, "Interpolate", "button.primary")
     wait(driver, lambda d: visible_images(d) >= 12)
-    click(driver, "Inpaint")
+    click(driver, "Inpaint", "button[role=tab]")
     click(driver, "Left half")
-    driver.implicitly_wait(1)
-    driver.execute_script(
-        "[...document.querySelectorAll('button.primary')]"
-        ".find(e => e.innerText.trim() === 'Inpaint' && e.offsetParent).click()"
-    )
+    click(driver, "Inpaint", "button.primary")
     wait(driver, lambda d: visible_images(d) >= 8)

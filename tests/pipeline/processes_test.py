@@ -95,7 +95,9 @@ def test_one_generator_draws_the_same_samples_whoever_draws_them(finished, progr
 
 @pytest.mark.slow
 def test_each_process_reads_and_writes_only_its_share(pair):
-    parts = [json.loads(path.read_text()) for path in (pair / "functaset" / "parts").iterdir()]
+    parts = [
+        json.loads(path.read_text()) for path in (pair / "functaset" / "shard_summaries").iterdir()
+    ]
     assert len(parts) == 9
     assert not list((pair / "functaset").rglob("*.partial"))
 
@@ -140,7 +142,7 @@ def stopped(pair, program_env, tmp_path_factory):
 def test_sigterm_on_one_stops_all_at_one_step(stopped, pair, program_env, tmp_path):
     folder, logs = stopped
     stops = [log.splitlines()[-1] for log in logs]
-    assert "the same command goes on from there" in stops[0]
+    assert "the same command resumes the run" in stops[0]
     assert stops[0] == stops[1]
     workdir, arguments = begun(pair, "meta_learn", tmp_path)
     shutil.copytree(folder, workdir)
@@ -160,7 +162,7 @@ def test_sigterm_while_a_stage_begins_is_not_lost(program_env, tmp_path):
         group.processes[1].send_signal(signal.SIGTERM)
         assert group.wait(60) == [0, 0], group.told()
         stops = [log.read_text().splitlines()[-1] for log in group.logs]
-    assert "the same command goes on from there" in stops[0]
+    assert "the same command resumes the run" in stops[0]
     assert stops[0] == stops[1]
 
 
@@ -204,7 +206,7 @@ def test_sigterm_on_one_stops_encoding_everywhere(pair, program_env, tmp_path):
     with processes.start(program_env, workdir, *slow, count=2) as group:
         group.wait_for("encode  field")
         deadline = time.monotonic() + 200
-        while len(list(workdir.glob("functaset/parts/*.json"))) < 4:
+        while len(list(workdir.glob("functaset/shard_summaries/*.json"))) < 4:
             assert time.monotonic() < deadline, group.told()
             time.sleep(0.01)
         group.processes[1].send_signal(signal.SIGTERM)
@@ -256,7 +258,7 @@ def test_encoding_goes_on_with_another_number_of_processes(finished, program_env
     workdir, arguments = begun(finished[0], "encode", tmp_path)
     with processes.start(program_env, workdir, *arguments, count=2) as group:
         deadline = time.monotonic() + 200
-        while not list(workdir.glob("functaset/parts/*.json")):
+        while not list(workdir.glob("functaset/shard_summaries/*.json")):
             assert time.monotonic() < deadline, group.told()
             time.sleep(0.01)
         for process in group.processes:

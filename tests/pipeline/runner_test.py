@@ -112,7 +112,7 @@ KILLS = {
     "encode  ": 0.12,
     "classify  step 4/": 0.12,
     "generate  step 4/": 0.3,
-    "generate  blocks of samples, judged": 0.0,
+    "generate  blocks of samples, evaluation": 0.0,
 }
 
 

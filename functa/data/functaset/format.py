@@ -20,7 +20,6 @@ NAME = "functaset"
 MANIFEST = "manifest.json"
 # Files that TFDS reads; the last one exists if the class names are known.
 METADATA = ("dataset_info.json", "features.json", "label.labels.txt")
-PARTS = "parts"  # folder with one JSON file per finished shard
 TEMPORARY = ".tmp"  # suffix of files that are being written
 SPLITS = ("train", "validation", "test")
 

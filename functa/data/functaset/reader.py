@@ -3,7 +3,7 @@
     functaset/manifest.json                                  written last: the functaset is complete
     functaset/functaset-SPLIT.array_record-00000-of-00009    shards
     functaset/dataset_info.json, features.json               read by TFDS
-    functaset/parts/SHARD.json                               statistics of each finished shard
+    functaset/shard_summaries/SHARD.json                     statistics of each finished shard
 
 Other programs need neither this package nor TensorFlow to read it:
 
