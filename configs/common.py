@@ -146,7 +146,7 @@ def base() -> ConfigDict:
     config.generate.micro_batches = 1
     config.generate.steps = 1000
     config.generate.optimizer = optimizer("muon", 3e-2)
-    # Up to 90,000 steps the average is a power function of the step, of relative width 9 %: functa/training/train_step.py.
+    # Up to 90,000 steps the average is a power function of the step: functa/training/train_step.py.
     config.generate.ema_decay = 0.9999
     config.generate.cache = "host"  # host, none, device: the whole split on every device
     config.generate.eval_batch_size = 500

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -96,5 +97,6 @@ def test_every_panel_shows_images(driver):
     wait(driver, lambda d: visible_images(d) >= 12)
     click(driver, "Inpaint", "button[role=tab]")
     click(driver, "Left half")
+    time.sleep(3)  # the editor gives no sign when it has drawn its layer
     click(driver, "Inpaint", "button.primary")
     wait(driver, lambda d: visible_images(d) >= 8)
