@@ -214,7 +214,7 @@ def test_sigterm_on_one_stops_encoding_everywhere(pair, program_env, tmp_path):
         assert group.wait(60) == [0, 0], group.told()
         assert time.monotonic() - begin < 30
         for log in group.logs:
-            assert "encode stopped; finished shards are kept" in log.read_text()
+            assert "encode stopped; complete shards are kept" in log.read_text()
     assert not list(workdir.rglob("*.partial"))
 
 
