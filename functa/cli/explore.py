@@ -1,4 +1,4 @@
-"""`functa explore`: serves the page of functa/explore to this machine."""
+"""The command `functa explore`."""
 
 import argparse
 import logging
@@ -8,19 +8,17 @@ import socket
 import sys
 import tempfile
 
-from functa.runtime.errors import UserError
+from functa.runtime.errors import UserError, as_user_errors
 
-DESCRIPTION = """Serve a local page to explore a run: its functaset, its field, its generator.
+DESCRIPTION = """Serves a local page to explore a run: its functaset, its field, its generator.
 
     functa explore runs/digits
     functa explore runs/digits --port 7000 --data-dir /data
 
 The command prints the address of the page. Only programs on this machine can connect, and nothing
-is sent elsewhere. Ctrl-C or SIGTERM ends the command with exit status 0.
-"""
+is sent elsewhere. Ctrl-C or SIGTERM ends the command with exit status 0."""
 _HOST = "127.0.0.1"
 _PORTS = range(6106, 6206)
-_SHUTDOWN_SECONDS = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,12 +32,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         # Gradio writes every image that it shows to a file.
         with tempfile.TemporaryDirectory() as images, listen(args.port) as bound:
-            os.environ["GRADIO_TEMP_DIR"] = images
+            os.environ |= {"GRADIO_TEMP_DIR": images, "GRADIO_ANALYTICS_ENABLED": "False"}
             serve(args.run, bound, data_dir=args.data_dir)
     except KeyboardInterrupt:
         sys.stdout.flush()
-        # A thread that still computes would delay the end of the interpreter.
-        os._exit(0)
+        os._exit(0)  # a thread that still computes would delay the end of the interpreter
     return 0
 
 
@@ -62,9 +59,8 @@ def serve(run: str, bound: socket.socket, *, data_dir: str | None) -> None:
     """Serves the page until KeyboardInterrupt.
 
     Raises:
-      ValueError: the run cannot be shown, or Gradio is not installed.
+      UserError: the run cannot be shown, or Gradio is not installed.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import fastapi
         import gradio
@@ -76,13 +72,12 @@ def serve(run: str, bound: socket.socket, *, data_dir: str | None) -> None:
         ) from error
     from functa.explore import page, session
 
+    with as_user_errors():
+        blocks = page.make_page(session.Session(run, data_dir=data_dir))
     app = fastapi.FastAPI()
     # Pages of other sites must not reach this server by a name that resolves to 127.0.0.1.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[_HOST, "localhost"])
-    blocks = page.make_page(session.Session(run, data_dir=data_dir))
     gradio.mount_gradio_app(app, blocks, path="/", css=page.CSS, footer_links=[], run_history=False)
     print(f"http://{_HOST}:{bound.getsockname()[1]}/ shows {run}; Ctrl-C ends it", flush=True)
-    config = uvicorn.Config(
-        app, log_level=logging.CRITICAL, timeout_graceful_shutdown=_SHUTDOWN_SECONDS
-    )
+    config = uvicorn.Config(app, log_level=logging.CRITICAL, timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[bound])

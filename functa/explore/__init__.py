@@ -1,5 +1,4 @@
 """A local web page to explore a run: its functaset, its field at any resolution, its generator.
 
-`session` answers in arrays, `originals` finds the images behind a functaset, `page` shows them with
-Gradio. The command is `functa explore RUN`.
+`session` answers in arrays, `page` shows the answers with Gradio; `functa explore RUN` serves it.
 """

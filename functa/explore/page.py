@@ -13,10 +13,16 @@ from functa.runtime.image_io import enlarge, to_uint8
 CSS = """
 img { image-rendering: pixelated; }
 .image-frame img { width: 100%; height: 100%; object-fit: contain !important; }
-#selection { position: sticky; top: 0; z-index: 10; align-items: center; }
+.grid-wrap { max-height: none !important; }
+.grid-container { grid-template-columns: repeat(auto-fill, minmax(95px, 1fr)) !important; }
+.gallery-item .thumbnail-item { aspect-ratio: auto; display: block; height: 100%; }
+.gallery-item .thumbnail-item img { height: auto; }
+.gallery-item .caption-label { position: static; max-width: none; border: 0; font-size: 11px;
+  text-align: center; white-space: normal; }
+#selection { align-items: center; }
 """
 _CANVAS_SIDE = 320  # pixels of the enlarged image to paint on
-_COLOR = (217, 112, 43)  # of hidden pixels
+_HIDDEN_COLOR = (217, 112, 43)
 _random = np.random.default_rng()
 
 
@@ -30,22 +36,15 @@ def make_page(session: Session) -> gr.Blocks:
             f"latents {latents} {session.manifest.dtype}"
         )
         panels = _Panels(session)
-        with gr.Tab("Browse"):
-            panels.browse(page)
-        with gr.Tab("Decode") as tab:
-            panels.decode(tab)
-        with gr.Tab("Generate"):
-            panels.generate()
-        with gr.Tab("Interpolate"):
-            panels.interpolate()
-        with gr.Tab("Inpaint") as tab:
-            panels.inpaint(tab)
+        for name in ("Browse", "Decode", "Generate", "Interpolate", "Inpaint"):
+            with gr.Tab(name) as tab:
+                getattr(panels, name.lower())(tab)
     return page
 
 
 def to_picture(image: np.ndarray) -> np.ndarray:
-    """[h, w, c] uint8 or float in [0, 1], c 1, 3 or 4 -> [h, w, 3 or 4] uint8."""
-    return np.repeat(to_uint8(image), 3, axis=-1) if image.shape[-1] == 1 else to_uint8(image)
+    """[h, w, 1 or 3] uint8, or float in [0, 1] -> [h, w, 3] uint8."""
+    return np.broadcast_to(to_uint8(image), (*image.shape[:2], 3))
 
 
 def hidden_pixels(drawing: dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
@@ -78,20 +77,17 @@ def _on(listen: Callable, call: Callable, inputs: list, outputs: list) -> Any:
 
 def _gallery(**settings: Any) -> gr.Gallery:
     fixed: dict[str, Any] = dict(format="png", object_fit="contain", buttons=[], show_label=False)
-    return gr.Gallery(**fixed, **settings, interactive=False, height="auto")
+    return gr.Gallery(**fixed, **settings, interactive=False)
 
 
 def _image(**settings: Any) -> gr.Image:
     return gr.Image(format="png", image_mode=None, interactive=False, buttons=[], **settings)
 
 
-def _button(text: str) -> gr.Button:
-    return gr.Button(text, size="sm", scale=0, min_width=160)
-
-
 def _can_work(*problems: str) -> bool:
     """Shows the problems that prevent a panel from working."""
-    gr.Markdown("\n\n".join(filter(None, problems)))
+    for problem in filter(None, problems):
+        gr.Markdown(problem)
     return not any(problems)
 
 
@@ -103,24 +99,22 @@ class _Panels:
         with gr.Row(elem_id="selection"):
             thumbnail = _image(height=72, width=72, container=False, min_width=72, scale=0)
             caption = gr.Markdown("No image is selected: choose one in Browse or Generate.")
-            button = _button("Random test image")
+            button = gr.Button("Random test image", size="sm", scale=0, min_width=160)
         self.selection = [self.selected, thumbnail, caption]
+        button.interactive = "test" in session.splits
         self.random = _on(button.click, self._select_random, [], self.selection)
 
     def _select(self, example: Example) -> tuple:
         picture = to_picture(self.session.decode(example.latents[None], scale=1)[0])
         return example, picture, f"Selected: **{example.caption}**"
 
-    def _random_example(self) -> Example:
-        rows = _random.integers(self.session.splits.get("test", 0), size=1)
-        return self.session.examples("test", rows)[0]
-
     def _select_random(self) -> tuple:
-        return self._select(self._random_example())
+        rows = _random.integers(self.session.splits["test"], size=1)
+        return self._select(self.session.examples("test", rows)[0])
 
     def _example_gallery(self) -> list:
         """[gallery whose images can be selected, state with their examples]."""
-        gallery, examples = _gallery(columns=8, allow_preview=False), gr.State([])
+        gallery, examples = _gallery(allow_preview=False), gr.State([])
 
         def select(listed: list[Example], event: gr.SelectData) -> tuple:
             return self._select(listed[event.index])
@@ -135,39 +129,31 @@ class _Panels:
 
     def _sampling_controls(self) -> list:
         """[guidance, steps, solver, scale]."""
-        settings, scales = self.session.config.generate, [1, 2, 4, 8, 16]
-        guidance, steps, solver = (
-            settings.guidance.scale,
-            settings.schedule.steps,
-            settings.solver.name,
-        )
+        settings, side = self.session.config.generate, max(self.session.field.image_shape[:2])
+        guidance, steps = settings.guidance.scale, settings.schedule.steps
+        solvers = sorted({"euler", "heun", "dpmpp_2m", settings.solver.name})
+        scales = [scale for scale in (1, 2, 4, 8, 16) if scale <= self.session.max_scale]
+        usual = max(scale for scale in scales if scale == 1 or scale * side <= 64)
         top = max(20, guidance) if settings.label_dropout else 1
-        scales = [scale for scale in scales if scale <= self.session.max_scale]
-        side = max(self.session.field.image_shape[:2])
         return [
             gr.Slider(0, top, guidance, step=0.1, label="Guidance"),
             gr.Slider(1, max(200, steps), steps, step=1, label="Steps"),
-            gr.Dropdown(
-                sorted({"euler", "heun", "dpmpp_2m", solver}), value=solver, label="Solver"
-            ),
-            gr.Dropdown(
-                scales, value=max(s for s in scales if s == 1 or s * side <= 64), label="Scale"
-            ),
+            gr.Dropdown(solvers, value=settings.solver.name, label="Solver"),
+            gr.Dropdown(scales, value=usual, label="Scale"),
         ]
 
-    def browse(self, page: gr.Blocks) -> None:
+    def browse(self, tab: gr.Tab) -> None:
         """Records of the functaset, page by page."""
         session, splits = self.session, list(self.session.splits)
-        gr.Markdown("Images decoded from their latents at the resolution of training.")
         with gr.Row():
-            start_split = "test" if "test" in splits else splits[0]
-            split = gr.Dropdown(splits, value=start_split, label="Split")
+            first = "test" if "test" in splits else splits[0]
+            split = gr.Dropdown(splits, value=first, label="Split")
             label = self._class_menu(("all", -1))
             count = gr.Dropdown([24, 48, 96], value=48, label="Images per page")
             start = gr.Number(0, precision=0, minimum=0, label="First row")
             beside = gr.Checkbox(not session.images_problem, label="Originals beside")
+        note, following, earlier = gr.Markdown(visible=False), gr.State(), gr.State([])
         gallery = self._example_gallery()
-        note, following, earlier = gr.Markdown(), gr.State(), gr.State([])
         with gr.Row():
             back, forth = gr.Button("Previous"), gr.Button("Next")
 
@@ -180,18 +166,19 @@ class _Panels:
                 if beside and example.original is not None:
                     pictures.append(to_picture(example.original))
                 items.append((np.hstack(pictures), example.caption))
-            note = "" if found else "The rows searched hold no record of this class."
-            return items, found, session.images_problem if beside else note, following
+            note = session.images_problem if beside else ""
+            if not found:
+                note = f"No such record: {split} has the rows 0 to {session.splits[split] - 1}."
+            return items, found, gr.Markdown(note, visible=bool(note)), following
 
         def turn(start, following, earlier):
             return (start, earlier) if following is None else (following, [*earlier, start])
 
-        controls, outputs = [split, label, count, start, beside], [*gallery, note, following]
-        shown = [page.load, start.change, count.change, beside.change]
-        _on(functools.partial(gr.on, shown), show, controls, outputs)
+        # With no triggers, Gradio answers when the page loads and when an input changes.
+        outputs = [*gallery, note, following]
+        _on(functools.partial(gr.on, None), show, [split, label, count, start, beside], outputs)
         filtered = functools.partial(gr.on, [split.change, label.change])
-        first_page = _on(filtered, lambda: (0, []), [], [start, earlier])
-        _on(first_page.then, show, controls, outputs)
+        _on(filtered, lambda: (0, []), [], [start, earlier])
         _on(forth.click, turn, [start, following, earlier], [start, earlier])
         _on(back.click, lambda rows: ((rows or [0])[-1], rows[:-1]), [earlier], [start, earlier])
 
@@ -201,7 +188,7 @@ class _Panels:
         gr.Markdown("A field has no resolution: it can be evaluated at any number of positions.")
         scale = gr.Slider(1, session.max_scale, min(8, session.max_scale), step=1, label="Scale")
         with gr.Row():
-            images = [_image(label=name) for name in ("Field", "Bicubic", "Original")]
+            images = [_image(label=name, height=320) for name in ("Field", "Bicubic", "Original")]
 
         def show(example, scale):
             if example is None:
@@ -210,21 +197,20 @@ class _Panels:
             original = None if example.original is None else to_picture(example.original)
             return to_picture(image), to_picture(session.enlarge(example, scale=scale)), original
 
-        changed = functools.partial(gr.on, [tab.select, scale.change])
-        _on(changed, show, [self.selected, scale], images)
-        _on(self.random.then, show, [self.selected, scale], images)
+        changed = functools.partial(gr.on, [tab.select, scale.change], trigger_mode="always_last")
+        for listen in (changed, self.random.then):
+            _on(listen, show, [self.selected, scale], images)
 
-    def generate(self) -> None:
+    def generate(self, tab: gr.Tab) -> None:
         """Samples by class."""
-        session, any_class = self.session, ("any", self.session.num_classes)
+        session = self.session
         if not _can_work(session.generator_problem):
             return
-        gr.Markdown(
-            "Latents sampled from noise and decoded. The same settings give the same images."
-        )
+        gr.Markdown("Latents sampled from noise, decoded. The same settings give the same images.")
         with gr.Row():
-            unconditional = [any_class] if session.config.generate.label_dropout else []
-            label = self._class_menu(("all, in turn", -1), *unconditional)
+            dropout = session.config.generate.label_dropout
+            any_class = [("any", session.num_classes)] if dropout else []
+            label = self._class_menu(("all, in turn", -1), *any_class)
             count = gr.Slider(1, 100, 30, step=1, label="Images")
             seed = gr.Number(session.config.seed, precision=0, minimum=0, label="Seed")
         with gr.Row():
@@ -233,21 +219,20 @@ class _Panels:
             start, another = gr.Button("Generate", variant="primary"), gr.Button("Another seed")
         outputs = self._example_gallery()
 
-        def sample(label, count, seed, guidance, steps, solver, scale, progress=gr.Progress()):  # noqa: B008
+        def sample(label, count, seed, guidance, steps, solver, scale):
             labels = [k % session.num_classes if label < 0 else label for k in range(count)]
-            sampling = Sampling(guidance, steps, solver)
-            examples = session.sample(labels, sampling, seed=seed or 0, progress=progress)
-            images = session.decode(np.stack([one.latents for one in examples]), scale=scale)
-            captions = [one.caption for one in examples]
+            examples = session.sample(labels, Sampling(guidance, steps, solver), seed=seed or 0)
+            images = session.decode(np.stack([each.latents for each in examples]), scale=scale)
+            captions = [each.caption for each in examples]
             return list(zip(map(to_picture, images), captions, strict=True)), examples
 
-        _on(start.click, sample, [label, count, seed, *controls], outputs)
-        reseeded = _on(another.click, lambda: int(_random.integers(10**6)), [], [seed])
-        _on(reseeded.then, sample, [label, count, seed, *controls], outputs)
+        new_seed = _on(another.click, lambda: int(_random.integers(10**6)), [], [seed])
+        for listen in (start.click, new_seed.then):
+            _on(listen, sample, [label, count, seed, *controls], outputs)
 
-    def interpolate(self) -> None:
+    def interpolate(self, tab: gr.Tab) -> None:
         """Images between two selected ones."""
-        session, states, thumbnails = self.session, [gr.State(), gr.State()], []
+        session, states = self.session, [gr.State(), gr.State()]
         if not _can_work(session.generator_problem):
             return
         gr.Markdown(
@@ -257,36 +242,28 @@ class _Panels:
         with gr.Row():
             for name, state in zip(("First", "Last"), states, strict=True):
                 with gr.Column(min_width=160):
-                    thumbnails.append(_image(label=name, height=150))
-                    button = gr.Button("Use the selected image", size="sm")
-                _on(button.click, self._end, [self.selected], [state, thumbnails[-1]])
+                    image = _image(label=name, height=150)
+                    button = gr.Button(f"{name}: use the selected image", size="sm")
+                _on(button.click, self._show_selected, [self.selected], [state, image])
             with gr.Column(scale=3):
                 with gr.Row():
                     count = gr.Slider(3, 33, 17, step=1, label="Images")
                     controls = self._sampling_controls()
-                with gr.Row():
-                    start = gr.Button("Interpolate", variant="primary")
-                    anything = gr.Button("Two random test images")
-        frames = _gallery(preview=True)
+                start = gr.Button("Interpolate", variant="primary")
+        frames = _gallery(preview=True, height=480)
 
         def interpolate(first, last, count, guidance, steps, solver, scale):
             if first is None or last is None:
                 raise ValueError("Choose a first and a last image.")
             sampling = Sampling(guidance, steps, solver)
             latents = session.interpolate(first, last, sampling, count=count)
-            pictures = [to_picture(image) for image in session.decode(latents, scale=scale)]
-            captions = [f"{k + 1} of {count}" for k in range(count)]
-            items = list(zip(pictures, captions, strict=True))
+            images = session.decode(latents, scale=scale)
+            items = [(to_picture(each), f"{k + 1} of {count}") for k, each in enumerate(images)]
             return gr.Gallery(items, selected_index=count // 2)
 
-        def choose_ends():
-            first, last = (self._end(self._random_example()) for _ in range(2))
-            return first[0], last[0], first[1], last[1]
-
-        _on(anything.click, choose_ends, [], [*states, *thumbnails])
         _on(start.click, interpolate, [*states, count, *controls], [frames])
 
-    def _end(self, example: Example | None) -> tuple:
+    def _show_selected(self, example: Example | None) -> tuple:
         return self._select(example)[:2] if example else (None, None)
 
     def inpaint(self, tab: gr.Tab) -> None:
@@ -303,7 +280,8 @@ class _Panels:
         }
         gr.Markdown(
             "Paint over the selected image. The hidden pixels are sampled with the generator as "
-            "prior; without a prior, latents are fitted to the visible pixels."
+            "prior; without a prior, latents are fitted to the visible pixels. PSNR is over the "
+            "hidden pixels."
         )
         with gr.Row():
             with gr.Column():
@@ -315,42 +293,39 @@ class _Panels:
                     buttons=[],
                     canvas_size=(zoom * w, zoom * h),
                     fixed_canvas=True,
-                    brush=gr.Brush(2 * zoom, [f"rgb{_COLOR}"], color_mode="fixed"),
+                    brush=gr.Brush(2 * zoom, [f"rgb{_HIDDEN_COLOR}"], color_mode="fixed"),
                     show_label=False,
                 )
                 with gr.Row():
-                    buttons = [_button(name) for name in masks]
+                    buttons = [gr.Button(name, size="sm", min_width=90) for name in masks]
             with gr.Column():
                 with gr.Row():
-                    draws = gr.Slider(1, 16, 8, step=1, label="Draws")
+                    count = gr.Slider(1, 16, 8, step=1, label="Samples")
                     steps = gr.Slider(1, 100, 20, step=1, label="Steps")
                     seed = gr.Number(0, precision=0, minimum=0, maximum=10**6, label="Seed")
                 start = gr.Button("Inpaint", variant="primary")
-                results = _gallery(columns=4)
+                results = _gallery()
 
         def show(make_mask, example):
             if example is None or example.original is None:
                 return None
-            layer = make_mask()[..., None] * np.array([*_COLOR, 255], np.uint8)
-            background = to_picture(example.original)
-            background, layer = (enlarge(image[None], zoom)[0] for image in (background, layer))
+            layer = make_mask()[..., None] * np.array([*_HIDDEN_COLOR, 255], np.uint8)
+            pair = (to_picture(example.original), layer)
+            background, layer = (enlarge(image[None], zoom)[0] for image in pair)
             return {"background": background, "layers": [layer], "composite": None}
 
-        def inpaint(example, drawing, draws, steps, seed):
+        def inpaint(example, drawing, count, steps, seed):
             if example is None or example.original is None:
                 raise ValueError("Select an image of the data set first.")
-            hidden = hidden_pixels(drawing, (h, w))
-            answer = session.inpaint(
-                example.original, hidden, draws=draws, steps=steps, seed=seed or 0
-            )
+            image, hidden = example.original, hidden_pixels(drawing, (h, w))
+            answer = session.inpaint(image, hidden, samples=count, steps=steps, seed=seed or 0)
             return [
-                (to_picture(image), name if psnr is None else f"{name}, {psnr:.1f} dB")
+                (to_picture(image), f"{name}, {psnr:.1f} dB")
                 for name, (image, psnr) in answer.items()
             ]
 
-        for button, make_mask in zip(buttons, masks.values(), strict=True):
-            _on(button.click, functools.partial(show, make_mask), [self.selected], [canvas])
-        for selection_shown in (tab.select, self.random.then):
-            clear = functools.partial(show, masks["Clear"])
-            _on(selection_shown, clear, [self.selected], [canvas])
-        _on(start.click, inpaint, [self.selected, canvas, draws, steps, seed], [results])
+        for button, mask in zip(buttons, masks.values(), strict=True):
+            _on(button.click, functools.partial(show, mask), [self.selected], [canvas])
+        for listen in (tab.select, self.random.then):
+            _on(listen, functools.partial(show, masks["Clear"]), [self.selected], [canvas])
+        _on(start.click, inpaint, [self.selected, canvas, count, steps, seed], [results])

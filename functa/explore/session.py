@@ -12,13 +12,13 @@ import numpy as np
 from cachetools import LRUCache, cached
 from etils import epath
 
+from functa.data import images
+from functa.data.augmentation import read_copies
 from functa.data.functaset.format import float32_latents
 from functa.data.functaset.reader import open_functaset
-from functa.diffusion import observation as observations
 from functa.diffusion.inpainter import Inpainter
-from functa.diffusion.observation import Degradation, Observation
+from functa.diffusion.observation import Degradation, Observation, insert_observed, unobserved_mse
 from functa.diffusion.trained_generator import TrainedGenerator
-from functa.explore.originals import Originals
 from functa.fields.decoder import make_decoder
 from functa.fields.psnr import psnr
 from functa.pipeline import load
@@ -27,6 +27,7 @@ from functa.runtime import mesh
 from functa.runtime.errors import UserError
 from functa.training.checkpoint import digest
 
+_AUGMENTATION = ("flip", "crop", "crop_padding", "crop_min_area")  # keys of config.encode
 _MAX_SCALE, _MAX_SIDE = 16, 512  # 512 x 512 pixels take about 1 GiB at width 256
 _DECODE_BATCH, _SAMPLE_BATCH = 16, 10
 _SEARCHED = 8192  # records read for one page of a class
@@ -78,8 +79,6 @@ class Session:
           ValueError: no run, no field, no functaset, or a functaset of another field.
         """
         run = epath.Path(workdir)
-        if not run.is_dir():
-            raise UserError(f"{run} is not a directory")
         self.config = config_lib.load(run)
         self.field, params = load.load_field(run)
         self._params = mesh.to_host(params)
@@ -90,12 +89,14 @@ class Session:
         self._records = {name: functaset.source(name, cache="none") for name in self.splits}
         self.max_scale = min(_MAX_SCALE, max(2, _MAX_SIDE // max(self.field.image_shape[:2])))
         self.images_problem = self.generator_problem = ""
+        # The page shows a few images at a time, so no split is cached.
+        data = {**self.config.data, "cache": "none"} | ({"data_dir": data_dir} if data_dir else {})
         try:
-            self._originals = Originals(self.config, data_dir=data_dir)
+            self._images = images.open_splits(**data)
         except (ValueError, OSError) as error:
             self.images_problem = f"The images are missing: {error}"
         try:
-            self.generator: Any = load.load_generator(run)  # a TrainedGenerator
+            self._generator: Any = load.load_generator(run)
         except ValueError as error:  # not trained, damaged, or of another functaset
             self.generator_problem = f"There is no generator: {error}"
 
@@ -112,16 +113,13 @@ class Session:
         """Reads up to `count` records from row `start` on, of one class or (label=None) of all.
 
         Returns:
-          (examples, the next `start` or None at the end of the split).
-        Raises:
-          UserError: the split has no such row.
+          (examples, the next `start` or None at the end of the split). Examples are missing beyond
+          the end, or if none of the next 8,192 records is of the class.
         """
         source, total = self._records[split], self.splits[split]
-        if not 0 <= start < total:
-            raise UserError(f"{split} has the rows 0 to {total - 1}, not {start}")
-        rows = np.arange(start, min(start + (count if label is None else _SEARCHED), total))
-        following = int(rows[-1]) + 1
-        if label is not None:
+        rows = np.arange(start, min(start + (_SEARCHED if label is not None else count), total))
+        following = start + len(rows)
+        if label is not None and len(rows):
             rows = rows[source.read(rows)["label"] == label]
         if len(rows) > count:
             following = int(rows[count])
@@ -134,21 +132,27 @@ class Session:
         originals: Any = [None] * len(rows)
         if not self.images_problem:
             try:
-                originals = self._originals.read(split, records)
-            except UserError as error:
+                originals = self._read_originals(split, records)
+            except (IndexError, ValueError) as error:
                 self.images_problem = f"The images do not belong to the functaset: {error}"
-        labels = np.where(records["label"] < 0, self.num_classes, records["label"])
-        copies = [f", copy {copy}" if copy else "" for copy in records["copy"]]
-        texts = [
-            f"{value:.1f} dB, {split} {row}"
-            for value, row in zip(records["psnr"], rows, strict=True)
-        ]
-        return [
-            Example(latents, int(label), f"{self.class_name(label)}, {text}{copy}", original)
-            for latents, label, text, copy, original in zip(
-                float32_latents(records), labels, texts, copies, originals, strict=True
-            )
-        ]
+        examples = []
+        for k, latents in enumerate(float32_latents(records)):
+            label = int(records["label"][k])
+            label = label if label >= 0 else self.num_classes
+            copy = f", copy {records['copy'][k]}" if records["copy"][k] else ""
+            name = f"{self.class_name(label)}, {records['psnr'][k]:.1f} dB, {split} {rows[k]}{copy}"
+            examples.append(Example(latents, label, name, originals[k]))
+        return examples
+
+    def _read_originals(self, split: str, records: dict[str, np.ndarray]) -> np.ndarray:
+        """Images [n, h, w, c] uint8 of n records, augmented as they were for encoding."""
+        source = self._images[split]
+        rows = records["id"] - source.read(np.arange(1))["id"]
+        settings = {key: self.config.encode[key] for key in _AUGMENTATION}
+        batch = read_copies(source, rows, records["copy"], seed=self.config.seed, **settings)
+        if np.any(batch["label"] != records["label"]):
+            raise ValueError(f"images and records of the split {split} have different classes")
+        return batch["image"]
 
     def decode(self, latents: np.ndarray, *, scale: int) -> np.ndarray:
         """Decodes latents [n, i, j, d] to images [n, scale h, scale w, c] float32 in [0, 1]."""
@@ -168,37 +172,16 @@ class Session:
         h, w, c = image.shape
         return np.clip(jax.image.resize(image, (scale * h, scale * w, c), "cubic"), 0, 1)
 
-    def sample(
-        self,
-        labels: list[int],
-        sampling: Sampling,
-        *,
-        seed: int,
-        progress: Callable[[tuple[int, int]], Any],
-    ) -> list[Example]:
-        """Samples 0, 1, ... of a seed; labels [n].
+    def sample(self, labels: list[int], sampling: Sampling, *, seed: int) -> list[Example]:
+        """Samples 0 to n - 1 of a seed; labels [n]. A sample does not depend on the others.
 
-        Each sample depends only on its seed, number, label and settings.
-
-        Args:
-          progress: called with (samples done, n).
         Raises:
-          UserError: the generator cannot sample with these settings.
+          ValueError: the generator cannot sample with these settings.
         """
-        examples: list[Example] = []
-        for start in range(0, len(labels), _SAMPLE_BATCH):
-            progress((start, len(labels)))
-            batch = labels[start : start + _SAMPLE_BATCH]
-            latents = self._sample_batch(seed, start, tuple(batch), sampling)
-            examples += [
-                Example(
-                    latents[number - start],
-                    label,
-                    f"{self.class_name(label)}, sample {number}",
-                    sample=(seed, number),
-                )
-                for number, label in enumerate(batch, start)
-            ]
+        examples = []
+        for number, latents in enumerate(self._sample(tuple(labels), sampling, seed)):
+            name = f"{self.class_name(labels[number])}, sample {number}"
+            examples.append(Example(latents, labels[number], name, sample=(seed, number)))
         return examples
 
     def interpolate(
@@ -210,87 +193,70 @@ class Session:
         approximately.
 
         Raises:
-          UserError: the generator cannot draw such samples.
+          ValueError: the generator cannot sample with these settings.
         """
-        noise = jnp.concatenate([self._noise(end, sampling) for end in (first, last)])
-        labels = self._labels((first.label, last.label))
-        return self._sampler(sampling).interpolate(noise, labels, count=count)
+        generator = self._with_sampling(sampling)
+        noise = [
+            generator.initial_noise(
+                seed=end.sample[0], numbers=np.asarray(end.sample[1:], np.int32)
+            )
+            if end.sample
+            else generator.invert(end.latents[None], np.asarray([end.label], np.int32))
+            for end in (first, last)
+        ]
+        labels = np.asarray([first.label, last.label], np.int32)
+        return generator.interpolate(jnp.concatenate(noise), labels, count=count)
 
     def inpaint(
-        self, image: np.ndarray, hidden: np.ndarray, *, draws: int, steps: int, seed: int
-    ) -> dict[str, tuple[np.ndarray, float | None]]:
+        self, image: np.ndarray, hidden: np.ndarray, *, samples: int, steps: int, seed: int
+    ) -> dict[str, tuple[np.ndarray, float]]:
         """Fills in hidden pixels by posterior samples, and without a prior by fitting latents.
 
         Args:
           image: [h, w, c] uint8; hidden: [h, w] bool.
-          draws: number of posterior samples; steps: noise levels; seed: of the samples.
+          samples: number of posterior samples; steps: noise levels; seed: of the samples.
         Returns:
-          {caption: (image [h, w, c] float32 in [0, 1], PSNR over hidden pixels in dB)}; the first
-          is [h, w, 4], transparent where pixels are hidden, and has no PSNR.
+          {caption: (image [h, w, c] float32 in [0, 1], PSNR over the hidden pixels in dB)}.
         Raises:
-          ValueError: no pixel is hidden, or the generator needs a class.
+          ValueError: no pixel is hidden, or the generator does not know images of any class.
         """
         if not hidden.any():
             raise UserError("no pixel is hidden: paint over a part of the image first")
         inpainter = self._inpainter(steps)
-        images = image[None].astype(np.float32) / 255
-        mask = np.broadcast_to(~hidden[None, :, :, None], images.shape).astype(np.float32)
-        observation = Observation(jnp.asarray(mask), jnp.asarray(mask * images))
+        targets = image[None].astype(np.float32) / 255
+        mask = np.broadcast_to(~hidden[None, :, :, None], targets.shape).astype(np.float32)
+        observation = Observation(jnp.asarray(mask), jnp.asarray(mask * targets))
         # The seed takes the place of the id of the image, so that one program serves all seeds.
-        samples = inpainter.sample(observation, image_ids=np.asarray([seed]), count=draws)
-        results = {
-            "without prior": inpainter.reconstruct_without_prior(observation),
-            "mean": samples.mean(1),
-        }
-        results |= {f"sample {k + 1}": samples[:, k] for k in range(draws)}
-        color = np.broadcast_to(images[0], (*hidden.shape, 3))
-        visible = np.concatenate([color, mask[0, :, :, :1]], axis=-1)
-        answer: dict[str, tuple[np.ndarray, float | None]] = {"visible": (visible, None)}
+        drawn = inpainter.sample(observation, image_ids=np.asarray([seed]), count=samples)
+        results = {"without prior": inpainter.reconstruct_without_prior(observation)}
+        results |= {"mean of samples": drawn.mean(1)}
+        results |= {f"sample {k + 1}": drawn[:, k] for k in range(samples)}
+        answer = {}
         for name, result in results.items():
-            filled = observations.insert_observed(_MASKED, observation, result)
-            mse = observations.unobserved_mse(_MASKED, observation, filled, images)
+            filled = insert_observed(_MASKED, observation, result)
+            mse = unobserved_mse(_MASKED, observation, filled, targets)
             answer[name] = filled[0], float(psnr(mse)[0])
         return answer
 
-    def _labels(self, labels: tuple[int, ...]) -> np.ndarray:
-        if self.num_classes in labels and not self.config.generate.label_dropout:
-            raise UserError(
-                "the generator was trained with generate.label_dropout=0: choose a class"
-            )
-        return np.asarray(labels, np.int32)
-
-    def _noise(self, end: Example, sampling: Sampling) -> jax.Array:
-        """Noisy latents [1, i, j, d] that the solver turns into an example."""
-        if end.sample is not None:
-            seed, number = end.sample
-            numbers = np.asarray([number], np.int32)
-            return self.generator.initial_noise(seed=seed, numbers=numbers)
-        return self._sampler(sampling).invert(end.latents[None], self._labels((end.label,)))
-
-    @cached(LRUCache(40))
-    def _sample_batch(
-        self, seed: int, start: int, labels: tuple[int, ...], sampling: Sampling
-    ) -> np.ndarray:
-        return self._sampler(sampling).sample(
-            seed=seed,
-            numbers=np.arange(start, start + len(labels), dtype=np.int32),
-            labels=self._labels(labels),
-            batch_size=_SAMPLE_BATCH,
+    @cached(LRUCache(4))
+    def _sample(self, labels: tuple[int, ...], sampling: Sampling, seed: int) -> np.ndarray:
+        """Latents [n, i, j, d] float32 of the samples 0 to n - 1."""
+        numbers, classes = np.arange(len(labels), dtype=np.int32), np.asarray(labels, np.int32)
+        generator = self._with_sampling(sampling)
+        return generator.sample(
+            seed=seed, numbers=numbers, labels=classes, batch_size=_SAMPLE_BATCH
         )
 
     @cached(LRUCache(8))
-    def _sampler(self, sampling: Sampling) -> TrainedGenerator:
+    def _with_sampling(self, sampling: Sampling) -> TrainedGenerator:
         """The generator with these settings; its programs are compiled once."""
-        try:
-            return self.generator.with_sampling(
-                steps=sampling.steps, solver=sampling.solver, guidance_scale=sampling.guidance
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        return self._generator.with_sampling(
+            steps=sampling.steps, solver=sampling.solver, guidance_scale=sampling.guidance
+        )
 
     @cached(LRUCache(3))
     def _inpainter(self, steps: int) -> Inpainter:
-        return Inpainter(self.generator, _MASKED, steps=steps, seed=0)
+        return Inpainter(self._generator, _MASKED, steps=steps, seed=0)
 
     @cached(LRUCache(24))
     def _decoder(self, scale: int, batch: int) -> Callable[[np.ndarray], np.ndarray]:
