@@ -46,11 +46,13 @@ def listen(port: int | None) -> socket.socket:
     Raises:
       UserError: the port is in use or not allowed.
     """
+    if port is not None and not 1 <= port <= 65535:
+        raise UserError(f"--port={port} must be from 1 to 65535")
     problem = ""
     for number in _PORTS if port is None else [port]:
         try:
             return socket.create_server((_HOST, number))
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             problem = f"cannot listen on {_HOST}:{number} ({error}): choose another --port"
     raise UserError(problem)
 

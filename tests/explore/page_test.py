@@ -1,25 +1,22 @@
-"""The explore page in a headless browser without a network: every panel shows images."""
+"""The explore page in a headless browser without a network, and what it computes itself."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
+from functa.explore import page
 from tests.conftest import ROOT
 from tests.support import generator_runs
 
 SECONDS = 90  # for a program to compile on a busy machine
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER),
-        reason="chromium and chromedriver are not installed (Debian: chromium, chromium-driver)",
-    ),
-]
+TAB, PRIMARY = "button[role=tab]", "button.primary"
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +45,7 @@ def driver(address):
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     ):
         options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
     driver.get(address)
     yield driver
@@ -81,22 +79,61 @@ def visible_images(driver):
     )
 
 
-def test_every_panel_shows_images(driver):
-    wait(driver, lambda d: visible_images(d) >= 24)  # Browse
+def requested_urls(driver):
+    """URLs that the page has requested."""
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    sent = [event for event in events if event["method"] == "Network.requestWillBeSent"]
+    return {event["params"]["request"]["url"] for event in sent}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (CHROMIUM and DRIVER),
+    reason="chromium and chromedriver are not installed (Debian: chromium, chromium-driver)",
+)
+def test_every_panel_works_without_a_network(driver, address):
+    wait(driver, lambda d: visible_images(d) >= 24)  # Browse; images out of sight are not loaded
+    click(driver, "Next")
+    wait(driver, lambda d: "test 95" in d.page_source)
     click(driver, "Random test image")
     wait(driver, lambda d: "Selected" in d.find_element("id", "selection").text)
-    click(driver, "Decode", "button[role=tab]")
-    wait(driver, lambda d: visible_images(d) >= 3)
-    click(driver, "Generate", "button[role=tab]")
-    click(driver, "Generate", "button.primary")
-    wait(driver, lambda d: visible_images(d) >= 30)
-    click(driver, "Interpolate", "button[role=tab]")
-    click(driver, "Two random test images")
-    wait(driver, lambda d: visible_images(d) >= 2)
-    click(driver, "Interpolate", "button.primary")
-    wait(driver, lambda d: visible_images(d) >= 12)
-    click(driver, "Inpaint", "button[role=tab]")
+    click(driver, "Decode", TAB)
+    wait(driver, lambda d: visible_images(d) == 3)
+    click(driver, "Generate", TAB)
+    click(driver, "Generate", PRIMARY)
+    wait(driver, lambda d: visible_images(d) == 30)
+    click(driver, "Interpolate", TAB)
+    click(driver, "Interpolate", PRIMARY)
+    wait(driver, lambda d: "Choose a first and a last image" in d.page_source)
+    for number, name in enumerate(("First", "Last"), 1):
+        click(driver, f"{name}: use the selected image")
+        wait(driver, lambda d, number=number: visible_images(d) == number)
+    click(driver, "Interpolate", PRIMARY)
+    wait(driver, lambda d: visible_images(d) >= 19)
+    click(driver, "Inpaint", TAB)
     click(driver, "Left half")
     time.sleep(3)  # the editor gives no sign when it has drawn its layer
-    click(driver, "Inpaint", "button.primary")
-    wait(driver, lambda d: visible_images(d) >= 8)
+    click(driver, "Inpaint", PRIMARY)
+    wait(driver, lambda d: visible_images(d) == 10)
+    assert "sample 8" in driver.page_source
+    urls = requested_urls(driver)
+    assert any(url.startswith(address) for url in urls)
+    assert {url for url in urls if not url.startswith((address, "data:", "blob:"))} == set()
+
+
+def test_pixels_are_hidden_if_half_of_them_is_painted_over():
+    layer = np.zeros((6, 8, 4), np.uint8)  # 3 x 4 pixels, each of 2 x 2
+    layer[:3, :2, 3] = 255
+    layer[2:4, 7, 3] = 255
+    layer[5, 5, 3] = 255
+    hidden = page.hidden_pixels({"layers": [layer]}, (3, 4))
+    assert np.argwhere(hidden).tolist() == [[0, 0], [1, 0], [1, 3]]
+    assert not page.hidden_pixels({"layers": []}, (3, 4)).any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_have_three_channels_of_bytes(channels):
+    image = np.linspace(0, 1, 2 * 3 * channels, dtype=np.float32).reshape(2, 3, channels)
+    picture = page.to_picture(image)
+    assert picture.dtype == np.uint8
+    np.testing.assert_array_equal(picture, np.rint(image * 255) * np.ones(3))

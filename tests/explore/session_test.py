@@ -1,9 +1,12 @@
 """Answers of the explore page, without the page, for a run with a random field and generator."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
+from functa.data.functaset.format import float32_latents
 from functa.explore.session import Example, Sampling, Session
 from functa.runtime.errors import UserError
 from tests.support import generator_runs
@@ -13,6 +16,7 @@ SAMPLING = Sampling(guidance=1.5, steps=4, solver="heun")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """Its functaset holds the digits, each training image twice."""
     return generator_runs.make(tmp_path_factory.mktemp("explore") / "run", encoded=True)
 
 
@@ -21,106 +25,149 @@ def session(run):
     return Session(run, data_dir=None)
 
 
-def ignore_progress(progress):
-    del progress
-
-
-def test_pages_of_a_class_contain_all_its_records_once(session):
+@pytest.mark.parametrize("label", [None, 3])
+def test_pages_contain_every_record_of_a_class_once(session, label):
     source = session._records["train"]
-    labels = source.read(np.arange(session.splits["train"]))["label"]
-    start, captions, seen = 0, [], []
+    records = source.read(np.arange(session.splits["train"]))
+    chosen = np.flatnonzero(records["label"] == label) if label else np.arange(192)
+    start, latents = 0, []
     while start is not None:
-        examples, start = session.browse("train", start=start, count=7, label=3)
-        assert all(example.label == 3 for example in examples)
-        captions += [example.caption for example in examples]
-        seen += [example.latents for example in examples]
-    assert len(captions) == len(set(captions)) == np.sum(labels == 3) > 7
-    expected = source.read(np.flatnonzero(labels == 3))["latents"]
-    np.testing.assert_array_equal(np.stack(seen), expected.astype(np.float32))
+        examples, start = session.browse("train", start=start, count=7, label=label)
+        assert len(examples) == min(7, len(chosen) - len(latents))
+        assert label is None or {example.label for example in examples} == {label}
+        latents += [example.latents for example in examples]
+    np.testing.assert_array_equal(np.stack(latents), float32_latents(records)[chosen])
+    assert session.browse("train", start=10**6, count=7, label=label) == ([], None)
 
 
-def test_records_come_with_the_images_they_were_encoded_from(session):
-    examples, _ = session.browse("test", start=0, count=8, label=None)
-    decoded = session.decode(np.stack([example.latents for example in examples]), scale=1)
-    assert decoded.shape == (8, *session.field.image_shape)
-    for example in examples:
-        assert example.original.shape == session.field.image_shape
-        assert example.original.dtype == np.uint8
+def test_rare_class_is_searched_in_parts(session, monkeypatch):
+    monkeypatch.setattr("functa.explore.session._SEARCHED", 5)
+    labels = session._records["test"].read(np.arange(session.splits["test"]))["label"]
+    first, start = session.browse("test", start=0, count=7, label=int(labels[7]))
+    second, _ = session.browse("test", start=start, count=7, label=int(labels[7]))
+    assert start == 5
+    assert [len(first), len(second)] == [np.sum(labels[k : k + 5] == labels[7]) for k in (0, 5)]
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_original_has_the_psnr_that_its_record_stores(session, split):
+    """Also if it is an augmented copy. Latents are rounded and images clipped: PSNR differs a little."""
+    examples, _ = session.browse(split, start=3, count=9, label=None)
     assert session.images_problem == ""
+    images = session.decode(np.stack([example.latents for example in examples]), scale=1)
+    originals = np.stack([example.original for example in examples]) / np.float32(255)
+    decoded = -10 * np.log10(np.square(images - originals).mean((1, 2, 3)))
+    stored = session._records[split].read(np.arange(3, 12))["psnr"]
+    assert np.all(decoded > stored - 0.05)
+    assert np.median(decoded - stored) < 0.5
+    assert any("copy 1" in example.caption for example in examples) == (split == "train")
 
 
-def test_unknown_rows_are_rejected(session):
-    with pytest.raises(UserError):
-        session.browse("test", start=10**6, count=8, label=None)
-
-
-@pytest.mark.parametrize("scale", [1, 3])
-def test_decoded_images_are_values_of_the_field(session, scale):
-    latents = np.random.default_rng(0).normal(size=(3, *session.field.latent_shape))
-    latents = latents.astype(np.float32)
+@pytest.mark.parametrize(("count", "scale"), [(1, 4), (3, 1), (17, 3)])
+def test_decoded_images_are_values_of_the_field(session, count, scale):
+    shape = (count, *session.field.latent_shape)
+    latents = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     h, w, _ = session.field.image_shape
     values = session.field(session._params["field"], latents, (scale * h, scale * w))
     decoded = session.decode(latents, scale=scale)
     np.testing.assert_allclose(decoded, np.clip(values, 0, 1), atol=1e-6)
 
 
-def test_enlarged_originals_have_the_requested_size(session):
-    (example,), _ = session.browse("test", start=0, count=1, label=None)
-    enlarged = session.enlarge(example, scale=4)
-    h, w, c = session.field.image_shape
-    assert enlarged.shape == (4 * h, 4 * w, c)
-    small = jax.image.resize(enlarged, (h, w, c), "linear")
-    assert np.abs(small - example.original / np.float32(255)).mean() < 0.1
+def test_enlargement_is_bicubic_of_the_original_or_the_decoded_image(session):
+    (record,), _ = session.browse("test", start=4, count=1, label=None)
+    sample = Example(record.latents, 3, "sample")
+    decoded = session.decode(record.latents[None], scale=1)[0]
+    for example, small in ((record, record.original / np.float32(255)), (sample, decoded)):
+        expected = jax.image.resize(small, (24, 24, 1), "cubic").clip(0, 1)
+        np.testing.assert_allclose(session.enlarge(example, scale=3), expected, atol=1e-6)
 
 
-def test_samples_depend_on_seed_number_and_label_only(session):
-    labels = [number % 10 for number in range(12)]
-    all_samples = session.sample(labels, SAMPLING, seed=1, progress=ignore_progress)
-    some = session.sample(labels[:3], SAMPLING, seed=1, progress=ignore_progress)
-    for one, other in zip(all_samples, some, strict=False):
-        np.testing.assert_allclose(one.latents, other.latents, atol=1e-5)
-    other_seed = session.sample(labels[:1], SAMPLING, seed=2, progress=ignore_progress)
-    assert np.abs(other_seed[0].latents - some[0].latents).max() > 1e-3
+def test_samples_are_those_of_the_generator(session):
+    labels = [7, 2, session.num_classes, *range(9)]  # more than one batch
+    sampled = session.sample(labels, SAMPLING, seed=5)
+    generator = session._generator.with_sampling(steps=4, solver="heun", guidance_scale=1.5)
+    expected = generator.sample(
+        seed=5, numbers=np.arange(12, dtype=np.int32), labels=np.int32(labels), batch_size=12
+    )
+    np.testing.assert_allclose([one.latents for one in sampled], expected, atol=1e-4)
+    assert [one.label for one in sampled] == labels
+    assert [one.sample for one in sampled] == [(5, number) for number in range(12)]
 
 
-def test_impossible_sampling_is_rejected(session):
-    with pytest.raises(UserError):
-        session.sample([0], SAMPLING._replace(steps=0), seed=0, progress=ignore_progress)
+@pytest.mark.parametrize(
+    "changes", [{"seed": 1}, {"steps": 5}, {"guidance": 4.0}, {"solver": "euler"}]
+)
+def test_every_setting_changes_the_samples(session, changes):
+    seed = changes.pop("seed", 0)
+    usual = session.sample([4], SAMPLING, seed=0)[0].latents
+    other = session.sample([4], SAMPLING._replace(**changes), seed=seed)[0].latents
+    assert np.abs(other - usual).max() > 1e-3
 
 
-def test_interpolation_starts_and_ends_at_the_samples(session):
-    first, last = session.sample([3, 5], SAMPLING, seed=0, progress=ignore_progress)
-    path = session.interpolate(first, last, SAMPLING, count=5)
-    assert len(path) == 5
-    np.testing.assert_allclose(path[0], first.latents, atol=1e-3)
-    np.testing.assert_allclose(path[-1], last.latents, atol=1e-3)
+def test_interpolation_returns_to_a_sample_and_nearly_to_a_record(session):
+    fine = Sampling(guidance=1.0, steps=60, solver="heun")
+    sample = session.sample([3, 5], fine, seed=8)[1]
+    (record,), _ = session.browse("test", start=5, count=1, label=None)
+    path = session.interpolate(sample, record, fine, count=5)
+    assert path.shape == (5, *session.field.latent_shape)
+    np.testing.assert_allclose(path[0], sample.latents, atol=1e-3)
+    ends = session.decode(np.stack([path[-1], record.latents]), scale=1)
+    np.testing.assert_allclose(ends[0], ends[1], atol=0.05)
+    assert np.abs(path[2] - path[0]).max() > 1e-3
 
 
-def test_inpainting_keeps_the_visible_pixels(session):
-    (example,), _ = session.browse("test", start=0, count=1, label=None)
-    hidden = np.zeros(session.field.image_shape[:2], bool)
+def test_inpainting_keeps_visible_pixels_and_reports_psnr_of_hidden_ones(session):
+    (example,), _ = session.browse("test", start=9, count=1, label=None)
+    hidden = np.zeros((8, 8), bool)
     hidden[:, :4] = True
-    answer = session.inpaint(example.original, hidden, draws=2, steps=3, seed=0)
-    assert answer.pop("visible")[0].shape == (8, 8, 4)
-    assert len(answer) == 4  # without prior, mean, two samples
+    original = example.original / np.float32(255)
+    answer = session.inpaint(example.original, hidden, samples=3, steps=3, seed=0)
+    assert list(answer) == ["without prior", "mean of samples", "sample 1", "sample 2", "sample 3"]
     for image, psnr in answer.values():
-        visible = example.original[~hidden] / np.float32(255)
-        np.testing.assert_allclose(image[~hidden], visible, atol=1e-6)
-        assert np.isfinite(psnr)
+        np.testing.assert_allclose(image[~hidden], original[~hidden], atol=1e-6)
+        mse = np.square(image[hidden] - original[hidden]).mean(dtype=np.float64)
+        np.testing.assert_allclose(psnr, -10 * np.log10(mse), rtol=1e-4)
+    samples = [answer[f"sample {k}"][0] for k in (1, 2, 3)]
+    np.testing.assert_allclose(answer["mean of samples"][0], np.mean(samples, 0), atol=1e-6)
+    assert np.abs(samples[0] - samples[1]).max() > 1e-3
+    other = session.inpaint(example.original, hidden, samples=3, steps=3, seed=1)
+    np.testing.assert_array_equal(other["without prior"][0], answer["without prior"][0])
+    assert np.abs(other["sample 1"][0] - samples[0]).max() > 1e-3
     with pytest.raises(UserError):
-        session.inpaint(example.original, np.zeros_like(hidden), draws=1, steps=3, seed=0)
+        session.inpaint(example.original, hidden & False, samples=1, steps=2, seed=0)
 
 
-def test_run_without_generator_or_images_can_be_browsed(run, tmp_path):
-    import shutil
-
+def test_run_without_usable_generator_can_be_browsed(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "generate" / "metrics.json").write_text('{"functaset_digest": "sha256:1"}')
+    assert "sha256:1" in Session(copy, data_dir=None).generator_problem
     shutil.rmtree(copy / "generate")
     session = Session(copy, data_dir=None)
     assert "generate" in session.generator_problem
-    assert isinstance(session.browse("test", start=0, count=1, label=None)[0][0], Example)
+    assert len(session.browse("test", start=0, count=3, label=None)[0]) == 3
 
 
-def test_directory_without_a_run_is_rejected(tmp_path):
-    with pytest.raises(ValueError):  # noqa: PT011
+def test_run_without_images_can_be_browsed(tmp_path):
+    run = generator_runs.make(tmp_path / "run", **{"data.source": "tfds", "data.name": "mine"})
+    session = Session(run, data_dir=str(tmp_path / "data"))
+    assert str(tmp_path / "data") in session.images_problem
+    examples, _ = session.browse("test", start=0, count=3, label=None)
+    assert [example.original for example in examples] == [None] * 3
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_of_another_data_set_are_not_shown(tmp_path, split):
+    """The functaset is random: ids of its test records do not exist, labels of its train records differ."""
+    session = Session(generator_runs.make(tmp_path / "run"), data_dir=None)
+    assert session.images_problem == ""
+    examples, _ = session.browse(split, start=0, count=40, label=None)
+    assert {example.original for example in examples} == {None}
+    assert session.images_problem != ""
+
+
+@pytest.mark.parametrize("missing", ["config.json", "meta_learn", "functaset"])
+def test_incomplete_run_is_rejected(run, tmp_path, missing):
+    for part in {"config.json", "meta_learn", "functaset"} - {missing}:
+        (tmp_path / part).symlink_to(run / part)
+    with pytest.raises(ValueError, match=missing):
         Session(tmp_path, data_dir=None)
