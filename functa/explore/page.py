@@ -57,6 +57,15 @@ def hidden_pixels(drawing: dict[str, Any], shape: tuple[int, int]) -> np.ndarray
     return painted >= 0.5
 
 
+def _make_masks(h: int, w: int) -> dict[str, Callable[[], np.ndarray]]:
+    """Functions that make the masks [h, w] bool of the buttons; true pixels are hidden."""
+    return {
+        "Clear": lambda: np.zeros((h, w), bool),
+        "Left half": lambda: np.broadcast_to(np.arange(w) < w // 2, (h, w)),
+        "Random 90 %": lambda: _random.permutation(h * w).reshape(h, w) < round(0.9 * h * w),
+    }
+
+
 def _on(listen: Callable, call: Callable, inputs: list, outputs: list) -> Any:
     """Adds an event. Events are answered one at a time; user errors appear on the page.
 
@@ -273,11 +282,7 @@ class _Panels:
             return
         h, w, _ = session.field.image_shape
         zoom = max(1, _CANVAS_SIDE // max(h, w))
-        masks = {
-            "Clear": lambda: np.zeros((h, w), bool),
-            "Left half": lambda: np.broadcast_to(np.arange(w) < w // 2, (h, w)),
-            "Random 90 %": lambda: _random.permutation(h * w).reshape(h, w) < round(0.9 * h * w),
-        }
+        masks = _make_masks(h, w)
         gr.Markdown(
             "Paint over the selected image. The hidden pixels are sampled with the generator as "
             "prior; without a prior, latents are fitted to the visible pixels. PSNR is over the "
