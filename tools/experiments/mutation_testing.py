@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Measures the strength of the tests: puts small random faults into the code and counts those the fast suite sees.
+"""Measures the strength of the tests: counts small random faults in the code that the fast tests see.
 
     tools/experiments/mutation_testing.py --count=60 --seed=0 --jobs=2 --out=mutations.jsonl
 
-A fault replaces one operator, comparison or constant, or swaps two arguments. Faults are spread evenly over
-groups of modules. Each one is tested in a copy of the tree: first the tests that mirror the module, then the
-rest of the fast suite. A fault that no test sees is listed at the end. The same command resumes.
+A fault replaces one operator, comparison or constant, or swaps two arguments. The faults are spread
+evenly over groups of modules. Each fault is tested in a copy of the checkout, until the first test
+fails: tests of the module first, then those that import it, then all others. The same command
+resumes. The last lines name the faults that no test has seen.
 """
 
 import argparse
@@ -35,9 +36,11 @@ OPERATORS: dict[type, type] = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
 
+SYMMETRIC = ("max", "maximum", "min", "minimum")  # functions whose arguments may be swapped
+
 
 class Fault(NamedTuple):
-    """One fault: `source` is the whole text of `path` with it; before, after: the changed expression."""
+    """One fault: `source` is the whole text of the module `path` with `before` replaced by `after`."""
 
     path: str
     line: int
@@ -47,15 +50,14 @@ class Fault(NamedTuple):
 
 
 class _Sites(ast.NodeVisitor):
-    """Collects expressions that can be changed. Skips annotations, messages and docstrings."""
+    """Collects expressions that can be changed, outside annotations, messages and docstrings."""
 
     def __init__(self):
         self.nodes: list[ast.expr] = []
 
     def visit(self, node: ast.AST) -> None:
-        if isinstance(
-            node, ast.JoinedStr | ast.Raise | ast.AnnAssign | ast.Import | ast.ImportFrom
-        ):
+        skipped = ast.JoinedStr | ast.Raise | ast.AnnAssign | ast.Import | ast.ImportFrom
+        if isinstance(node, skipped):
             return
         if isinstance(node, ast.FunctionDef):
             for child in node.body:
@@ -64,15 +66,17 @@ class _Sites(ast.NodeVisitor):
         number = isinstance(node, ast.Constant) and isinstance(node.value, int | float)
         operator = isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in OPERATORS
         compare = isinstance(node, ast.Compare) and type(node.ops[0]) in OPERATORS
-        call = isinstance(node, ast.Call) and len(node.args) > 1 and not _has_star(node)
+        call = isinstance(node, ast.Call) and len(node.args) > 1 and _has_ordered_arguments(node)
         if number or operator or compare or call:
             assert isinstance(node, ast.expr)
             self.nodes.append(node)
         self.generic_visit(node)
 
 
-def _has_star(call: ast.Call) -> bool:
-    return any(isinstance(argument, ast.Starred) for argument in call.args[:2])
+def _has_ordered_arguments(call: ast.Call) -> bool:
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    starred = any(isinstance(argument, ast.Starred) for argument in call.args[:2])
+    return name not in SYMMETRIC and not starred
 
 
 def change(node: ast.AST) -> None:
@@ -91,7 +95,7 @@ def change(node: ast.AST) -> None:
 
 
 def random_faults(root: pathlib.Path, groups: list[str], count: int, seed: int) -> list[Fault]:
-    """`count` faults, as many in each group of modules (globs joined by commas)."""
+    """Draws `count` faults, as many in each group of modules (globs joined by commas)."""
     rng = random.Random(seed)
     faults = []
     for number, group in enumerate(groups):
@@ -101,18 +105,21 @@ def random_faults(root: pathlib.Path, groups: list[str], count: int, seed: int) 
             finder.visit(ast.parse(path.read_text()))
             sites += [(path, index) for index in range(len(finder.nodes))]
         share = count // len(groups) + (number < count % len(groups))
-        for path, index in rng.sample(sites, share):
-            text = path.read_text()
-            finder = _Sites()
-            finder.visit(ast.parse(text))
-            node = finder.nodes[index]
-            before = ast.unparse(node)
-            change(node)
-            source = _splice(text, node, ast.unparse(node))
-            faults.append(
-                Fault(str(path.relative_to(root)), node.lineno, before, ast.unparse(node), source)
-            )
+        faults += [_fault(root, path, index) for path, index in rng.sample(sites, share)]
     return faults
+
+
+def _fault(root: pathlib.Path, path: pathlib.Path, index: int) -> Fault:
+    text = path.read_text()
+    finder = _Sites()
+    finder.visit(ast.parse(text))
+    node = finder.nodes[index]
+    before = ast.unparse(node)
+    change(node)
+    after = ast.unparse(node)
+    return Fault(
+        str(path.relative_to(root)), node.lineno, before, after, _splice(text, node, after)
+    )
 
 
 def _splice(text: str, node: ast.expr, replacement: str) -> str:
@@ -123,52 +130,45 @@ def _splice(text: str, node: ast.expr, replacement: str) -> str:
     return b"\n".join(lines).decode()
 
 
-def test_fault(root: pathlib.Path, fault: Fault, timeout: int) -> str:
-    """What saw a fault: the first failing test, "" if none did."""
+def ordered_tests(root: pathlib.Path, module: str) -> list[str]:
+    """All files of tests, those nearest to `module` (a path) first."""
+    path = pathlib.Path(module)
+    own = f"{path.stem}_test.py"
+    imports = (
+        f"{'.'.join(path.parts[:-1])} import {path.stem}",
+        ".".join((*path.parts[:-1], path.stem)),
+    )
+
+    def distance(test: pathlib.Path) -> int:
+        if test.name == own:
+            return 0
+        if any(name in test.read_text() for name in imports):
+            return 1
+        return 2 if test.parent.name == path.parent.name else 3
+
+    tests = sorted(root.glob("tests/**/*_test.py"), key=lambda test: (distance(test), test))
+    return [str(test.relative_to(root)) for test in tests]
+
+
+def first_failure(root: pathlib.Path, fault: Fault, timeout: int) -> str:
+    """The first fast test that fails with a fault, or "" if none does."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         tree = pathlib.Path(folder) / "tree"
-        shutil.copytree(
-            root,
-            tree,
-            symlinks=True,
-            ignore=shutil.ignore_patterns(".git", ".venv*", "runs", "data_cache"),
-        )
+        ignored = shutil.ignore_patterns(".git", ".venv*", "runs", "data_cache")
+        shutil.copytree(root, tree, symlinks=True, ignore=ignored)
         (tree / fault.path).write_text(fault.source)
-        parts = pathlib.Path(fault.path).parts[1:-1]
-        own = tree.joinpath("tests", *parts)
-        own_tests = [str(own.relative_to(tree))] if own.is_dir() and parts else []
-        rest = [f"--ignore={path}" for path in own_tests] + ["tests"]
-        for selection in filter(None, (own_tests, rest)):
-            command = [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-x",
-                "-q",
-                "-m",
-                "not slow",
-                "-p",
-                "no:cacheprovider",
-            ]
-            try:
-                result = subprocess.run(
-                    [*command, *selection],
-                    cwd=tree,
-                    capture_output=True,
-                    text=True,
-                    timeout=timeout,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                return "timeout"
-            if result.returncode not in (0, 5):
-                lines = [
-                    line
-                    for line in result.stdout.splitlines()
-                    if line.startswith(("FAILED", "ERROR"))
-                ]
-                return lines[0][:160] if lines else f"exit status {result.returncode}"
-    return ""
+        options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *options, *ordered_tests(tree, fault.path)]
+        try:
+            result = subprocess.run(
+                command, cwd=tree, capture_output=True, text=True, timeout=timeout, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return "timeout"
+    if result.returncode == 0:
+        return ""
+    lines = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return lines[0][:160] if lines else f"exit status {result.returncode}"
 
 
 def main() -> None:
@@ -188,22 +188,19 @@ def main() -> None:
     faults = random_faults(args.root, args.group or list(GROUPS), args.count, args.seed)
     lines = args.out.read_text().splitlines() if args.out.exists() else []
     known = {tuple(json.loads(line)["fault"]) for line in lines}
-    todo = [
-        fault
-        for fault in faults
-        if (fault.path, fault.line, fault.before, fault.after) not in known
-    ]
+    todo = [fault for fault in faults if fault[:4] not in known]
     with futures.ThreadPoolExecutor(args.jobs) as pool, args.out.open("a") as out:
-        results = {pool.submit(test_fault, args.root, fault, args.timeout): fault for fault in todo}
+        results = {
+            pool.submit(first_failure, args.root, fault, args.timeout): fault for fault in todo
+        }
         for future in futures.as_completed(results):
             fault = results[future]
             out.write(json.dumps({"fault": fault[:4], "seen_by": future.result()}) + "\n")
             out.flush()
     rows = [json.loads(line) for line in args.out.read_text().splitlines()]
-    missed = [row for row in rows if not row["seen_by"]]
+    missed = [row["fault"] for row in rows if not row["seen_by"]]
     print(f"{len(rows) - len(missed)} of {len(rows)} faults seen")
-    for row in missed:
-        path, line, before, after = row["fault"]
+    for path, line, before, after in missed:
         print(f"not seen: {path}:{line}  {before}  ->  {after}")
 
 
