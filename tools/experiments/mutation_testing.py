@@ -150,6 +150,12 @@ def ordered_tests(root: pathlib.Path, module: str) -> list[str]:
     return [str(test.relative_to(root)) for test in tests]
 
 
+def require_tests(root: pathlib.Path) -> None:
+    """Raises CalledProcessError if pytest cannot collect the tests, which would hide every result."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    subprocess.run(command, cwd=root, stdout=subprocess.DEVNULL, check=True)
+
+
 def first_failure(root: pathlib.Path, fault: Fault, timeout: int) -> str:
     """The first fast test that fails with a fault, or "" if none does."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
@@ -185,6 +191,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("mutations.jsonl"))
     args = parser.parse_args()
+    require_tests(args.root)
     faults = random_faults(args.root, args.group or list(GROUPS), args.count, args.seed)
     lines = args.out.read_text().splitlines() if args.out.exists() else []
     known = {tuple(json.loads(line)["fault"]) for line in lines}
