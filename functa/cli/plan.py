@@ -15,7 +15,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from functa.cli.config_argument import load_config
+from functa.pipeline.config_files import load_config
 from functa.pipeline import validation
 from functa.pipeline.stages import STAGES
 from functa.plan import hardware, table

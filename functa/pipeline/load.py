@@ -14,11 +14,13 @@ from functa.diffusion.generator import build_generator
 from functa.diffusion.trained_generator import TrainedGenerator
 from functa.fields.field import Field
 from functa.fields.fitter import Fitter, build_fitter
+from functa.models.classifier import make_classifier
+from functa.models.normalization import make_normalization
 from functa.runtime import config as config_lib
 from functa.runtime import mesh
 from functa.runtime.batching import apply_in_batches
 from functa.training.checkpoint import Checkpoints, digest
-from functa.training.tasks import builders
+from functa.training.tasks import classification
 
 _BEST_KEPT = 3  # best checkpoints of a stage
 _CLASSIFIER_BATCH = 100  # activations of a transformer over 256 tokens fit any device
@@ -91,7 +93,7 @@ def _restore(directory: epath.Path, shapes: Any, *, keep: int) -> Any:
 def load_classifier(
     config: ConfigDict, functaset: Functaset, workdir: epath.PathLike
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns latents [n, i, j, d] -> classes [n] int32, by the classifier of a run.
+    """Returns latents [n, i, j, d] -> logits [n, classes] float32, by the classifier of a run.
 
     Raises:
       ValueError: the stage classify is not complete, a file is damaged, or the classifier was trained
@@ -101,16 +103,18 @@ def load_classifier(
     if not path.exists():
         raise ValueError(f"{path} does not exist: the stage classify of {workdir} is not complete")
     _require_same_functaset("classifier", path, functaset)
-    task = builders.build_classification(config, functaset)
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    module = make_classifier(num_classes=config.data.num_classes, **config.classify.model)
+    normalize = make_normalization(functaset, kind=config.classify.normalization).normalize
+    init = classification.make_init(module, latent_shape=tuple(functaset.manifest.latent_shape))
+    shapes = jax.eval_shape(init, jax.random.key(0))
     params = _restore(epath.Path(workdir) / "classify" / "best", shapes, keep=_BEST_KEPT)
-    params, evaluate = mesh.to_host(params), jax.jit(task.metrics.evaluate)
+    params = mesh.to_host(params)
 
-    def classify_batch(latents: np.ndarray) -> np.ndarray:
-        batch = {"latents": latents, "label": np.zeros(len(latents), np.int32)}
-        return evaluate(params, batch)["prediction"]
+    @jax.jit
+    def logits(latents: jax.Array) -> jax.Array:
+        return module.apply({"params": params}, normalize(latents), train=False)
 
-    return functools.partial(apply_in_batches, classify_batch, batch_size=_CLASSIFIER_BATCH)
+    return functools.partial(apply_in_batches, logits, batch_size=_CLASSIFIER_BATCH)
 
 
 def _require_same_functaset(model: str, metrics: epath.Path, functaset: Functaset) -> None:

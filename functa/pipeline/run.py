@@ -37,11 +37,19 @@ class Run:
       workdir: its directory.
       say: prints a line for the user.
       stages: names of the stages of this command, in order.
+      preemption: requests to stop.
       processes: index and number of processes, as keyword arguments.
     """
 
-    def __init__(self, config: ConfigDict, workdir: epath.PathLike, say: Callable[[str], None]):
-        self.config, self.say = config, say
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: epath.PathLike,
+        say: Callable[[str], None],
+        *,
+        preemption: PreemptionWatcher,
+    ):
+        self.config, self.say, self.preemption = config, say, preemption
         self.workdir = epath.Path(workdir)
         # On the command line, stages=encode,classify is one string.
         self.stages = [name for entry in config.stages for name in str(entry).split(",") if name]
@@ -53,10 +61,6 @@ class Run:
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         return mesh.make_mesh(**self.config.mesh)
-
-    @functools.cached_property
-    def preemption(self) -> PreemptionWatcher:
-        return PreemptionWatcher()
 
     @functools.cached_property
     def sources(self) -> dict[str, images.ImageSource]:

@@ -10,6 +10,7 @@ from functa.runtime import config as config_lib
 from functa.runtime import storage
 from functa.runtime.errors import StorageUnavailableError
 
+STAGES = ("meta_learn", "encode", "classify", "generate")  # names of their directories, in order
 _VISIBLE_SECONDS = 10.0  # network file systems may cache for a while that a file does not exist
 
 

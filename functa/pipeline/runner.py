@@ -17,15 +17,23 @@ from functa.pipeline.stages import STAGES
 from functa.runtime import config as config_lib
 from functa.runtime import digests, processes, storage
 from functa.runtime.errors import StopRequested, UserError
+from functa.runtime.preemption import PreemptionWatcher
 
 _READ_IMAGES = {"meta_learn", "encode", "generate"}  # stages that read images
 
 
 def run_stages(
-    config: ConfigDict, workdir: epath.PathLike, say: Callable[[str], None]
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    say: Callable[[str], None],
+    *,
+    handle_signals: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Runs config.stages.
 
+    Args:
+      handle_signals: whether SIGTERM and Ctrl-C save and stop the run; of one process. If not, Ctrl-C
+        raises KeyboardInterrupt, and the run resumes from the last checkpoint.
     Returns:
       {stage: metrics} of all complete stages.
     Raises:
@@ -33,8 +41,7 @@ def run_stages(
         except the check of the first inner step, which runs only if there are no other problems.
       StopRequested, FloatingPointError: see training.loop.train.
     """
-    run = Run(config, workdir, say)
-    _ = run.preemption  # from here on SIGTERM and Ctrl-C request a stop
+    run = Run(config, workdir, say, preemption=PreemptionWatcher(handle_signals=handle_signals))
     problems = run_directory.problems(run.workdir)
     if problems and storage.is_remote(run.workdir):
         # Without the object store, nothing is known about the run.

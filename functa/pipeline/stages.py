@@ -154,7 +154,7 @@ def generate(run: Run) -> dict[str, Any]:
         field = run.fitter.field
         params = jax.device_get(load.load_field_params(run.workdir, run.fitter))
         functaset = reader.open_functaset(run.workdir / "functaset", field_digest=digest(params))
-        classify = load.load_classifier(config, functaset, run.workdir)
+        logits = load.load_classifier(config, functaset, run.workdir)
         decode = make_decoder(field, params, batch_size=settings.sample_batch_size)
         generator = build_generator(settings, functaset, num_classes=config.data.num_classes)
         task = builders.build_generation(
@@ -203,7 +203,7 @@ def generate(run: Run) -> dict[str, Any]:
             sources=run.sources,
             count=count,
             decode=decode,
-            classify=classify,
+            classify=lambda latents: logits(latents).argmax(-1),
             num_classes=config.data.num_classes,
             seed=config.seed,
         )

@@ -21,11 +21,11 @@ class PreemptionWatcher:
     step where processes work in lockstep, which `synchronize` prepares, and otherwise one per second.
     """
 
-    def __init__(self):
+    def __init__(self, *, handle_signals: bool = True):
         self._requested = False
         self._last_number = 0
         self._clock_origin = 0, time.monotonic()  # number and time from which seconds count
-        if jax.process_count() == 1:
+        if handle_signals and jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._handle_signal)
 

@@ -1,4 +1,4 @@
-"""Config of a sub-command: NAME[:OPTIONS] with --config.KEY=VALUE overrides."""
+"""Configs by name: NAME[:OPTIONS], with --config.KEY=VALUE overrides."""
 
 import pathlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from functa.runtime.errors import UserError
 _FOLDER = pathlib.Path(functa.__file__).parent / "configs"
 
 
-def load_config(name: str, overrides: Sequence[str]) -> ConfigDict:
+def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Loads configs/NAME.py, or the file of that path, and sets the overridden keys.
 
     Args:

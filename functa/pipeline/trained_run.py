@@ -1,0 +1,321 @@
+"""The Python API of a trained run: arrays in, arrays out.
+
+    run = functa.load("runs/digits")
+    latents = run.encode(images)
+    images = run.decode(latents, size=(128, 96))
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cachetools import LRUCache, cachedmethod
+from etils import epath
+
+from functa.data import image_arrays
+from functa.data import images as images_lib
+from functa.data.functaset.reader import Functaset, open_functaset
+from functa.data.functaset.split import FunctasetSplit
+from functa.diffusion.inpainter import Inpainter
+from functa.diffusion.observation import Degradation, Observation, insert_observed
+from functa.diffusion.trained_generator import TrainedGenerator
+from functa.pipeline import load as load_lib
+from functa.pipeline.run_directory import STAGES
+from functa.runtime import config as config_lib
+from functa.runtime import mesh
+from functa.runtime.batching import apply_in_batches
+from functa.training.checkpoint import digest
+
+_DECODE_PIXELS = 1 << 20  # decoded at once; at least one image
+_SAMPLE_BATCH = 64
+_PAINTED = Degradation("all", 1, 0.0)  # visible pixels are observed unchanged
+
+
+class TrainedRun:
+    """A trained field, with the classifier and the generator that were trained on its latents.
+
+    Every method takes NumPy or JAX arrays and returns NumPy arrays:
+
+      images   [n, h, w, c], or one image [h, w, c]: uint8 in [0, 255] or float in [0, 1]. The channel
+               axis of gray images may be missing.
+      latents  [n, i, j, d], or those of one image [i, j, d]: float32, not normalized.
+
+    The result for one image or one array of latents has no axis n. Programs are compiled at the first
+    use, for batch sizes that are powers of two, and reused.
+
+    Attributes:
+      workdir: directory of the run.
+      config: its config, an ml_collections.ConfigDict.
+      field: the field, a functa.fields.field.Field.
+      image_shape: (h, w, c) of the images that the field was trained on.
+      latent_shape: (i, j, d).
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, data_dir: epath.PathLike | None = None):
+        """See `load`."""
+        self.workdir = epath.Path(workdir)
+        self.config = config_lib.load(self.workdir)
+        self._data_dir = data_dir
+        self._fitter, params = load_lib.load_fitter(self.workdir)
+        self._params = mesh.to_host(params)
+        self.field = self._fitter.field
+        self.image_shape: tuple[int, ...] = tuple(self.field.image_shape)
+        self.latent_shape: tuple[int, ...] = tuple(self.field.latent_shape)
+        self._generators: LRUCache = LRUCache(8)
+        self._inpainters: LRUCache = LRUCache(2)
+
+    def __repr__(self) -> str:
+        h, w, c = self.image_shape
+        latents = "x".join(map(str, self.latent_shape))
+        return f"TrainedRun({self.config.name}: images {h}x{w}x{c} as latents {latents})"
+
+    @functools.cached_property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """{stage: metrics} of the complete stages; docs/CONFIGS.md lists the keys."""
+        paths = {stage: self.workdir / stage / "metrics.json" for stage in STAGES}
+        return {stage: config_lib.read_json(path) for stage, path in paths.items() if path.exists()}
+
+    def images(self, split: str) -> "ImageSplit":
+        """The images of a split of the run's data set: "train", "validation" or "test".
+
+        Raises:
+          DataError: the data set is not there; see functa.load, `data_dir`.
+          ValueError: there is no such split.
+        """
+        if split not in self._image_sources:
+            raise ValueError(f"no split {split!r}; there are {', '.join(self._image_sources)}")
+        return ImageSplit(self._image_sources[split], split, self.image_shape)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of the labels; numbers if they have no names."""
+        names = self._functaset.manifest.class_names
+        return list(names) or [str(label) for label in range(self.config.data.num_classes)]
+
+    @functools.cached_property
+    def functaset(self) -> dict[str, FunctasetSplit]:
+        """The splits of the run's functaset: {"train", "validation", "test"}.
+
+        Raises:
+          ValueError: the stage encode is not complete, or another field made the functaset.
+        """
+        return {name: FunctasetSplit(self._functaset, name) for name in self._functaset.manifest.splits}
+
+    def encode(self, images: Any, *, resize: str | None = None) -> np.ndarray:
+        """Fits latents to images.
+
+        Args:
+          images: see the class.
+          resize: what to do with images of another size than `image_shape`. None refuses them. "crop"
+            cuts out the largest centered part of the right aspect ratio and resizes it. "stretch"
+            resizes the whole image. Both use an antialiased bicubic filter.
+        Returns:
+          Latents.
+        Raises:
+          TypeError: the dtype is neither uint8 nor floating.
+          ValueError: a wrong shape, or values outside [0, 1].
+        """
+        images, is_single = image_arrays.to_batch(images, image_shape=self.image_shape, resize=resize)
+        latents = self._in_batches(self._compiled_encode, images, limit=self.config.encode.batch_size)
+        return latents[0] if is_single else latents
+
+    def decode(self, latents: Any, *, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Decodes latents to images at any resolution.
+
+        Args:
+          size: (height, width) in pixels; None: that of `image_shape`.
+        Returns:
+          Images, float32 in [0, 1].
+        Raises:
+          ValueError: a wrong shape or size.
+        """
+        h, w = self.image_shape[:2] if size is None else size
+        if not (int(h) == h >= 1 and int(w) == w >= 1):
+            raise ValueError(f"size=({h}, {w}) must be a height and a width of at least 1 pixel")
+        latents, is_single = self._latent_batch(latents)
+        decode = functools.partial(self._compiled_decode, shape=(int(h), int(w)))
+        images = self._in_batches(decode, latents, limit=max(1, _DECODE_PIXELS // int(h * w)))
+        return images[0] if is_single else images
+
+    def classify(self, latents: Any) -> np.ndarray:
+        """Probabilities of the classes: [n, classes] float32, or [classes] for one array of latents.
+
+        Raises:
+          ValueError: the stage classify is not complete, or the latents have a wrong shape.
+        """
+        latents, is_single = self._latent_batch(latents)
+        logits = self._classifier(latents)
+        probabilities = np.asarray(jax.nn.softmax(logits))
+        return probabilities[0] if is_single else probabilities
+
+    def sample(
+        self,
+        count: int,
+        *,
+        labels: int | Sequence[int] | np.ndarray | None = None,
+        guidance: float | None = None,
+        steps: int | None = None,
+        solver: str | None = None,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Samples latents from the generator.
+
+        Sample k of a seed depends on its label, the seed, k and the settings, not on `count`, up to
+        rounding.
+
+        Args:
+          count: number of samples.
+          labels: one class for all samples, or a class for each. The number of classes stands for an
+            unknown class. None: all classes in turn.
+          guidance: scale of classifier-free guidance; 1: none.
+          steps, solver: of the sampler. None: as in the config.
+        Returns:
+          Latents [count, i, j, d] float32.
+        Raises:
+          ValueError: the stage generate is not complete, or a setting is out of range.
+        """
+        classes = int(self.config.data.num_classes)
+        chosen = np.arange(count) % classes if labels is None else np.asarray(labels)
+        if chosen.shape not in ((), (count,)) or not np.issubdtype(chosen.dtype, np.integer):
+            raise ValueError(f"labels must be an integer or {count} integers, not {chosen.dtype}{list(chosen.shape)}")
+        if count < 1 or chosen.min() < 0 or chosen.max() > classes:
+            raise ValueError(f"count={count} must be at least 1, and labels in [0, {classes}]")
+        return self._sampler(guidance, steps, solver).sample(
+            seed=seed,
+            numbers=np.arange(count, dtype=np.int32),
+            labels=np.broadcast_to(chosen, count).astype(np.int32),
+            batch_size=_batch_size(count, _SAMPLE_BATCH),
+        )
+
+    def inpaint(
+        self, images: Any, hidden: Any, *, samples: int = 1, steps: int = 20, seed: int = 0
+    ) -> np.ndarray:
+        """Fills in hidden pixels by samples of the generator given the visible pixels.
+
+        Args:
+          images: of size `image_shape`; see the class.
+          hidden: [h, w] or [n, h, w] bool, True where a pixel is to be filled in.
+          samples: number of samples of each image.
+          steps: number of noise levels.
+        Returns:
+          [n, samples, h, w, c] float32 in [0, 1], without n for one image. Visible pixels are those of
+          `images`.
+        Raises:
+          ValueError: the stage generate is not complete, the generator was trained without label
+            dropout, a wrong shape, or no pixel is hidden.
+        """
+        images, is_single = image_arrays.to_batch(images, image_shape=self.image_shape, resize=None)
+        hidden = np.asarray(hidden, bool)
+        if hidden.shape not in (images.shape[1:3], images.shape[:3]) or not hidden.any():
+            raise ValueError(f"hidden must be {list(images.shape[1:3])} with a True pixel, not {list(hidden.shape)}")
+        mask = np.broadcast_to(~hidden[..., None], images.shape).astype(np.float32)
+        inpainter = self._inpainter(steps, seed)
+        filled = []
+        for number, (image, visible) in enumerate(zip(images, mask, strict=True)):
+            observation = Observation(jnp.asarray(visible[None]), jnp.asarray((visible * image)[None]))
+            drawn = inpainter.sample(observation, image_ids=np.asarray([number]), count=samples)[0]
+            filled.append(insert_observed(_PAINTED, observation, drawn))
+        return filled[0] if is_single else np.stack(filled)
+
+    def _latent_batch(self, latents: Any) -> tuple[np.ndarray, bool]:
+        latents = np.asarray(latents)
+        is_single = latents.shape == self.latent_shape
+        batch = latents[None] if is_single else latents
+        if batch.shape[1:] != self.latent_shape or not np.issubdtype(batch.dtype, np.floating):
+            expected = ", ".join(map(str, self.latent_shape))
+            raise ValueError(
+                f"latents must be float [n, {expected}] or [{expected}], not {latents.dtype}{list(latents.shape)}"
+            )
+        return batch.astype(np.float32), is_single
+
+    def _in_batches(self, function: Callable[..., Any], rows: np.ndarray, *, limit: int) -> np.ndarray:
+        if not len(rows):
+            rows = np.zeros((1, *rows.shape[1:]), rows.dtype)  # for the shape of the result
+            return apply_in_batches(function, rows, batch_size=1)[:0]
+        return apply_in_batches(function, rows, batch_size=_batch_size(len(rows), limit))
+
+    @functools.cached_property
+    def _device_params(self) -> Any:
+        return jax.device_put(self._params)
+
+    @functools.cached_property
+    def _compiled_encode(self) -> Callable[[np.ndarray], jax.Array]:
+        encode = jax.jit(lambda params, images: self._fitter.encode(params, images)[0])
+        return lambda images: encode(self._device_params, images)
+
+    @functools.cached_property
+    def _compiled_decode(self) -> Callable[..., jax.Array]:
+        @functools.partial(jax.jit, static_argnames="shape")
+        def decode(params: Any, latents: jax.Array, shape: tuple[int, int]) -> jax.Array:
+            return jnp.clip(self.field(params["field"], latents, shape=shape), 0, 1)
+
+        return lambda latents, shape: decode(self._device_params, latents, shape=shape)
+
+    @functools.cached_property
+    def _image_sources(self) -> dict[str, images_lib.ImageSource]:
+        data = {**self.config.data, "cache": "none"}  # a program reads a few images at a time
+        if self._data_dir is not None:
+            data["data_dir"] = str(self._data_dir)
+        return images_lib.open_splits(**data)
+
+    @functools.cached_property
+    def _functaset(self) -> Functaset:
+        return open_functaset(self.workdir / "functaset", field_digest=digest(self._params))
+
+    @functools.cached_property
+    def _classifier(self) -> Callable[[np.ndarray], np.ndarray]:
+        return load_lib.load_classifier(self.config, self._functaset, self.workdir)
+
+    @functools.cached_property
+    def _generator(self) -> TrainedGenerator:
+        return load_lib.load_generator(self.workdir)
+
+    @cachedmethod(lambda self: self._generators)
+    def _sampler(
+        self, guidance: float | None, steps: int | None, solver: str | None
+    ) -> TrainedGenerator:
+        """The generator with these settings; its programs are compiled once."""
+        return self._generator.with_sampling(guidance_scale=guidance, steps=steps, solver=solver)
+
+    @cachedmethod(lambda self: self._inpainters)
+    def _inpainter(self, steps: int, seed: int) -> Inpainter:
+        return Inpainter(self._generator, _PAINTED, steps=steps, seed=seed)
+
+
+class ImageSplit:
+    """Random access to the images of a split: `split[k]` uint8 [h, w, c], `split[:16]` [16, h, w, c]."""
+
+    def __init__(self, source: images_lib.ImageSource, name: str, image_shape: tuple[int, ...]):
+        self._source, self._name, self._image_shape = source, name, image_shape
+
+    def __len__(self) -> int:
+        return self._source.num_examples
+
+    def __repr__(self) -> str:
+        h, w, c = self._image_shape
+        return f"ImageSplit({self._name}: {len(self):,} images of {h}x{w}x{c})"
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
+        """Reads one image, or the images of a slice or an array of indices.
+
+        Raises:
+          IndexError: an index is out of range.
+        """
+        return self._read(index, "image")
+
+    def labels(self, index: int | slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Classes of images: int32 [n], or a scalar for one index."""
+        return self._read(index, "label")
+
+    def _read(self, index: Any, name: str) -> np.ndarray:
+        rows = np.arange(len(self))[index]
+        values = self._source.read(np.atleast_1d(rows))[name]
+        return values[0] if rows.ndim == 0 else values
+
+
+def _batch_size(count: int, limit: int) -> int:
+    """The smallest power of two that holds `count` rows, or `limit` if that is less."""
+    return min(1 << (count - 1).bit_length(), limit)
