@@ -34,9 +34,7 @@ def to_batch(
         batch = batch[..., None]
     if batch.ndim != 4 or batch.shape[3] != image_shape[2]:
         expected = ", ".join(map(str, image_shape))
-        raise ValueError(
-            f"images must be [n, {expected}] or [{expected}], not {list(array.shape)}"
-        )
+        raise ValueError(f"images must be [n, {expected}] or [{expected}], not {list(array.shape)}")
     if resize is not None and resize not in RESIZE:
         raise ValueError(f"resize={resize!r} must be None, {' or '.join(map(repr, RESIZE))}")
     floats = _to_float(batch)
@@ -65,7 +63,9 @@ def _to_float(images: np.ndarray) -> np.ndarray:
         raise TypeError(f"images must be uint8 in [0, 255] or float in [0, 1], not {images.dtype}")
     least, greatest = (float(images.min()), float(images.max())) if images.size else (0.0, 0.0)
     if not (-_MAX_ERROR <= least and greatest <= 1 + _MAX_ERROR):
-        raise ValueError(f"float images must lie in [0, 1], but their values are {least:g} to {greatest:g}")
+        raise ValueError(
+            f"float images must lie in [0, 1], but their values are {least:g} to {greatest:g}"
+        )
     return images.astype(np.float32).clip(0, 1)
 
 

@@ -1,5 +1,6 @@
 """Configs by name: NAME[:OPTIONS], with --config.KEY=VALUE overrides."""
 
+import importlib.util
 import pathlib
 from collections.abc import Sequence
 
@@ -14,23 +15,30 @@ _FOLDER = pathlib.Path(functa.__file__).parent / "configs"
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Loads configs/NAME.py, or the file of that path, and sets the overridden keys.
+    """Makes the config of functa/configs/NAME.py, or of the file of that path.
 
     Args:
       name: NAME or NAME.py, then optionally a colon and the options of its `get_config`.
       overrides: flags such as "--config.field.width=64".
+    Returns:
+      A config that refuses unknown keys.
     Raises:
-      UserError: there is no such config or key, or a value has the wrong type.
+      UserError: there is no such config, option or key, or a value has the wrong type.
     """
-    path, _, options = name.partition(":")
-    if not path.endswith(".py"):
-        path = str(_FOLDER / f"{path}.py")
-    argv = ["functa", f"--config={path}:{options}" if options else f"--config={path}", *overrides]
+    name, _, options = name.partition(":")
+    path = pathlib.Path(name if name.endswith(".py") else _FOLDER / f"{name}.py")
+    if not path.is_file():
+        raise UserError(cli_errors.missing_config(path))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
-        values(argv)
-        _ = config.value.name  # the file is read at the first access
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        spec.loader.exec_module(module)
+        config = module.get_config(options or None)
+        config.lock()
+        config_flags.DEFINE_config_dict("config", config, flag_values=values)
+        values(["functa", *overrides])
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(cli_errors.explain_config_error(error)) from error
-    return config.value
+    return config

@@ -1,8 +1,8 @@
 """The Python API of a trained run: arrays in, arrays out.
 
-    run = functa.load("runs/digits")
-    latents = run.encode(images)
-    images = run.decode(latents, size=(128, 96))
+run = functa.load("runs/digits")
+latents = run.encode(images)
+images = run.decode(latents, size=(128, 96))
 """
 
 import functools
@@ -102,7 +102,9 @@ class TrainedRun:
         Raises:
           ValueError: the stage encode is not complete, or another field made the functaset.
         """
-        return {name: FunctasetSplit(self._functaset, name) for name in self._functaset.manifest.splits}
+        return {
+            name: FunctasetSplit(self._functaset, name) for name in self._functaset.manifest.splits
+        }
 
     def encode(self, images: Any, *, resize: str | None = None) -> np.ndarray:
         """Fits latents to images.
@@ -118,8 +120,12 @@ class TrainedRun:
           TypeError: the dtype is neither uint8 nor floating.
           ValueError: a wrong shape, or values outside [0, 1].
         """
-        images, is_single = image_arrays.to_batch(images, image_shape=self.image_shape, resize=resize)
-        latents = self._in_batches(self._compiled_encode, images, limit=self.config.encode.batch_size)
+        images, is_single = image_arrays.to_batch(
+            images, image_shape=self.image_shape, resize=resize
+        )
+        latents = self._in_batches(
+            self._compiled_encode, images, limit=self.config.encode.batch_size
+        )
         return latents[0] if is_single else latents
 
     def decode(self, latents: Any, *, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -180,7 +186,9 @@ class TrainedRun:
         classes = int(self.config.data.num_classes)
         chosen = np.arange(count) % classes if labels is None else np.asarray(labels)
         if chosen.shape not in ((), (count,)) or not np.issubdtype(chosen.dtype, np.integer):
-            raise ValueError(f"labels must be an integer or {count} integers, not {chosen.dtype}{list(chosen.shape)}")
+            raise ValueError(
+                f"labels must be an integer or {count} integers, not {chosen.dtype}{list(chosen.shape)}"
+            )
         if count < 1 or chosen.min() < 0 or chosen.max() > classes:
             raise ValueError(f"count={count} must be at least 1, and labels in [0, {classes}]")
         return self._sampler(guidance, steps, solver).sample(
@@ -210,12 +218,16 @@ class TrainedRun:
         images, is_single = image_arrays.to_batch(images, image_shape=self.image_shape, resize=None)
         hidden = np.asarray(hidden, bool)
         if hidden.shape not in (images.shape[1:3], images.shape[:3]) or not hidden.any():
-            raise ValueError(f"hidden must be {list(images.shape[1:3])} with a True pixel, not {list(hidden.shape)}")
+            raise ValueError(
+                f"hidden must be {list(images.shape[1:3])} with a True pixel, not {list(hidden.shape)}"
+            )
         mask = np.broadcast_to(~hidden[..., None], images.shape).astype(np.float32)
         inpainter = self._inpainter(steps, seed)
         filled = []
         for number, (image, visible) in enumerate(zip(images, mask, strict=True)):
-            observation = Observation(jnp.asarray(visible[None]), jnp.asarray((visible * image)[None]))
+            observation = Observation(
+                jnp.asarray(visible[None]), jnp.asarray((visible * image)[None])
+            )
             drawn = inpainter.sample(observation, image_ids=np.asarray([number]), count=samples)[0]
             filled.append(insert_observed(_PAINTED, observation, drawn))
         return filled[0] if is_single else np.stack(filled)
@@ -231,7 +243,9 @@ class TrainedRun:
             )
         return batch.astype(np.float32), is_single
 
-    def _in_batches(self, function: Callable[..., Any], rows: np.ndarray, *, limit: int) -> np.ndarray:
+    def _in_batches(
+        self, function: Callable[..., Any], rows: np.ndarray, *, limit: int
+    ) -> np.ndarray:
         if not len(rows):
             rows = np.zeros((1, *rows.shape[1:]), rows.dtype)  # for the shape of the result
             return apply_in_batches(function, rows, batch_size=1)[:0]

@@ -45,11 +45,15 @@ def explain_config_error(error: Exception) -> str:
     if key := re.fullmatch(r"['\"]+(\w+)['\"]+", text):
         return f"unknown config key {key[1]}; configs/common.py lists the keys"
     if file := re.search(r"No such file or directory: '(.+[.]py)'", text):
-        path = pathlib.Path(file[1])
-        siblings = sorted(path.parent.glob("*.py"))
-        names = [sibling.stem for sibling in siblings if "def get_config" in sibling.read_text()]
-        choices = f"; {path.parent} contains {', '.join(names)}" if names else ""
-        return f"config {path} does not exist{choices}"
+        return missing_config(pathlib.Path(file[1]))
     # The traceback of a failing config file ends with its own message.
     lines = text.strip().splitlines()
     return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]
+
+
+def missing_config(path: pathlib.Path) -> str:
+    """One line for a config file that does not exist, with the configs of its folder."""
+    siblings = sorted(path.parent.glob("*.py"))
+    names = [sibling.stem for sibling in siblings if "def get_config" in sibling.read_text()]
+    choices = f"; {path.parent} contains {', '.join(names)}" if names else ""
+    return f"config {path} does not exist{choices}"
