@@ -138,7 +138,8 @@ def test_batches_cover_a_split_once_per_epoch(run):
     shuffled = [batch["id"] for batch in split.batches(50, seed=0, epochs=2)]
     epochs = np.concatenate(shuffled).reshape(2, -1)
     np.testing.assert_array_equal(np.sort(epochs), np.sort(split[:]["id"])[None].repeat(2, 0))
-    assert (epochs[0] != epochs[1]).any() and (epochs[0] != split[:]["id"]).any()
+    assert (epochs[0] != epochs[1]).any()
+    assert (epochs[0] != split[:]["id"]).any()
     assert len(list(split.batches(50, seed=0, drop_last=True))) == 3
     assert split[-1]["id"] == split[:]["id"][-1]
 
@@ -166,7 +167,7 @@ def test_batches_cover_a_split_once_per_epoch(run):
     ],
 )
 def test_wrong_arguments_are_refused(run, call):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"\w"):
         call(run)
 
 
@@ -188,8 +189,9 @@ def test_train_resumes_and_leaves_signals_alone(tmp_path):
     lines: list[str] = []
     run = functa.train(config, tmp_path / "run", say=lines.append)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert (tmp_path / "run" / "report.html").exists() and lines
+    assert (tmp_path / "run" / "report.html").exists()
+    assert lines
     again = functa.train(config, tmp_path / "run", say=lines.append)
     np.testing.assert_array_equal(again.encode(np.eye(8)), run.encode(np.eye(8)))
-    with pytest.raises(ValueError):  # the run has no stages encode and classify
+    with pytest.raises(ValueError, match=r"run/\w+"):  # the stages encode and classify are missing
         run.classify(np.zeros((2, 2, 8)))

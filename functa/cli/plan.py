@@ -15,8 +15,8 @@ from jax.experimental import topologies
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from functa.pipeline.config_files import load_config
 from functa.pipeline import validation
+from functa.pipeline.config_files import load_config
 from functa.pipeline.stages import STAGES
 from functa.plan import hardware, table
 from functa.plan.cost import Assumptions, StagePlan

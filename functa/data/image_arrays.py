@@ -62,7 +62,7 @@ def _to_float(images: np.ndarray) -> np.ndarray:
     if not np.issubdtype(images.dtype, np.floating):
         raise TypeError(f"images must be uint8 in [0, 255] or float in [0, 1], not {images.dtype}")
     least, greatest = (float(images.min()), float(images.max())) if images.size else (0.0, 0.0)
-    if not (-_MAX_ERROR <= least and greatest <= 1 + _MAX_ERROR):
+    if min(least, 1 - greatest) < -_MAX_ERROR:
         raise ValueError(
             f"float images must lie in [0, 1], but their values are {least:g} to {greatest:g}"
         )

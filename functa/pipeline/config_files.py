@@ -30,15 +30,17 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     if not path.is_file():
         raise UserError(cli_errors.missing_config(path))
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     values = flags.FlagValues()
     try:
         spec.loader.exec_module(module)
         config = module.get_config(options or None)
         config.lock()
-        config_flags.DEFINE_config_dict("config", config, flag_values=values)
-        values(["functa", *overrides])
+        argv = ["functa", *overrides]
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(cli_errors.explain_config_error(error)) from error
     return config

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -112,7 +112,7 @@ def load_classifier(
 
     @jax.jit
     def logits(latents: jax.Array) -> jax.Array:
-        return module.apply({"params": params}, normalize(latents), train=False)
+        return cast(jax.Array, module.apply({"params": params}, normalize(latents), train=False))
 
     return functools.partial(apply_in_batches, logits, batch_size=_CLASSIFIER_BATCH)
 
