@@ -12,6 +12,7 @@ from functa.runtime.errors import StorageUnavailableError, UserError
 
 # Name -> one line of help. The module functa.cli.NAME is imported only when NAME is called.
 COMMANDS = {
+    "run": "run the stages of a config",
     "prepare": "make a data set from archives, folders or arrays",
     "inspect": "show what a functaset holds, and a sheet of decoded images",
     "verify": "check the bytes of a functaset",

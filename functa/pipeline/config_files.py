@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-import functa
 from functa.runtime import cli_errors
 from functa.runtime.errors import UserError
 
-_FOLDER = pathlib.Path(functa.__file__).parent / "configs"
+_FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
