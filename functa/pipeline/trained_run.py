@@ -19,6 +19,7 @@ from functa.data import image_arrays
 from functa.data import images as images_lib
 from functa.data.functaset.reader import Functaset, open_functaset
 from functa.data.functaset.split import FunctasetSplit
+from functa.data.image_split import ImageSplit
 from functa.diffusion.inpainter import Inpainter
 from functa.diffusion.observation import Degradation, Observation, insert_observed
 from functa.diffusion.trained_generator import TrainedGenerator
@@ -78,7 +79,7 @@ class TrainedRun:
         paths = {stage: self.workdir / stage / "metrics.json" for stage in STAGES}
         return {stage: config_lib.read_json(path) for stage, path in paths.items() if path.exists()}
 
-    def images(self, split: str) -> "ImageSplit":
+    def images(self, split: str) -> ImageSplit:
         """The images of a split of the run's data set: "train", "validation" or "test".
 
         Raises:
@@ -297,37 +298,6 @@ class TrainedRun:
     @cachedmethod(lambda self: self._inpainters)
     def _inpainter(self, steps: int, seed: int) -> Inpainter:
         return Inpainter(self._generator, _PAINTED, steps=steps, seed=seed)
-
-
-class ImageSplit:
-    """Random access to the images of a split: `split[k]` uint8 [h, w, c], `split[:16]` [16, h, w, c]."""
-
-    def __init__(self, source: images_lib.ImageSource, name: str, image_shape: tuple[int, ...]):
-        self._source, self._name, self._image_shape = source, name, image_shape
-
-    def __len__(self) -> int:
-        return self._source.num_examples
-
-    def __repr__(self) -> str:
-        h, w, c = self._image_shape
-        return f"ImageSplit({self._name}: {len(self):,} images of {h}x{w}x{c})"
-
-    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
-        """Reads one image, or the images of a slice or an array of indices.
-
-        Raises:
-          IndexError: an index is out of range.
-        """
-        return self._read(index, "image")
-
-    def labels(self, index: int | slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Classes of images: int32 [n], or a scalar for one index."""
-        return self._read(index, "label")
-
-    def _read(self, index: Any, name: str) -> np.ndarray:
-        rows = np.arange(len(self))[index]
-        values = self._source.read(np.atleast_1d(rows))[name]
-        return values[0] if rows.ndim == 0 else values
 
 
 def _batch_size(count: int, limit: int) -> int:
