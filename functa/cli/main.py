@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 
+from functa.runtime.compilation_cache import use_compilation_cache
 from functa.runtime.errors import StorageUnavailableError, UserError
 
 # Name -> one line of help. The module functa.cli.NAME is imported only when NAME is called.
@@ -16,6 +17,7 @@ COMMANDS = {
     "prepare": "make a data set from archives, folders or arrays",
     "inspect": "show what a functaset holds, and a sheet of decoded images",
     "verify": "check the bytes of a functaset",
+    "encode": "encode pictures with a trained field",
     "decode": "decode latents of a functaset to PNG files at any resolution",
     "sample": "draw new images from a trained generator",
     "inpaint": "fill in hidden parts of images, with the generator as prior",
@@ -58,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown and not (getattr(module, "CONFIG_OVERRIDES", False) and overrides == unknown):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     args.config_overrides = overrides
+    use_compilation_cache()
     try:
         return module.run(args)
     except UserError as error:

@@ -9,6 +9,7 @@ import traceback
 
 from ml_collections import ConfigDict
 
+from functa.runtime.compilation_cache import use_compilation_cache
 from functa.runtime.errors import UserError
 from functa.runtime.memory import keep_freed_memory
 
@@ -54,11 +55,10 @@ def run_config(config: ConfigDict, workdir: str | None) -> int:
     _environment_number("JAX_NUM_CPU_DEVICES", default=1, least=1, greatest=1 << 20)
     workdir = workdir or str(pathlib.Path("runs") / config.name)
     keep_freed_memory()
-    import jax
     from absl import logging
 
     logging.set_verbosity(logging.WARNING)  # at INFO Orbax logs every step of every save
-    _use_compilation_cache(jax)
+    use_compilation_cache()
     from functa.runtime import distributed, processes
 
     try:
@@ -125,10 +125,3 @@ def _fail(status: int, line: str) -> int:
     print(f"functa: {process}{line}", file=sys.stderr)
     distributed.announce_exit(status, line)
     return status
-
-
-def _use_compilation_cache(jax) -> None:
-    """Caches compiled programs below XDG_CACHE_HOME, unless JAX_COMPILATION_CACHE_DIR is set."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        home = os.environ.get("XDG_CACHE_HOME", str(pathlib.Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "functa" / "xla"))

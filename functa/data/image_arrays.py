@@ -1,5 +1,6 @@
 """Images that come as arrays from a program: checks, conversion to float32, and resizing."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def to_batch(
                 f"the images have {batch.shape[1]}x{batch.shape[2]} pixels, but the field encodes {h}x{w}: "
                 "resize them, or choose resize='crop' or resize='stretch'"
             )
-        floats = np.stack([_resize(image, image_shape, resize) for image in floats])
+        floats = np.stack([_resize_floats(image, image_shape, resize) for image in floats])
     return floats, is_single
 
 
@@ -69,14 +70,23 @@ def _to_float(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32).clip(0, 1)
 
 
-def _resize(image: np.ndarray, image_shape: tuple[int, ...], resize: str) -> np.ndarray:
-    h, w, _ = image_shape
-    height, width, _ = image.shape
+def resize_image(image: Image.Image, image_shape: Sequence[int], resize: str) -> np.ndarray:
+    """Resizes a Pillow image to [h, w, c], in its dtype; see `to_batch`."""
+    h, w, c = image_shape
+    width, height = image.size
     scale = min(width / w, height / h)
     left, top = ((width - w * scale) / 2, (height - h * scale) / 2) if resize == "crop" else (0, 0)
-    box = (left, top, width - left, height - top)
+    box = (max(0, left), max(0, top), width - max(0, left), height - max(0, top))
+    if image.size != (w, h):
+        image = image.resize((w, h), Image.Resampling.BICUBIC, box)
+    return np.asarray(image).reshape(h, w, c)
+
+
+def _resize_floats(image: np.ndarray, image_shape: tuple[int, ...], resize: str) -> np.ndarray:
+    """Resizes [h, w, c] float32, channel by channel: Pillow has no image of three floats."""
+    shape = (*image_shape[:2], 1)
     channels = [
-        np.asarray(Image.fromarray(channel).resize((w, h), Image.Resampling.BICUBIC, box))
+        resize_image(Image.fromarray(channel), shape, resize)
         for channel in np.moveaxis(image, 2, 0)
     ]
-    return np.stack(channels, axis=2).clip(0, 1)
+    return np.concatenate(channels, axis=2).clip(0, 1)
