@@ -37,7 +37,6 @@ class Run:
       workdir: its directory.
       say: prints a line for the user.
       stages: names of the stages of this command, in order.
-      preemption: requests to stop.
       processes: index and number of processes, as keyword arguments.
     """
 
@@ -47,9 +46,9 @@ class Run:
         workdir: epath.PathLike,
         say: Callable[[str], None],
         *,
-        preemption: PreemptionWatcher,
+        handle_signals: bool = True,
     ):
-        self.config, self.say, self.preemption = config, say, preemption
+        self.config, self.say, self._handle_signals = config, say, handle_signals
         self.workdir = epath.Path(workdir)
         # On the command line, stages=encode,classify is one string.
         self.stages = [name for entry in config.stages for name in str(entry).split(",") if name]
@@ -70,6 +69,10 @@ class Run:
     @functools.cached_property
     def fitter(self) -> Fitter:
         return build_fitter(self.config)
+
+    @functools.cached_property
+    def preemption(self) -> PreemptionWatcher:
+        return PreemptionWatcher(handle_signals=self._handle_signals)
 
     def metrics_path(self, stage: str) -> epath.Path:
         return self.workdir / stage / "metrics.json"

@@ -17,7 +17,6 @@ from functa.pipeline.stages import STAGES
 from functa.runtime import config as config_lib
 from functa.runtime import digests, processes, storage
 from functa.runtime.errors import StopRequested, UserError
-from functa.runtime.preemption import PreemptionWatcher
 
 _READ_IMAGES = {"meta_learn", "encode", "generate"}  # stages that read images
 
@@ -41,7 +40,8 @@ def run_stages(
         except the check of the first inner step, which runs only if there are no other problems.
       StopRequested, FloatingPointError: see training.loop.train.
     """
-    run = Run(config, workdir, say, preemption=PreemptionWatcher(handle_signals=handle_signals))
+    run = Run(config, workdir, say, handle_signals=handle_signals)
+    _ = run.preemption  # from here on SIGTERM and Ctrl-C request a stop
     problems = run_directory.problems(run.workdir)
     if problems and storage.is_remote(run.workdir):
         # Without the object store, nothing is known about the run.
