@@ -1,21 +1,19 @@
-#!/usr/bin/env python3
-"""Times the training step and the fit of encode on 1, 2, ... processes of this machine.
+"""Times the meta-learning step and the encoding on 1, 2, ... processes of this machine.
 
-    python -m tools.benchmarks.scaling --counts=1,2 --config=configs/cifar10_spatial.py:8x8x16,nearest,two_core
-    python -m tools.benchmarks.scaling --counts=1,2 --per_process=8 --json
+    python -m tools.benchmarks.scaling --processes=2
+    python -m tools.benchmarks.scaling --processes=2 --per-process=8 --config=digits --json
 
-Weak scaling: --per_process images a process. Strong: as many images in all as the largest count has so. The cores
-are divided among the processes where there are enough, and one process has as many as each of the
-largest count has, so that what is compared differs in the number of processes alone. `all-reduce` is that of the
-gradient alone, nothing else going on; `expected` is the step of one process on the same share and that.
+Weak scaling: --per-process images for each process. Strong scaling: as many images in all as the
+largest number of processes has. The cores are divided among the processes, and a single process has
+as many cores as each of several, so that only the number of processes differs.
 
---json prints one object a row: kind, processes, images, step_seconds, expected_seconds, allreduce_seconds,
-encode_seconds, efficiency (images a second and process, by those of one process), all medians of --repeats.
+Prints one row for each kind and number of processes: images, step_seconds, allreduce_seconds (of the
+gradient, alone), expected_seconds (the step of one process with the same share, and the all-reduce),
+encode_seconds, efficiency (images per second and process, relative to one process); medians.
 """
 
 import argparse
 import functools
-import importlib
 import json
 import os
 import pathlib
@@ -37,180 +35,126 @@ from functa.runtime import distributed, rng
 from functa.runtime import mesh as mesh_lib
 from functa.training.tasks.builders import build_meta_learning
 from functa.training.train_step import ALL_FINITE, initial_state, make_step
-from tools.benchmarks.harness import measure, positive
+from tools.benchmarks import harness
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def work(config: ConfigDict, *, images: int, repeats: int) -> dict[str, float]:
-    """Medians of this process, one of several."""
-    task = build_meta_learning(config, sources={})
-    mesh = mesh_lib.make_mesh()
-    place = mesh_lib.replicated(mesh)
-    state = jax.jit(functools.partial(initial_state, task), out_shardings=place)(
-        rng.stream_key(0, "init")
-    )
-    share = np.zeros((images // jax.process_count(), *config.data.image_shape), np.uint8)
-    share += np.random.default_rng(jax.process_index()).integers(0, 256, share.shape, np.uint8)
+def measure(config: ConfigDict, *, images: int, repeats: int) -> dict[str, float]:
+    """Medians of this process, one of several that share `images`."""
+    task, mesh = build_meta_learning(config, sources={}), mesh_lib.make_mesh()
+    replicated = mesh_lib.replicated(mesh)
+    init = jax.jit(functools.partial(initial_state, task), out_shardings=replicated)
+    state = init(rng.stream_key(0, "init"))
+    params = jax.device_get(state.params)
+    gradient = jax.device_put(ravel_pytree(params)[0], replicated)
+    shape = (images // jax.process_count(), *config.data.image_shape)
+    share = np.random.default_rng(jax.process_index()).integers(0, 256, shape, np.uint8)
     batch = mesh_lib.to_devices(mesh, {"image": share})
     step = make_step(
         task, mesh=mesh, seed=0, ema_decay=0.0, micro_batches=config.meta_learn.micro_batches
     )
-    gradient = jax.device_put(ravel_pytree(jax.device_get(state.params))[0], place)
-    params = jax.device_get(state.params)
+    carry = [state, jax.device_put(ALL_FINITE, replicated)]
+
+    def one_step():
+        carry[0], logs, carry[1] = step(carry[0], batch, carry[1])
+        return logs
 
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
     def allreduce(numbers):
         return jax.lax.pmean(numbers, "data")
 
-    carry = [state, jax.device_put(ALL_FINITE, place)]
-
-    def one_step():
-        carry[0], logs, carry[1] = step(carry[0], batch, carry[1])
-        return logs
-
-    seconds = measure(
-        {
-            "step": one_step,
-            "allreduce": functools.partial(allreduce, gradient),
-            "encode": functools.partial(
-                jax.jit(build_fitter(config).encode), params, share / np.float32(255)
-            ),
-        },
-        repeats,
-    )
+    encode = functools.partial(jax.jit(build_fitter(config).encode), params)
+    programs = {
+        "step": one_step,
+        "allreduce": lambda: allreduce(gradient),
+        "encode": lambda: encode(share / np.float32(255)),
+    }
+    seconds = harness.time_interleaved(programs, repeats)
     return {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
 
 
-def together(
-    processes: int, *, most: int, images: int, arguments: Sequence[str]
+def run_processes(
+    count: int, *, largest: int, images: int, arguments: Sequence[str]
 ) -> dict[str, float]:
-    """What process 0 of `processes` measured.
+    """Runs `measure` in `count` processes; returns the result of process 0.
 
     Raises:
-      RuntimeError: one failed; with what it said.
+      RuntimeError: a process failed; with its error output.
     """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     cores = sorted(os.sched_getaffinity(0))
-    share = len(cores) // most
-    started = []
-    for index in range(processes):
-        own = cores[index * share : (index + 1) * share]
-        pinned = ["taskset", "-c", ",".join(map(str, own))] if own else []
-        several = {
-            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-            "JAX_NUM_PROCESSES": str(processes),
-            "JAX_PROCESS_ID": str(index),
-        }
+    share = len(cores) // largest
+    processes = []
+    for index in range(count):
+        own = ",".join(map(str, cores[index * share : (index + 1) * share]))
         command = [
-            *pinned,
-            sys.executable,
-            "-m",
-            "tools.benchmarks.scaling",
-            f"--images={images}",
-            *arguments,
+            *(["taskset", "-c", own] if own else []),
+            *(sys.executable, "-m", "tools.benchmarks.scaling", f"--images={images}", *arguments),
         ]
-        started.append(
-            subprocess.Popen(
-                command,
-                cwd=_ROOT,
-                env=os.environ | (several if processes > 1 else {}) | {"JAX_PLATFORMS": "cpu"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+        env = os.environ | {"JAX_PLATFORMS": "cpu"}
+        if count > 1:
+            env |= {
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(index),
+            }
+        pipe = subprocess.PIPE
+        processes.append(
+            subprocess.Popen(command, cwd=_ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
         )
-    said = [process.communicate() for process in started]
-    for process, (_, error) in zip(started, said, strict=True):
+    outputs = [process.communicate() for process in processes]
+    for process, (_, error) in zip(processes, outputs, strict=True):
         if process.returncode:
             raise RuntimeError(error)
-    return json.loads(said[0][0].splitlines()[-1])
+    return json.loads(outputs[0][0].splitlines()[-1])
 
 
-def rows(
-    counts: Sequence[int], *, per_process: int, arguments: Sequence[str]
+def scaling_rows(
+    largest: int, *, per_process: int, arguments: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """What the module's docstring says."""
-    run = functools.partial(together, most=max(counts), arguments=arguments)
-    alone = {
-        images: run(1, images=images) for images in {per_process * max(counts) // n for n in counts}
-    }
-    found = []
-    for kind, total in (("weak", None), ("strong", per_process * max(counts))):
-        for count in counts:
-            images = total or per_process * count
-            share = images // count
-            base = alone[share]
-            one = run(count, images=images) if count > 1 else base
-            of_one = alone[total or per_process]["step_seconds"] / (total or per_process)
-            found.append(
-                {"kind": kind, "processes": count, "images": images}
-                | one
-                | {
-                    "expected_seconds": base["step_seconds"]
-                    + (one["allreduce_seconds"] if count > 1 else 0.0),
-                    "efficiency": of_one * images / count / one["step_seconds"],
-                }
-            )
-    return found
+    """The rows that the module describes, for 1 and `largest` processes."""
+    run = functools.partial(run_processes, largest=largest, arguments=arguments)
+    total = per_process * largest
+    single = {images: run(1, images=images) for images in (per_process, total)}
+    rows = []
+    for kind, images in (("weak", per_process), ("strong", total)):
+        step = single[images]["step_seconds"]
+        rows.append(
+            {"kind": kind, "processes": 1, "images": images, "efficiency": 1.0} | single[images]
+        )
+        several = run(largest, images=total)
+        expected = single[per_process]["step_seconds"] + several["allreduce_seconds"]
+        efficiency = step / images * total / largest / several["step_seconds"]
+        row = {"kind": kind, "processes": largest, "images": total, "efficiency": efficiency}
+        rows.append(row | several | {"expected_seconds": expected})
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--counts", default="1,2", help="numbers of processes, 1 among them")
-    parser.add_argument("--per_process", type=positive, default=8, help="images")
-    parser.add_argument("--repeats", type=positive, default=10)
-    parser.add_argument("--config", default="configs/cifar10_spatial.py:8x8x16,nearest,two_core")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument(
-        "--images", type=positive, help=argparse.SUPPRESS
-    )  # of a process of `together`
-    arguments = parser.parse_args(argv)
-    if arguments.images:
+    parser = harness.parser(__doc__, repeats=10)
+    parser.add_argument("--processes", type=harness.positive, default=2)
+    parser.add_argument("--per-process", type=harness.positive, default=8, help="images")
+    # Set for the processes that run_processes starts.
+    parser.add_argument("--images", type=harness.positive, help=argparse.SUPPRESS)
+    default = "cifar10_spatial:8x8x16,nearest,two_core"
+    args, config = harness.parse_with_config(parser, argv, default=default)
+    if args.images:
         distributed.initialize()
-        name, _, options = arguments.config.partition(":")
-        module = importlib.import_module(f"functa.configs.{pathlib.Path(name).stem}")
-        config = module.get_config(options)
-        print(
-            json.dumps(work(config, images=arguments.images, repeats=arguments.repeats)), flush=True
-        )
+        print(json.dumps(measure(config, images=args.images, repeats=args.repeats)), flush=True)
         distributed.complete()
         return 0
+    given = sys.argv[1:] if argv is None else list(argv)
     try:
-        counts = sorted({positive(count) for count in arguments.counts.split(",")})
-    except (ValueError, argparse.ArgumentTypeError):
-        counts = []
-    if 1 not in counts or any(max(counts) % count for count in counts):
-        parser.error(
-            f"--counts={arguments.counts}: want numbers that divide the largest, 1 among them"
-        )
-    passed = [f"--config={arguments.config}", f"--repeats={arguments.repeats}"]
-    try:
-        found = rows(counts, per_process=arguments.per_process, arguments=passed)
+        rows = scaling_rows(args.processes, per_process=args.per_process, arguments=given)
     except RuntimeError as error:
-        print(f"bench_scaling: a process failed:\n{error}", file=sys.stderr)
-        return 3
-    if arguments.json:
-        for row in found:
-            print(json.dumps(row))
-        return 0
-    print(
-        "| | processes | images | step | expected | all-reduce | encode | efficiency |\n"
-        "|---|---|---|---|---|---|---|---|"
-    )
-    for row in found:
-        times = " | ".join(
-            f"{1000 * row[f'{name}_seconds']:.3g} ms"
-            for name in ("step", "expected", "allreduce", "encode")
-        )
-        print(
-            f"| {row['kind']} | {row['processes']} | {row['images']} | {times} | {row['efficiency']:.0%} |"
-        )
+        print(f"scaling: a process failed:\n{error}", file=sys.stderr)
+        return 1
+    for row in rows:
+        harness.print_result(row, as_json=args.json)
     return 0
 
 
