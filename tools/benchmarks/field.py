@@ -142,9 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--program", choices=("step", "encode"), default="step")
     parser.add_argument("--batch-size", type=harness.positive, default=16, help="images (16)")
     parser.add_argument("--no-reference", action="store_true")
-    args, config = harness.parse_with_config(
-        parser, argv, default="cifar10_spatial:8x8x16,nearest"
-    )
+    args, config = harness.parse_with_config(parser, argv, default="cifar10_spatial:8x8x16,nearest")
     config.encode.batch_size = max(1, args.batch_size // jax.local_device_count())
     parts = jax.device_count() * config.meta_learn.micro_batches
     if args.batch_size % parts:

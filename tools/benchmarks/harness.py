@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from functa.cli.config_argument import load_config
+from functa.pipeline.config_files import load_config
 from functa.runtime import memory, mesh
 
 _MAX_POINTS = 1 << 14  # rows of the ceiling's products on one device, to limit their memory

@@ -226,14 +226,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(shlex.join(trial.command(directory)) for trial in trials))
         return 0
     print("| run | validation | drop | test | PCA | seconds |\n|---|---|---|---|---|---|")
-    failures = []
+    failures: list[str] = []
     with futures.ThreadPoolExecutor(args.jobs) as pool:
         results = [pool.submit(run_trial, trial, directory) for trial in trials]
         try:
             for future in results:
                 outcome = future.result()
                 cells = [_decibel(v) for v in outcome[1:5]]
-                print(f"| {outcome.name} | {' | '.join(cells)} | {outcome.seconds:.0f} |", flush=True)
+                print(
+                    f"| {outcome.name} | {' | '.join(cells)} | {outcome.seconds:.0f} |", flush=True
+                )
                 failures += filter(None, [outcome.failure()])
         except RuntimeError as error:
             pool.shutdown(cancel_futures=True)
