@@ -1,7 +1,7 @@
 """Published data of chips and clusters, and the time of an all-reduce there.
 
 Peaks, sizes and bandwidths are published. The utilization and the latency of a hop are assumptions, which the plan
-prints; replace them by what tools/benchmarks/step.py and tools/benchmarks/scaling.py measure.
+prints; replace them by what tools/benchmarks/field.py and tools/benchmarks/scaling.py measure.
 """
 
 import dataclasses
