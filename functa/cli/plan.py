@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from functa.pipeline import validation
@@ -30,13 +29,14 @@ DESCRIPTION = """Projects what the stages of a config cost on hardware that is n
   functa plan cifar10_spatial:8x8x16,one_gpu 8xH100 8xA100 v5e-8
   functa plan digits:tiny cpu:2 --compile --json
 
-CONFIG is a name in configs/ or a path. HARDWARE is a chip and a number: v5e-256, v5p-128 and v6e-64 as Google names
-them, 64xH100, or cpu:2. One HARDWARE gives a table of the stages. Several, by default one host of each chip, give a
-table with a row for each. --config.KEY=VALUE sets a key of the config. As in a run, batch sizes must be multiples of
-the number of devices.
+CONFIG is a name in configs/ or a path. HARDWARE is a chip and a number: v5e-256, v5p-128 or v6e-64 as
+Google names them, 64xH100, or cpu:2. One HARDWARE gives a table of the stages. Several, by default one
+host of each chip, give a table with one row each. --config.KEY=VALUE sets a key of the config. As in a
+run, batch sizes must be multiples of the number of devices.
 
-The programs are traced, not run: multiply-adds and traffic between devices are exact. Times are projections from the
-published peaks in functa/plan/hardware.py and from the assumptions that are printed first.
+The programs are traced, not run: multiply-adds and traffic between devices are exact. Times are
+projections from the published peaks in functa/plan/hardware.py and from the assumptions that are
+printed first.
 
 --json prints a list with one object per HARDWARE."""
 CONFIG_OVERRIDES = True
@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the programs for their memory: by libtpu for a TPU, where it is installed, else by the "
-        "compiler for CPUs, whose memory only resembles that of other devices",
+        help="compile the programs for their memory: by libtpu for a TPU, if it is installed, else by the "
+        "compiler for CPUs, whose memory is only similar to that of other devices",
     )
     parser.add_argument(
         "--measure",
@@ -112,43 +112,13 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--measure needs one HARDWARE, the name of this machine's devices")
     with as_user_errors():
         meshes = [cluster.mesh(**config.mesh) for cluster in clusters]
-    simulated = [math.prod(smallest_mesh(mesh.shape).values()) for mesh in meshes]
+    count = clusters[0].devices
     if not args.measure:
         jax.config.update("jax_platforms", "cpu")
-    with contextlib.suppress(RuntimeError):  # JAX runs already, and its devices are fixed
-        count = clusters[0].devices if args.measure else max(simulated)
+        count = max(math.prod(smallest_mesh(mesh.shape).values()) for mesh in meshes)
+    with contextlib.suppress(RuntimeError):  # the devices are fixed if JAX has started
         jax.config.update("jax_num_cpu_devices", count)
     stages = [name for entry in config.stages for name in str(entry).split(",") if name]
-    check(config, stages, clusters, meshes)
-    compiles = args.compile or args.measure
-    planners = [
-        Planner(
-            config,
-            cluster,
-            splits=split_sizes(config.data, args.images),
-            assumptions=assumptions(args, config.data.image_shape, cluster.chip),
-            stages=stages,
-            devices=devices_of(cluster, measure=args.measure) if compiles else None,
-            measure=args.measure,
-        )
-        for cluster in clusters
-    ]
-    plans = [(planner.cluster, planner.plan()) for planner in planners]
-    if args.json:
-        print(json.dumps([report(p, plan) for p, (_, plan) in zip(planners, plans, strict=True)]))
-        return 0
-    lines = table.cluster_table(plans) if len(plans) > 1 else table.stage_table(*plans[0])
-    print("\n".join([*table.preface(planners), "", *lines]))
-    return 0
-
-
-def check(
-    config: ConfigDict,
-    stages: Sequence[str],
-    clusters: Sequence[Cluster],
-    meshes: Sequence[AbstractMesh],
-) -> None:
-    """Raises UserError with all problems of a run of the config on each cluster."""
     if not stages or set(stages) - set(STAGES):
         raise UserError(f"config.stages={stages}: known stages are {', '.join(STAGES)}")
     problems = [
@@ -158,35 +128,55 @@ def check(
     ]
     if problems:
         raise UserError("\n".join(problems))
+    planners = [_planner(args, config, cluster, stages) for cluster in clusters]
+    plans = [planner.plan() for planner in planners]
+    if args.json:
+        print(json.dumps([report(*pair) for pair in zip(planners, plans, strict=True)]))
+        return 0
+    if len(plans) == 1:
+        lines = table.stage_table(clusters[0], plans[0])
+    else:
+        lines = table.cluster_table(list(zip(clusters, plans, strict=True)))
+    print("\n".join([*table.preface(planners), "", *lines]))
+    return 0
+
+
+def _planner(
+    args: argparse.Namespace, config: ConfigDict, cluster: Cluster, stages: Sequence[str]
+) -> Planner:
+    compiles = args.compile or args.measure
+    return Planner(
+        config,
+        cluster,
+        splits=split_sizes(config.data, args.images),
+        assumptions=assumptions(args, config.data.image_shape, cluster.chip),
+        stages=stages,
+        devices=devices_of(cluster, measure=args.measure) if compiles else None,
+        measure=args.measure,
+    )
 
 
 def split_sizes(data: ConfigDict, images: tuple[int, int] | None) -> dict[str, int]:
     """Images of train, validation and test.
 
     Args:
-      data: config.data; images: of the data set's train and test splits, None for the published numbers.
+      data: config.data.
+      images: images of the data set's train and test splits; None for the published numbers.
     Raises:
       UserError: the size of the data set is unknown, or too small for the validation split.
     """
-    name = data.name.split(":")[0].split("/")[0]
     if images is None:
-        if name not in DATA_SETS or "[" in data.train_split + data.test_split:
+        images = DATA_SETS.get(data.name.split(":")[0].split("/")[0])
+        if images is None or "[" in data.train_split + data.test_split:
             raise UserError(
-                f"the number of images of {data.name} in {data.train_split} and {data.test_split} is unknown: "
-                "add --images=TRAIN,TEST"
+                f"the number of images of {data.name} in {data.train_split} and {data.test_split} is "
+                "unknown: add --images=TRAIN,TEST"
             )
-        images = DATA_SETS[name]
-    validation_images = data.validation_examples
-    if not 0 < validation_images < images[0]:
-        raise UserError(
-            f"data.validation_examples={validation_images} must be from 1 to {images[0] - 1}"
-        )
-    sizes = {
-        "train": images[0] - validation_images,
-        "validation": validation_images,
-        "test": images[1],
-    }
-    return {split: min(count, data.max_examples or count) for split, count in sizes.items()}
+    count = data.validation_examples
+    if not 0 < count < images[0]:
+        raise UserError(f"data.validation_examples={count} must be from 1 to {images[0] - 1}")
+    sizes = {"train": images[0] - count, "validation": count, "test": images[1]}
+    return {split: min(size, data.max_examples or size) for split, size in sizes.items()}
 
 
 def assumptions(args: argparse.Namespace, image_shape: Sequence[int], chip: Chip) -> Assumptions:
@@ -204,7 +194,8 @@ def devices_of(cluster: Cluster, *, measure: bool) -> Sequence[jax.Device]:
     """Devices to compile for: TPUs that libtpu describes, or those of this machine.
 
     Raises:
-      UserError: steps cannot be measured because this machine has other devices, or libtpu does not know the slice.
+      UserError: `measure` is set and this machine has another number of devices, or libtpu does not
+        know the slice.
     """
     if measure and jax.device_count() != cluster.devices:
         raise UserError(
@@ -212,7 +203,7 @@ def devices_of(cluster: Cluster, *, measure: bool) -> Sequence[jax.Device]:
         )
     if measure or not cluster.topology or not importlib.util.find_spec("libtpu"):
         return jax.devices()
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not look for TPUs in this machine
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not search for TPUs in this machine
     try:
         return topologies.get_topology_desc(cluster.topology, "tpu").devices
     except Exception as error:  # libtpu raises errors of many types
@@ -224,7 +215,7 @@ def devices_of(cluster: Cluster, *, measure: bool) -> Sequence[jax.Device]:
 def report(planner: Planner, stages: Sequence[StagePlan]) -> dict[str, Any]:
     """The JSON object of a cluster."""
     cluster = planner.cluster
-    properties = ("step_seconds", "seconds", "limit")
+    properties = ("step_seconds", "seconds", "limit")  # asdict() has fields only
     return {
         "hardware": cluster.name,
         "devices": cluster.devices,

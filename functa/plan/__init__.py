@@ -1,6 +1,6 @@
-"""What the stages of a config cost on hardware that is not at hand.
+"""What the stages of a config cost on hardware that is not at hand; `functa plan` prints it.
 
-`hardware` holds published data of chips, `operations` counts the work of a traced program, `programs` builds the
-programs of a config without its data, `compiled` reads the compiler's own analyses, and `stages` turns all of it
-into the `cost` of a stage. The `functa plan` command prints the result.
+`hardware` has published data of chips, `programs` builds the programs of a config without its data,
+`operations` counts the work of a traced program, `compiled` reads the analyses of XLA, and `stages`
+computes the cost of each stage from these.
 """

@@ -11,10 +11,10 @@ class Assumptions(NamedTuple):
     """Numbers that are neither counted nor published.
 
     Attributes:
-      utilization: fraction of the chip's peak that matrix products reach.
+      utilization: fraction of the peak of the chip that matrix products reach.
       decode_rate: images per second that a host decodes.
       image_bytes: size of a stored image.
-      storage_bandwidth: bytes per second between a host and the storage of images and functasets.
+      storage_bandwidth: bytes per second between a host and storage.
     """
 
     utilization: float
@@ -41,19 +41,21 @@ class Source(NamedTuple):
 
 @dataclasses.dataclass(kw_only=True)
 class StagePlan:
-    """Projected cost of a stage. A step of encode is one batch on every device.
+    """Projected cost of a stage. A step of encode is one batch on all devices.
 
     Attributes:
-      examples: that it goes over: training images or records; in encode all records.
-      steps: in encode, of the host that has most.
+      examples: training examples; in encode, records of all splits.
+      steps: in encode, those of the host with most batches.
       batch_size: over all devices.
-      parameters: trained numbers; state_bytes: memory of the training state on one device.
+      parameters: number of trained parameters.
+      state_bytes: training state on one device.
       work: of a step on one device.
-      step_parts: seconds of each part of a step; other_parts: seconds of what happens beside the steps.
-      host_bytes: that a host exchanges with storage in a step.
-      cache_bytes: of the examples in the memory of every host or device: {"host": ...} or {"device": ...}.
-      storage_bytes: that the stage leaves in storage; shards: files of the functaset.
-      analysis: the compiler's account of the step; None if it was not compiled.
+      step_parts, other_parts: seconds of each part of a step, and of everything beside the steps.
+      host_bytes: bytes that a host reads and writes in storage in a step.
+      cache_bytes: size of the cached examples in the memory of each "host" or "device".
+      storage_bytes: size of the files that the stage leaves in storage.
+      shards: files of the functaset.
+      analysis: that of the compiled step; None if it was not compiled.
       measured_seconds: time of the step on this machine; None if it was not measured.
     """
 
@@ -61,13 +63,13 @@ class StagePlan:
     examples: int
     steps: int
     batch_size: int
-    parameters: int
+    parameters: int = 0
     state_bytes: int
     work: Operations
     step_parts: dict[str, float]
     other_parts: dict[str, float]
     host_bytes: float
-    cache_bytes: dict[str, float]
+    cache_bytes: dict[str, int]
     storage_bytes: float
     shards: int = 0
     analysis: Analysis | None = None
@@ -75,7 +77,7 @@ class StagePlan:
 
     @property
     def step_seconds(self) -> float:
-        """Decoding and storage proceed while the devices compute and send."""
+        """Time of a step. Decoding and storage run in parallel to the devices."""
         p = self.step_parts
         devices = p["products"] + p["products at highest precision"] + p["collectives"]
         return max(devices, p["decoding"], p["storage"])
@@ -86,7 +88,7 @@ class StagePlan:
 
     @property
     def limit(self) -> str:
-        """The part that takes most time by itself."""
+        """The part of the stage that takes most time."""
         parts = {name: self.steps * value for name, value in self.step_parts.items()}
         parts |= self.other_parts
         return max(parts, key=lambda name: parts[name])

@@ -1,7 +1,7 @@
-"""Published data of chips and clusters, and the time of an all-reduce there.
+"""Published data of chips and clusters, and the time of an all-reduce.
 
-Peaks, sizes and bandwidths are published. The utilization and the latency of a hop are assumptions, which the plan
-prints; replace them by what tools/benchmarks/field.py and tools/benchmarks/scaling.py measure.
+Peaks, sizes and bandwidths are published. The utilization and the latency of a hop are assumptions;
+tools/benchmarks/field.py and tools/benchmarks/scaling.py measure them.
 """
 
 import dataclasses
@@ -16,20 +16,22 @@ from functa.runtime.errors import UserError
 
 
 class Chip(NamedTuple):
-    """One device.
+    """One device. The defaults are those of a GPU in a DGX system.
 
     Attributes:
-      source: publication that the numbers are from.
-      peak: floating-point operations per second (two per multiply-add) of float32 matrix products at JAX's default
-        precision: in bfloat16 on a TPU, in tensorfloat32 on a GPU that has it.
-      peak_highest: the same at jax.lax.Precision.HIGHEST: six passes of bfloat16 on a TPU, no tensor cores on a GPU.
+      source: publication of the numbers.
+      peak: operations per second (two per multiply-add) of float32 matrix products at JAX's default
+        precision: bfloat16 on a TPU, tensorfloat32 on a GPU that has it.
+      peak_highest: the same at jax.lax.Precision.HIGHEST: six passes of bfloat16 on a TPU, no tensor
+        cores on a GPU.
       memory: bytes; bandwidth: bytes per second between memory and chip.
-      links: bytes per second that a device sends to others of its host or slice.
+      links: bytes per second that a device sends within its host or slice, half of the published sum
+        of both directions.
       network: bytes per second that a device sends to other hosts.
       per_host: devices per host; max_devices: devices of the largest cluster.
       torus: dimensions of the torus that links the devices; 0 for switches.
       hop_seconds: latency from a device to its neighbor.
-      cores: cores per device, where the cluster's name counts cores.
+      cores: cores per device, if the name of a cluster has the number of cores.
       utilization: assumed fraction of the peak that matrix products reach.
     """
 
@@ -40,65 +42,49 @@ class Chip(NamedTuple):
     bandwidth: float
     links: float
     network: float
-    per_host: int
-    max_devices: int
-    torus: int
-    hop_seconds: float
-    cores: int
-    utilization: float
+    per_host: int = 8
+    max_devices: int = 1 << 14
+    torus: int = 0
+    hop_seconds: float = 5e-6
+    cores: int = 1
+    utilization: float = 0.2
 
 
-def _tpu(source: str, peak: float, memory: float, bandwidth: float, links: float, **rest) -> Chip:
-    return Chip(
-        source, peak, peak / 6, memory, bandwidth, links, links, hop_seconds=1e-6, utilization=0.2, **rest
-    )  # fmt: skip
+def _tpu(source: str, peak: float, memory: float, bandwidth: float, links: float, **sizes) -> Chip:
+    return Chip(source, peak, peak / 6, memory, bandwidth, links, links, hop_seconds=1e-6, **sizes)
 
 
-def _gpu(
-    source: str, tf32: float, fp32: float, memory: float, bandwidth: float, links: float, network: float
-) -> Chip:  # fmt: skip
-    return Chip(
-        source, tf32, fp32, memory, bandwidth, links, network,
-        per_host=8, max_devices=1 << 14, torus=0, hop_seconds=5e-6, cores=1, utilization=0.2,
-    )  # fmt: skip
-
-
-# Links are half of the published sum of both directions. The network of a GPU is its own port of the DGX system.
 CHIPS = {
     "v4": _tpu(
         "Google Cloud documentation, TPU v4; links: Jouppi et al. 2023, table 4",
         275e12, 32 * 2**30, 1200e9, 300e9, per_host=4, max_devices=4096, torus=3, cores=2,
     ),
     "v5e": _tpu(
-        "Google Cloud documentation, TPU v5e",
-        197e12, 16e9, 819e9, 200e9, per_host=8, max_devices=256, torus=2, cores=1,
+        "Google Cloud documentation, TPU v5e", 197e12, 16e9, 819e9, 200e9, max_devices=256, torus=2
     ),
     "v5p": _tpu(
         "Google Cloud documentation, TPU v5p",
         459e12, 95e9, 2765e9, 600e9, per_host=4, max_devices=6144, torus=3, cores=2,
     ),
     "v6e": _tpu(
-        "Google Cloud documentation, TPU v6e",
-        918e12, 32e9, 1638e9, 400e9, per_host=8, max_devices=256, torus=2, cores=1,
+        "Google Cloud documentation, TPU v6e", 918e12, 32e9, 1638e9, 400e9, max_devices=256, torus=2
     ),
-    "A100": _gpu(
+    "A100": Chip(
         "NVIDIA A100 80GB SXM data sheet; DGX A100 data sheet",
         156e12, 19.5e12, 80e9, 2039e9, 300e9, 25e9,
     ),
-    "H100": _gpu(
+    "H100": Chip(
         "NVIDIA H100 SXM data sheet, without sparsity; DGX H100 data sheet",
         495e12, 67e12, 80e9, 3350e9, 450e9, 50e9,
     ),
-    "H200": _gpu(
+    "H200": Chip(
         "NVIDIA H200 SXM data sheet, without sparsity; DGX H200 data sheet",
         495e12, 67e12, 141e9, 4800e9, 450e9, 50e9,
     ),
-    # One core of the machine of docs/PERFORMANCE.md: two cores do 92 G multiply-adds per second, of which a step
-    # reaches 30 to 77 %; gloo takes about 5 ms per hop (docs/SCALE.md). Memory and its bandwidth are guesses.
+    # One core of the machine of docs/PERFORMANCE.md. Memory and its bandwidth are estimates.
     "cpu": Chip(
-        "docs/PERFORMANCE.md, docs/SCALE.md",
-        92e9, 92e9, 4e9, 10e9, 1e9, 1e9,
-        per_host=64, max_devices=64, torus=0, hop_seconds=5e-3, cores=1, utilization=0.5,
+        "docs/PERFORMANCE.md, docs/SCALE.md", 92e9, 92e9, 4e9, 10e9, 1e9, 1e9,
+        per_host=64, max_devices=64, hop_seconds=5e-3, utilization=0.5,
     ),
 }  # fmt: skip
 
@@ -110,7 +96,7 @@ class Cluster:
     """Devices of one kind.
 
     Attributes:
-      name: as the user wrote it.
+      name: as in the command.
       topology: libtpu's name of a TPU slice, such as "v5e:4x4"; "" for other devices.
     """
 
@@ -139,14 +125,14 @@ class Cluster:
         return 2 * math.ceil(math.log2(self.devices))
 
     def send_seconds(self, size: float, collectives: int) -> float:
-        """Time in which every device sends `size` bytes in so many collectives."""
+        """Time in which each device sends `size` bytes in `collectives` collectives."""
         return size / self.bandwidth + collectives * self.hops * self.chip.hop_seconds
 
     def mesh(self, *, data: int, fsdp: int, cell: int) -> AbstractMesh:
         """The mesh of config.mesh over the devices.
 
         Raises:
-          ValueError: the axes do not multiply to the devices, or `cell` would span hosts.
+          ValueError: the product of the axes is not the number of devices, or `cell` spans hosts.
         """
         sizes = mesh_lib.axis_sizes(self.devices, data=data, fsdp=fsdp, cell=cell)
         per_host = min(self.devices, self.chip.per_host)
@@ -158,31 +144,25 @@ class Cluster:
 
 
 def parse(name: str) -> Cluster:
-    """The cluster of a name such as `v5e-256`, `v5p-128` (Google counts cores there), `64xH100` or `cpu:2`.
+    """The cluster of a name such as `v5e-256`, `v5p-128` (128 cores, as Google counts), `64xH100` or `cpu:2`.
 
     Raises:
-      UserError: unknown chip or impossible number of devices.
+      UserError: the chip is unknown, or the number of devices is impossible.
     """
-    known = ", ".join(CHIPS)
-    match = re.fullmatch(r"(?:(\d+)x)?(v\d\w*?|cpu|[A-Z]\d+)(?:[-:](\d+))?", name)
-    if not match or (match[1] is None) == (match[3] is None):
+    match = re.fullmatch(r"(\d+)x(\w+)|(\w+)[-:](\d+)", name)
+    kind = match and (match[2] or match[3]).replace("v5litepod", "v5e")
+    if not match or kind not in CHIPS:
         raise UserError(
-            f"hardware {name!r}: write a chip and a number, such as v5e-256, 64xH100 or cpu:2; chips: {known}"
+            f"hardware {name!r}: write a chip and a number, such as v5e-256, 64xH100 or cpu:2; "
+            f"chips: {', '.join(CHIPS)}"
         )
-    kind = {"v5litepod": "v5e"}.get(match[2], match[2])
-    if kind not in CHIPS:
-        raise UserError(f"hardware {name!r}: unknown chip {match[2]}; known are {known}")
-    chip, count = CHIPS[kind], int(match[1] or match[3])
-    cores = chip.cores if match[3] else 1
-    if count < 1 or count % cores or count // cores > chip.max_devices:
-        limits = f"1 to {chip.max_devices:,} devices"
-        if cores > 1:
-            limits += f", as a multiple of {cores} cores"
-        raise UserError(f"hardware {name!r}: the number must be {limits}")
-    devices = count // cores
-    return Cluster(
-        name, chip, devices, f"{kind}:{_slice_shape(devices, chip.torus)}" if chip.torus else ""
-    )
+    chip, cores = CHIPS[kind], CHIPS[kind].cores if match[4] else 1
+    devices, rest = divmod(int(match[1] or match[4]), cores)
+    if rest or not 1 <= devices <= chip.max_devices:
+        unit = f", each with {cores} cores" if cores > 1 else ""
+        raise UserError(f"hardware {name!r}: there are 1 to {chip.max_devices:,} devices{unit}")
+    topology = f"{kind}:{_slice_shape(devices, chip.torus)}" if chip.torus else ""
+    return Cluster(name, chip, devices, topology)
 
 
 def _slice_shape(devices: int, dimensions: int) -> str:

@@ -1,7 +1,7 @@
-"""Work of a program, counted from its traced form (jaxpr): multiply-adds, and bytes sent to other devices.
+"""Work of a program, counted in its jaxpr: multiply-adds, and bytes sent to other devices.
 
-Element-wise work (sines, norms, additions) is not counted. XLA's own cost analysis (functa/plan/compiled.py) counts
-it, but counts the body of a loop once.
+Element-wise operations are not counted. The cost analysis of XLA counts them, but it counts the body
+of a loop once.
 """
 
 import dataclasses
@@ -14,8 +14,6 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 _HIGHEST = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
-# The traced equation and how often it runs, with the sizes of the mesh axes around it.
-_Repeated = tuple[core.JaxprEqn, int, dict[str, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +21,11 @@ class Operations:
     """Work of one device in one call of a program.
 
     Attributes:
-      multiply_adds: of matrix products and convolutions, without those at highest precision.
+      multiply_adds: of matrix products and convolutions, except those at highest precision.
       multiply_adds_highest: those at jax.lax.Precision.HIGHEST, such as the update of Muon.
       sent_bytes: bytes that the device sends in collectives, by ring algorithms.
-      collectives: number of collectives. Those of one kind over the same mesh axes count as one: XLA combines them.
+      collectives: number of collectives. XLA combines those of one kind over the same mesh axes, so
+        they count as one.
     """
 
     multiply_adds: int
@@ -42,19 +41,20 @@ class Operations:
 def count(function: Callable, *arguments: Any) -> Operations:
     """Counts the work of function(*arguments) without running it.
 
-    Only equations that the results depend on count, those of a scan once per iteration, and of a conditional the
-    branch with most multiply-adds. What lies outside of `jax.shard_map` counts as if every device did all of it.
+    Dead code does not count, the body of a scan counts once per iteration, and of a conditional the
+    branch with most multiply-adds counts. Operations outside of `jax.shard_map` count in full on each
+    device.
 
     Args:
       arguments: arrays or `jax.ShapeDtypeStruct`s.
     Raises:
-      ValueError: a while loop, whose number of iterations is unknown, contains products or collectives.
+      ValueError: a while loop, whose number of iterations is unknown, has products or collectives.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     default = highest = 0
     sent, kinds = 0.0, set()
-    for equation, times, axis_sizes in _repeated(jaxpr, 1, {}):
+    for equation, times, axis_sizes in _countable(jaxpr, 1, {}):
         products = times * _multiply_adds(equation)
         if equation.params.get("precision") == _HIGHEST:
             highest += products
@@ -66,21 +66,22 @@ def count(function: Callable, *arguments: Any) -> Operations:
     return Operations(default, highest, sent, len(kinds))
 
 
-def _repeated(jaxpr: core.Jaxpr, times: int, axis_sizes: dict[str, int]) -> Iterator[_Repeated]:
-    """Innermost equations that do countable work."""
+def _countable(
+    jaxpr: core.Jaxpr, times: int, axis_sizes: dict[str, int]
+) -> Iterator[tuple[core.JaxprEqn, int, dict[str, int]]]:
+    """Yields products and collectives, how often each runs, and the sizes of its mesh axes."""
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "shard_map":
             axis_sizes = dict(params["mesh"].shape)
         repeats = times * params["length"] if name == "scan" else times
         parts = [
-            list(_repeated(inner, repeats, axis_sizes)) for inner in core.jaxprs_in_params(params)
+            list(_countable(inner, repeats, axis_sizes)) for inner in core.jaxprs_in_params(params)
         ]
-        if name == "cond":
-            yield from max(parts, key=lambda part: sum(n * _multiply_adds(e) for e, n, _ in part))
-            continue
         if name == "while" and any(parts):
             raise ValueError("a while loop has products, and its number of iterations is unknown")
+        if name == "cond":
+            parts = [max(parts, key=lambda part: sum(n * _multiply_adds(e) for e, n, _ in part))]
         for part in parts:
             yield from part
         if _multiply_adds(equation) or _sent_bytes(equation, axis_sizes):
@@ -96,7 +97,7 @@ def _multiply_adds(equation: Any) -> int:
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval
         outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-        # A dilated input, as in the gradient of a strided convolution, is mostly zeros, which do not count.
+        # A dilated input, as in the gradient of a strided convolution, is mostly zeros.
         dilation = math.prod(params["lhs_dilation"])
         return equation.outvars[0].aval.size * (kernel.size // outputs) // dilation
     return 0
@@ -108,7 +109,7 @@ def _axes(equation: Any) -> tuple[str, ...]:
 
 
 def _sent_bytes(equation: Any, axis_sizes: dict[str, int]) -> float:
-    """Bytes that one device sends in a collective on rings of n devices, n - 1 of n parts in every pass."""
+    """Bytes that a device of a ring of n sends in a collective: a fraction (n - 1) / n in each pass."""
     name = equation.primitive.name
     if name not in ("psum", "all_gather", "reduce_scatter", "ppermute"):
         return 0.0

@@ -1,7 +1,4 @@
-"""The programs of a config's stages, ready to be traced or compiled without data, devices or a functaset.
-
-Everything in functa/plan that builds tasks and models from a config is in this module.
-"""
+"""The programs of the stages, built from a config without data, devices or a functaset."""
 
 import functools
 import math
@@ -11,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding, Sharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
@@ -20,6 +17,8 @@ from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.reader import Functaset, Manifest
 from functa.diffusion.generator import build_generator
 from functa.fields.fitter import build_fitter
+from functa.plan import operations
+from functa.plan.operations import Operations
 from functa.runtime import mesh as mesh_lib
 from functa.training.tasks import Task, builders
 from functa.training.train_step import ALL_FINITE, make_step, state_shapes
@@ -28,10 +27,14 @@ AnyMesh = Any  # Mesh, or AbstractMesh to trace without devices
 
 
 class Program(NamedTuple):
-    """A jitted function and the shapes, dtypes and shardings of its arguments."""
+    """A jitted function and its arguments, as `jax.ShapeDtypeStruct`s."""
 
     function: jax.stages.Wrapped
     arguments: tuple[Any, ...]
+
+    def count_operations(self) -> Operations:
+        """Counts the work of a call on one device."""
+        return operations.count(self.function, *self.arguments)
 
 
 class Programs:
@@ -39,38 +42,31 @@ class Programs:
 
     def __init__(self, config: ConfigDict):
         self._config = config
-        self.record_layout = RecordLayout(
-            latent_shape=tuple(config.field.latent_shape), dtype=config.encode.dtype
-        )
-        self.task = functools.cache(self._make_task)  # stage -> Task without data
+        latent_shape = tuple(config.field.latent_shape)
+        self.record_layout = RecordLayout(latent_shape=latent_shape, dtype=config.encode.dtype)
+        self._functaset = stub_functaset(self.record_layout)
+        self.task = functools.cache(self._build_task)
 
-    def _make_task(self, stage: str) -> Task:
+    def _build_task(self, stage: str) -> Task:
         if stage == "meta_learn":
             return builders.build_meta_learning(self._config, sources={})
-        functaset = stub_functaset(self.record_layout)
         if stage == "classify":
-            return builders.build_classification(self._config, functaset)
-        return builders.build_generation(self._config, functaset, decode=np.asarray)
+            return builders.build_classification(self._config, self._functaset)
+        return builders.build_generation(self._config, self._functaset, decode=np.asarray)
 
     def train_step(self, stage: str, mesh: AnyMesh, *, batch_size: int | None = None) -> Program:
-        """The training step of a stage, on a global batch of `batch_size` (by default the config's)."""
+        """The training step of a stage; the default of the global batch size is that of the config."""
         task, settings = self.task(stage), self._config[stage]
-        step = make_step(
-            task,
-            mesh=mesh,
-            seed=0,
-            ema_decay=settings.ema_decay,
-            micro_batches=settings.micro_batches,
-        )
-        batch = self._batch(stage, batch_size or settings.batch_size)
-        return Program(
-            step,
-            (
-                state_shapes(task, mesh),
-                _with_sharding(batch, NamedSharding(mesh, P(task.batch_spec[0]))),
-                _with_sharding(ALL_FINITE, NamedSharding(mesh, P())),
+        decay, micro_batches = settings.ema_decay, settings.micro_batches
+        step = make_step(task, mesh=mesh, seed=0, ema_decay=decay, micro_batches=micro_batches)
+        arguments = (
+            state_shapes(task, mesh),
+            _with_spec(
+                self._batch(stage, batch_size or settings.batch_size), mesh, P(task.batch_spec[0])
             ),
+            _with_spec(ALL_FINITE, mesh, P()),
         )
+        return Program(step, arguments)
 
     def evaluation(self, stage: str) -> Program:
         """The evaluation of one batch of config[stage].eval_batch_size, on one device."""
@@ -78,13 +74,13 @@ class Programs:
         return Program(jax.jit(self.task(stage).metrics.evaluate), (self._params(stage), batch))
 
     def encoder(self, mesh: AnyMesh) -> Program:
-        """The fit of the encode stage, on config.encode.batch_size images per device."""
+        """The fit of latents in the encode stage, on config.encode.batch_size images per device."""
         h, w, c = self._config.data.image_shape
         count = self._config.encode.batch_size * mesh.size
         images = jax.ShapeDtypeStruct((count, h, w, c), np.float32)
         arguments = (
-            _with_sharding(self._params("meta_learn"), NamedSharding(mesh, P())),
-            _with_sharding(images, NamedSharding(mesh, mesh_lib.BY_EXAMPLE)),
+            _with_spec(self._params("meta_learn"), mesh, P()),
+            _with_spec(images, mesh, mesh_lib.BY_EXAMPLE),
         )
         return Program(jax.jit(build_fitter(self._config).encode), arguments)
 
@@ -92,12 +88,11 @@ class Programs:
         """Draws one block of config.generate.sample_batch_size samples, on one device.
 
         Args:
-          any_scale: whether the guidance scale is an argument, as in the guidance sweep, instead of the config's.
+          any_scale: whether the guidance scale is an argument, as in the guidance sweep, or that of
+            the config.
         """
-        settings = self._config.generate
-        functaset = stub_functaset(self.record_layout)
-        num_classes = self._config.data.num_classes
-        generator = build_generator(settings, functaset, num_classes=num_classes)
+        settings, num_classes = self._config.generate, self._config.data.num_classes
+        generator = build_generator(settings, self._functaset, num_classes=num_classes)
         key = jax.random.key(0)
 
         def draw(params, numbers, labels, *scale):
@@ -125,21 +120,22 @@ class Programs:
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes that one device holds of arrays with shardings."""
+    """Size of the shards of all arrays on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
 
 
-def _with_sharding(tree: Any, sharding: Sharding) -> Any:
+def _with_spec(tree: Any, mesh: AnyMesh, spec: P) -> Any:
+    sharding = NamedSharding(mesh, spec)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
     )
 
 
 class _StubFunctaset(Functaset):
-    """A functaset without files, whose latents are standard normal numbers."""
+    """Functaset without files; its latents are standard normal numbers."""
 
     def source(self, split: str, cache: str) -> Any:
         return SimpleNamespace(num_examples=self.num_examples(split), read=self._read)
@@ -153,7 +149,6 @@ class _StubFunctaset(Functaset):
 def stub_functaset(layout: RecordLayout) -> Functaset:
     """Stub functaset to build tasks that are traced or compiled, but do not train."""
     channels = layout.latent_shape[2]
-    splits = {split: {"examples": 64, "shards": []} for split in format.SPLITS}
     manifest = Manifest(
         format_version=format.FORMAT_VERSION,
         digest="",
@@ -162,7 +157,7 @@ def stub_functaset(layout: RecordLayout) -> Functaset:
         latent_shape=list(layout.latent_shape),
         dtype=layout.dtype,
         class_names=[],
-        splits=splits,
+        splits={split: {"examples": 64, "shards": []} for split in format.SPLITS},
         mean=[0.0] * channels,
         std=[1.0] * channels,
         scalar_mean=0.0,

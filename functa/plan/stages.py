@@ -1,13 +1,15 @@
-"""Time, memory and storage of each stage of a config on a cluster that is not at hand: a projection.
+"""Projected time, memory and storage of each stage of a config on a cluster.
 
-Work and traffic are counted in the traced programs, sizes are those of the arrays. Whatever depends on a machine is a
-published number (functa/plan/hardware.py) or one of the `Assumptions`. A training step takes
+Work and traffic are counted in the traced programs, and sizes are those of the arrays. Everything that
+depends on the machine is a published number (functa/plan/hardware.py) or one of the `Assumptions`.
+A training step takes
 
     multiply-adds / (peak * utilization) + collectives
 
-but no less than reading its input; a batch of the encode stage no less than writing its latents. Sines, norms and
-memory traffic are part of the utilization, which is therefore far below one. Not counted: compilation, checkpoints,
-restarts, augmentation, images for TensorBoard, PCA, and the evaluation of samples.
+or the time to read its input, whichever is longer. A batch of the encode stage takes at least the time
+to write its latents. The utilization is far below one because element-wise work and memory traffic are
+part of it. Not counted: compilation, checkpoints, restarts, augmentation, images for TensorBoard, PCA,
+and the evaluation of samples.
 """
 
 import math
@@ -20,15 +22,15 @@ from ml_collections import ConfigDict
 from functa.data.functaset.writer import plan_shards, records_per_shard
 from functa.data.sharded_writer import Shard
 from functa.evaluation import evaluation_samples
-from functa.plan import compiled, operations
+from functa.plan import compiled
 from functa.plan.cost import Assumptions, Source, StagePlan
 from functa.plan.hardware import Cluster
 from functa.plan.operations import Operations
 from functa.plan.programs import Program, Programs, device_bytes
 from functa.runtime import mesh as mesh_lib
 
-_CHECKPOINTS, _BEST_CHECKPOINTS = 2, 3  # kept by functa/training/loop.py
-_BLOCK = 1 << 16  # bytes of ArrayRecord's blocks, which records and index of a shard fill up
+_CHECKPOINTS, _BEST_CHECKPOINTS = 2, 3  # as in functa/training/loop.py
+_BLOCK_BYTES = 1 << 16  # of ArrayRecord; the records and the index of a shard fill whole blocks
 _RECORD_OVERHEAD = 55  # bytes that ArrayRecord adds to a record, measured
 _ONE_DEVICE = jax.sharding.AbstractMesh((1,) * len(mesh_lib.AXES), mesh_lib.AXES)
 
@@ -65,8 +67,12 @@ class Planner:
         self.records = splits | {"train": splits["train"] * copies}
 
     def plan(self) -> list[StagePlan]:
-        planners = {"meta_learn": self._meta_learn, "encode": self._encode}
-        planners |= {"classify": self._classify, "generate": self._generate}
+        planners = {
+            "meta_learn": self._meta_learn,
+            "encode": self._encode,
+            "classify": lambda: self._trained("classify", *self._latents("classify")),
+            "generate": self._generate,
+        }
         return [planners[name]() for name in self.stages]
 
     def _meta_learn(self) -> StagePlan:
@@ -77,19 +83,14 @@ class Planner:
     def _encode(self) -> StagePlan:
         settings, hosts = self.config.encode, self.cluster.hosts
         layout = self.programs.record_layout
-        shards = plan_shards(
-            self.records,
-            layout=layout,
-            records_per_shard=records_per_shard(settings.shard_megabytes, layout),
-        )
+        per_shard = records_per_shard(settings.shard_megabytes, layout)
+        shards = plan_shards(self.records, layout=layout, records_per_shard=per_shard)
         batch_size = settings.batch_size * self.cluster.devices
         records, per_host = sum(self.records.values()), batch_size / hosts
         source = self._images()
         if settings.crop == "resize" and settings.num_augmentations > 1:
-            source = source._replace(cache="none")  # crops are cut from images as they are stored
+            source = source._replace(cache="none")  # crops are cut from the stored images
         cached = source.cache != "none"
-        # The copies of an image are neighbors: a batch reads the image once.
-        reads = 0.0 if cached else per_host * source.examples / records
         return self._stage(
             "encode",
             self.programs.encoder(_ONE_DEVICE),
@@ -97,35 +98,32 @@ class Planner:
             examples=records,
             steps=most_batches(shards, hosts, round(per_host)),
             batch_size=batch_size,
-            reads=reads,
-            read_at_first=source.examples if cached and "meta_learn" not in self.stages else 0,
+            # The copies of an image are neighbors, so a batch reads the image once.
+            reads=0.0 if cached else per_host * source.examples / records,
+            first_reads=source.examples if cached and "meta_learn" not in self.stages else 0,
             written_bytes=per_host * layout.record_bytes,
             storage_bytes=functaset_bytes(shards, layout.record_bytes),
             shards=len(shards),
         )
 
-    def _classify(self) -> StagePlan:
-        return self._trained("classify", *self._latents("classify"))
-
     def _generate(self) -> StagePlan:
         settings = self.config.generate
         stage = self._trained("generate", *self._latents("generate"))
         samples = min(settings.samples, self.splits["test"])
-        samples_per_scale = min(samples, evaluation_samples.MAX_SWEEP_SAMPLES)
-        seconds = self._sampling_seconds(samples, any_scale=False)
-        if settings.guidance_sweep:
-            per_scale = self._sampling_seconds(samples_per_scale, any_scale=True)
-            seconds += len(settings.guidance_sweep) * per_scale
-        stage.other_parts["sampling"] = seconds
-        drawn = samples + len(settings.guidance_sweep) * samples_per_scale
-        stage.storage_bytes += 4 * drawn * math.prod(self.config.field.latent_shape)
+        stage.other_parts["sampling"] = self._sampling_seconds(samples, any_scale=False)
+        if scales := len(settings.guidance_sweep):
+            per_scale = min(samples, evaluation_samples.MAX_SWEEP_SAMPLES)
+            seconds = self._sampling_seconds(per_scale, any_scale=True)
+            stage.other_parts["sampling"] += scales * seconds
+            samples += scales * per_scale
+        stage.storage_bytes += 4 * samples * math.prod(self.config.field.latent_shape)
         return stage
 
     def _sampling_seconds(self, samples: int, *, any_scale: bool) -> float:
-        """Every device draws whole blocks. An upper bound: guidance counts outside of its interval too."""
-        blocks = -(-samples // self.config.generate.sample_batch_size)
-        block_seconds = self._product_seconds(_count(self.programs.sampler(any_scale=any_scale)))
-        return -(-blocks // self.cluster.devices) * block_seconds
+        """Each device draws whole blocks. An upper bound: guidance counts outside of its interval too."""
+        blocks = math.ceil(samples / self.config.generate.sample_batch_size)
+        work = self.programs.sampler(any_scale=any_scale).count_operations()
+        return math.ceil(blocks / self.cluster.devices) * self._product_seconds(work)
 
     def _images(self) -> Source:
         return Source(
@@ -137,19 +135,20 @@ class Planner:
         )
 
     def _latents(self, stage: str) -> tuple[int, Source]:
-        """(training records, source of all records)."""
+        """Returns the number of training records, and all records as a source."""
         settings, layout = self.config[stage], self.programs.record_layout
         train = (self.splits if settings.copies == "first" else self.records)["train"]
         examples = train + self.splits["validation"] + self.splits["test"]
-        sizes = layout.record_bytes, layout.latent_bytes
-        return train, Source(examples, *sizes, decode_seconds=0.0, cache=settings.cache)
+        return train, Source(
+            examples, layout.record_bytes, layout.latent_bytes, 0.0, cache=settings.cache
+        )
 
     def _trained(self, name: str, examples: int, source: Source) -> StagePlan:
         settings = self.config[name]
         program = self.programs.train_step(name, self.mesh)
         state = program.arguments[0]
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        whole_state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         cached = source.cache != "none"
         stage = self._stage(
             name,
@@ -159,14 +158,14 @@ class Planner:
             steps=settings.steps,
             batch_size=settings.batch_size,
             reads=0.0 if cached else settings.batch_size / self.cluster.hosts,
-            read_at_first=source.examples if cached else 0,
+            first_reads=source.examples if cached else 0,
             parameters=parameters,
-            storage_bytes=_CHECKPOINTS * whole_state + _BEST_CHECKPOINTS * 4 * parameters,
+            storage_bytes=_CHECKPOINTS * state_bytes + _BEST_CHECKPOINTS * 4 * parameters,
         )
         # The validation split every eval_every steps and at the end, the test split once.
-        evaluations = -(-settings.steps // settings.eval_every)
+        evaluations = math.ceil(settings.steps / settings.eval_every)
         evaluated = evaluations * self.splits["validation"] + self.splits["test"]
-        batch_seconds = self._product_seconds(_count(self.programs.evaluation(name)))
+        batch_seconds = self._product_seconds(self.programs.evaluation(name).count_operations())
         batches = evaluated / settings.eval_batch_size
         stage.other_parts["evaluation"] = batches * batch_seconds / self.cluster.devices
         return stage
@@ -177,29 +176,26 @@ class Planner:
         program: Program,
         source: Source,
         *,
-        steps: int,
         reads: float,
-        read_at_first: int,
+        first_reads: int,
         written_bytes: float = 0.0,
-        parameters: int = 0,
         **fields: Any,
     ) -> StagePlan:
         """A stage whose step is a call of `program`.
 
         Args:
-          reads: examples that a host reads from storage in a step; read_at_first: before the first one.
-          written_bytes: that a host writes in a step.
+          reads, first_reads: examples that a host reads from storage in a step, and before the first.
+          written_bytes: bytes that a host writes in a step.
           fields: other fields of StagePlan.
         """
         cluster, assumed = self.cluster, self.assumptions
-        work = _count(program)
+        work = program.count_operations()
         highest = cluster.chip.peak_highest * assumed.utilization
         host_bytes = reads * source.stored_bytes + written_bytes
         read_seconds = max(source.decode_seconds, source.stored_bytes / assumed.storage_bandwidth)
+        cached_bytes = source.examples * source.cached_bytes
         stage = StagePlan(
             name=name,
-            steps=steps,
-            parameters=parameters,
             state_bytes=device_bytes(program.arguments[0]),
             work=work,
             step_parts={
@@ -209,28 +205,25 @@ class Planner:
                 "decoding": reads * source.decode_seconds,
                 "storage": host_bytes / assumed.storage_bandwidth,
             },
-            other_parts={"first read": read_at_first * read_seconds},
+            other_parts={"first read": first_reads * read_seconds},
             host_bytes=host_bytes,
-            cache_bytes={source.cache: source.examples * source.cached_bytes},
+            cache_bytes={} if source.cache == "none" else {source.cache: cached_bytes},
             **fields,
         )
-        stage.cache_bytes.pop("none", None)
-        self._compile(stage)
+        if self.devices is not None:
+            self._compile(stage, self.devices)
         return stage
 
     def _product_seconds(self, work: Operations) -> float:
         """Time of the matrix products at the default precision on one device."""
         return 2 * work.multiply_adds / (self.cluster.chip.peak * self.assumptions.utilization)
 
-    def _compile(self, stage: StagePlan) -> None:
-        """Compiles the program of a stage for `devices`, and measures it where that was asked for."""
-        if self.devices is None:
-            return
-        axes = self.mesh.shape
-        if len(self.devices) != self.mesh.size:
-            axes = smallest_mesh(axes)
+    def _compile(self, stage: StagePlan, devices: Sequence[jax.Device]) -> None:
+        """Adds the analysis of the compiled step and, if `measure` is set, its time."""
+        whole = len(devices) == self.mesh.size
+        axes = self.mesh.shape if whole else smallest_mesh(self.mesh.shape)
         count = math.prod(axes.values())
-        mesh = mesh_lib.make_mesh(self.devices[:count], **axes)
+        mesh = mesh_lib.make_mesh(devices[:count], **axes)
         if stage.name == "encode":
             program = self.programs.encoder(mesh)
         else:
@@ -243,23 +236,20 @@ class Planner:
 
 
 def smallest_mesh(axes: Mapping[str, int]) -> dict[str, int]:
-    """The smallest mesh on which a device has the same program: more devices on `data` have equal shares."""
+    """The smallest mesh with the same program per device: all devices of `data` do the same work."""
     return {**axes, "data": min(axes["data"], 2)}
 
 
 def most_batches(shards: Sequence[Shard], hosts: int, batch_size: int) -> int:
-    """Batches of the host that has most: shard s belongs to host s % hosts, and no batch spans two shards."""
+    """Batches of the host with most: host s % hosts writes shard s, and a batch is of one shard."""
     return max(
-        sum(-(-shard.num_records // batch_size) for shard in shards[host::hosts])
+        sum(math.ceil(shard.num_records / batch_size) for shard in shards[host::hosts])
         for host in range(hosts)
     )
 
 
 def functaset_bytes(shards: Sequence[Shard], record_bytes: int) -> int:
-    """Bytes of the shards without compression. zstd saves up to 8 %."""
+    """Size of the shards without compression; zstd saves up to 8 %."""
     record_bytes += _RECORD_OVERHEAD
-    return sum(-(-shard.num_records * record_bytes // _BLOCK) + 1 for shard in shards) * _BLOCK
-
-
-def _count(program: Program) -> Operations:
-    return operations.count(program.function, *program.arguments)
+    blocks = [math.ceil(shard.num_records * record_bytes / _BLOCK_BYTES) for shard in shards]
+    return (sum(blocks) + len(shards)) * _BLOCK_BYTES

@@ -1,6 +1,6 @@
-"""Markdown tables of plans: the stages of one cluster, and several clusters side by side."""
+"""Plans as Markdown tables: the stages of one cluster, or several clusters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from functa.plan.cost import StagePlan
 from functa.plan.hardware import Cluster
@@ -10,7 +10,7 @@ _HOUR = 3600.0
 
 
 def preface(planners: Sequence[Planner]) -> list[str]:
-    """Lines that state the images, the hardware and the assumptions of the plans."""
+    """Lines with the images, the hardware and the assumptions of the plans."""
     splits = ", ".join(f"{count:,} {split}" for split, count in planners[0].splits.items())
     lines = [f"{planners[0].config.name}: {splits} images"]
     for planner in planners:
@@ -32,91 +32,90 @@ def preface(planners: Sequence[Planner]) -> list[str]:
 
 def stage_table(cluster: Cluster, stages: Sequence[StagePlan]) -> list[str]:
     """One column per stage, and a line with the totals."""
-    total = sum(stage.seconds for stage in stages)
-
-    def memory(stage: StagePlan) -> str:
-        if stage.analysis is None:
-            return ""
-        found = stage.analysis
-        text = f"{size(found.argument_bytes)} + {size(found.temporary_bytes)}"
-        return text if fits(stage, cluster) else f"{text}: TOO MUCH"
-
-    def traffic(stage: StagePlan) -> str:
-        return (
-            seconds(stage.analysis.accessed_bytes / cluster.chip.bandwidth)
-            if stage.analysis
-            else ""
-        )
-
-    def part(name: str) -> Callable[[StagePlan], str]:
-        return lambda stage: seconds(stage.step_parts[name])
-
-    rows: dict[str, Callable[[StagePlan], str]] = {
-        "examples": lambda s: f"{s.examples:,}",
-        "steps x batch": lambda s: f"{s.steps:,} x {s.batch_size:,}",
-        "parameters": lambda s: f"{s.parameters:,}" if s.parameters else "",
-        "device: multiply-adds per step": lambda s: number(s.work.multiply_adds),
-        "device: at highest precision": lambda s: number(s.work.multiply_adds_highest),
-        "operations of all devices and steps": lambda s: number(
-            2.0 * s.steps * cluster.devices * s.work.all_multiply_adds
+    columns = [_stage_cells(cluster, stage) for stage in stages]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    stored = sum(stage.storage_bytes for stage in stages)
+    return [
+        *_markdown(
+            ["projected", *(stage.name for stage in stages)], [r for r in rows if any(r[1:])]
         ),
-        "device: state": lambda s: size(s.state_bytes),
+        "",
+        f"projected: {seconds(_total(stages))}, {_device_hours(cluster, stages)} device hours, "
+        f"{size(stored)} stored",
+    ]
+
+
+def _stage_cells(cluster: Cluster, stage: StagePlan) -> dict[str, str]:
+    """The texts of a stage by row; "" where it has none."""
+    analysis, work, parts = stage.analysis, stage.work, stage.step_parts
+    memory = traffic = ""
+    if analysis:
+        memory = f"{size(analysis.argument_bytes)} + {size(analysis.temporary_bytes)}"
+        memory += _memory_warning(cluster, [stage])
+        traffic = seconds(analysis.accessed_bytes / cluster.chip.bandwidth)
+    operations = 2.0 * stage.steps * cluster.devices * work.all_multiply_adds
+    others = {name: seconds(value) for name, value in stage.other_parts.items()}
+    caches = [f"{place} {size(count)}" for place, count in stage.cache_bytes.items()]
+    return {
+        "examples": f"{stage.examples:,}",
+        "steps x batch": f"{stage.steps:,} x {stage.batch_size:,}",
+        "parameters": f"{stage.parameters:,}" if stage.parameters else "",
+        "device: multiply-adds per step": number(work.multiply_adds),
+        "device: at highest precision": number(work.multiply_adds_highest),
+        "operations of all devices and steps": number(operations),
+        "device: state": size(stage.state_bytes),
         "device: arguments + temporaries": memory,
         "device: memory traffic of a step": traffic,
-        "device: sends per step": lambda s: size(s.work.sent_bytes),
-        "host: storage traffic per step": lambda s: size(s.host_bytes),
-        "step: products": part("products"),
-        "step: products at highest precision": part("products at highest precision"),
-        "step: collectives": part("collectives"),
-        "step: decoding": part("decoding"),
-        "step: storage": part("storage"),
-        "**step**": lambda s: f"**{seconds(s.step_seconds)}**",
-        "step, measured here": lambda s: seconds(s.measured_seconds or 0.0),
-        "all steps": lambda s: seconds(s.steps * s.step_seconds),
-        "beside the steps": lambda s: ", ".join(
-            f"{name} {seconds(value)}" for name, value in s.other_parts.items() if value
-        ),
-        "**stage**": lambda s: f"**{seconds(s.seconds)}**",
-        "cached on every host or device": lambda s: ", ".join(
-            f"{place} {size(value)}" for place, value in s.cache_bytes.items()
-        ),
-        "stored": lambda s: size(s.storage_bytes),
-        "shards": lambda s: f"{s.shards:,}" if s.shards else "",
-        "limited by": lambda s: s.limit,
+        "device: sends per step": size(work.sent_bytes),
+        "host: storage traffic per step": size(stage.host_bytes),
+        **{f"step: {name}": seconds(value) for name, value in parts.items()},
+        "**step**": f"**{seconds(stage.step_seconds)}**",
+        "step, measured here": seconds(stage.measured_seconds or 0.0),
+        "all steps": seconds(stage.steps * stage.step_seconds),
+        "beside the steps": ", ".join(f"{name} {text}" for name, text in others.items() if text),
+        "**stage**": f"**{seconds(stage.seconds)}**",
+        "cached on every host or device": ", ".join(caches),
+        "stored": size(stage.storage_bytes),
+        "shards": f"{stage.shards:,}" if stage.shards else "",
+        "limited by": stage.limit,
     }
-    cells = {name: [cell(stage) for stage in stages] for name, cell in rows.items()}
-    return [
-        "| projected | " + " | ".join(stage.name for stage in stages) + " |",
-        "|---|" + "---|" * len(stages),
-        *(f"| {name} | {' | '.join(row)} |" for name, row in cells.items() if any(row)),
-        "",
-        f"projected: {seconds(total)}, {total / _HOUR * cluster.devices:,.3g} device hours, "
-        f"{size(sum(stage.storage_bytes for stage in stages))} stored",
-    ]
 
 
 def cluster_table(plans: Sequence[tuple[Cluster, Sequence[StagePlan]]]) -> list[str]:
     """One row per cluster, with the time and the limit of every stage."""
-    names = [stage.name for stage in plans[0][1]]
     rows = []
     for cluster, stages in plans:
-        total = sum(stage.seconds for stage in stages)
-        cells = [f"{seconds(stage.seconds)} ({stage.limit})" for stage in stages]
-        memory = ""
-        if all(stage.analysis for stage in stages):
-            fitting = all(fits(stage, cluster) for stage in stages)
-            peaks = [stage.analysis.peak_bytes for stage in stages if stage.analysis]
-            memory = f"{size(max(peaks))}{'' if fitting else ': TOO MUCH'}"
-        cells += [memory, seconds(total), f"{total / _HOUR * cluster.devices:,.3g}"]
-        rows.append(f"| {cluster.name} | {cluster.devices} | " + " | ".join(cells) + " |")
+        peaks = [stage.analysis.peak_bytes for stage in stages if stage.analysis]
+        memory = f"{size(max(peaks))}{_memory_warning(cluster, stages)}" if peaks else ""
+        times = [f"{seconds(stage.seconds)} ({stage.limit})" for stage in stages]
+        total = [seconds(_total(stages)), _device_hours(cluster, stages)]
+        rows.append([cluster.name, str(cluster.devices), *times, memory, *total])
+    names = [stage.name for stage in plans[0][1]]
     header = ["hardware", "devices", *names, "memory of a device", "total", "device hours"]
-    return ["| " + " | ".join(header) + " |", "|---|" + "---|" * (len(header) - 1), *rows]
+    return _markdown(header, rows)
 
 
-def fits(stage: StagePlan, cluster: Cluster) -> bool:
-    """Whether a compiled step and the cached examples fit the memory of a device."""
-    assert stage.analysis is not None
-    return stage.analysis.peak_bytes + stage.cache_bytes.get("device", 0) <= cluster.chip.memory
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+    return [lines[0], "|---" * len(header) + "|", *lines[1:]]
+
+
+def _total(stages: Sequence[StagePlan]) -> float:
+    return sum(stage.seconds for stage in stages)
+
+
+def _device_hours(cluster: Cluster, stages: Sequence[StagePlan]) -> str:
+    return f"{_total(stages) / _HOUR * cluster.devices:,.3g}"
+
+
+def _memory_warning(cluster: Cluster, stages: Sequence[StagePlan]) -> str:
+    """ ": TOO MUCH" if a compiled step and the cached examples exceed the memory of a device."""
+    needed = [
+        stage.analysis.peak_bytes + stage.cache_bytes.get("device", 0)
+        for stage in stages
+        if stage.analysis
+    ]
+    return ": TOO MUCH" if max(needed) > cluster.chip.memory else ""
 
 
 def size(count: float) -> str:

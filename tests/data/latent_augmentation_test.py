@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from functa.data.latent_augmentation import make_augment, mixup
-from functa.plan.compiled import collectives
 from functa.runtime import mesh as mesh_lib
+from tests.support.collectives import collectives
 
 SHAPE = (4, 6, 3)
 OFF = {"flip": False, "crop": 0, "drop": 0.0, "noise": 0.0}

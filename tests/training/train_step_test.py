@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from functa.configs import cifar10_spatial, common, digits, imagenet
-from functa.plan.compiled import collectives
 from functa.runtime import mesh as mesh_lib
 from functa.training import train_step
 from functa.training.tasks import meta_learning
 from functa.training.tasks.builders import build_meta_learning
+from tests.support.collectives import collectives
 from tests.training import loop_test
 from tests.training.tasks.classification_test import batch_of, make_task
 
