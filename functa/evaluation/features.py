@@ -12,7 +12,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from functa.fields import psnr
+from functa.evaluation import pca_baseline
+from functa.fields.pixels import to_float
 from functa.models import classifier
 from functa.runtime import rng
 from functa.runtime.batching import apply_in_batches
@@ -30,8 +31,7 @@ class FeatureExtractor(NamedTuple):
 
     Attributes:
       name: "cnn" or "pca". Distances in different features are not comparable.
-      extract: images [n, h, w, c] float32 in [0, 1] -> features [n, k] float32. Raises ValueError for
-        images of another shape or dtype.
+      extract: images [n, h, w, c] float32 in [0, 1] -> features [n, k] float32.
     """
 
     name: str
@@ -41,8 +41,8 @@ class FeatureExtractor(NamedTuple):
 class Cnn(nn.Module, kw_only=True):
     """Convolutional classifier: 3x3 convolutions of stride 2 until a side is below 8, two dense layers.
 
-    The last resolution has 64 channels, each one before it half as many, but at least 16. There is no
-    normalization, which would double the time of a training step on a CPU.
+    The last resolution has 64 channels, and each one before it half as many, but at least 16. There is
+    no normalization because it would double the time of a training step on a CPU.
     """
 
     num_classes: int
@@ -53,7 +53,7 @@ class Cnn(nn.Module, kw_only=True):
         side, halvings = min(images.shape[1:3]), 0
         while side >= 8:
             side, halvings = (side + 1) // 2, halvings + 1
-        # Centered, so that the outputs of the first layer do not all follow the brightness.
+        # Centered, so that the brightness does not dominate the outputs of the first layer.
         x = images - 0.5
         for level in range(halvings + 1):
             width = max(NUM_FEATURES >> (halvings - level), _MIN_CHANNELS)
@@ -80,10 +80,8 @@ def train_cnn(
       images: [n, h, w, c] uint8; labels: [n] integers in [0, num_classes).
       test_images: [m, h, w, c] uint8; the features are scaled to mean square 1 on these.
       steps: training steps of 64 images; 600 for 8x8 digits, 1,000 for MNIST, 4,000 for CIFAR-10.
-      flip: mirror half of the images left-right in training; not for digits and letters.
+      flip: mirror half of the images left-right in training; unsuitable for digits and letters.
       seed: determines the network, on one kind of device.
-    Raises:
-      ValueError: images are not [n, h, w, c] uint8.
     """
     network = Cnn(num_classes=num_classes)
     params = train_network(network, images, labels, steps=steps, flip=flip, seed=seed)
@@ -101,15 +99,10 @@ def fit_pca(images: np.ndarray, *, components: int) -> FeatureExtractor:
     Args:
       images: [n, h, w, c] uint8; the features are scaled to mean square 1 on these. A matrix of
         (h w c)^2 values must fit into memory.
-      components: number of features, at most n - 1 and h w c.
-    Raises:
-      ValueError: images are not [n, h, w, c] uint8, or there are fewer components.
+      components: number of features, less than n and at most h w c.
     """
-    _require_images("images", images, np.uint8)
-    limit = min(len(images) - 1, images[0].size)
-    if not 1 <= components <= limit:
-        raise ValueError(f"components={components} must be from 1 to {limit} for {images.shape}")
-    mean, basis = psnr.fit_pca((images / np.float32(255)).reshape(len(images), -1), components)
+    rows = to_float(images).reshape(len(images), -1)
+    mean, basis = pca_baseline.fit_pca([rows], components)
 
     def coefficients(images: np.ndarray) -> np.ndarray:
         return ((images.reshape(len(images), -1) - mean) @ basis).astype(np.float32)
@@ -120,28 +113,10 @@ def fit_pca(images: np.ndarray, *, components: int) -> FeatureExtractor:
 def _scaled_extractor(
     name: str, features: Callable[[np.ndarray], np.ndarray], images: np.ndarray
 ) -> FeatureExtractor:
-    """Scales all features by one factor; their mean square is 1 over images [n, h, w, c] uint8."""
-    _require_images("images", images, np.uint8)
-    shape = images.shape[1:]
-    mean_square = np.mean(np.square(features(images / np.float32(255)), dtype=np.float64))
+    """Scales all features by one factor, so that their mean square over images (uint8) is 1."""
+    mean_square = np.mean(np.square(features(to_float(images)), dtype=np.float64))
     scale = np.float32(np.sqrt(mean_square) or 1)
-
-    def extract(some: np.ndarray) -> np.ndarray:
-        _require_images("images", some, np.float32)
-        if some.shape[1:] != shape:
-            raise ValueError(
-                f"images must have shape {list(shape)}, as in training, not {list(some.shape[1:])}"
-            )
-        return features(some) / scale
-
-    return FeatureExtractor(name, extract)
-
-
-def _require_images(name: str, images: np.ndarray, dtype: type[np.generic]) -> None:
-    if images.ndim != 4 or images.dtype != dtype or not len(images):
-        raise ValueError(
-            f"{name} must be [n, h, w, c] {np.dtype(dtype)}, not {list(images.shape)} {images.dtype}"
-        )
+    return FeatureExtractor(name, lambda images: features(images) / scale)
 
 
 def train_network(
@@ -153,12 +128,7 @@ def train_network(
     flip: bool,
     seed: int,
 ) -> Any:
-    """Trains a network (images -> features, logits) with cross-entropy on randomly shifted images.
-
-    Returns:
-      The params after `steps` steps. See `train_cnn` for the arguments.
-    """
-    _require_images("images", images, np.uint8)
+    """Returns the trained params of a network (images -> features, logits); see `train_cnn`."""
     optimizer = optimizers.make(
         name="adamw",
         learning_rate=_LEARNING_RATE,
@@ -182,7 +152,7 @@ def train_network(
     def train_step(state, step, images, labels):
         params, optimizer_state = state
         images = shift_and_flip(images, key=jax.random.fold_in(augment_key, step), flip=flip)
-        images = images.astype(jnp.float32) / 255
+        images = to_float(images)
 
         def loss(params):
             _, logits = cast(tuple[jax.Array, jax.Array], network.apply({"params": params}, images))

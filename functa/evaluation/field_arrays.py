@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functa.fields.fitter import Fitter
+from functa.fields.pixels import to_float
 
 MAX_IMAGES = 16
 MAX_DECODED = 4  # images decoded at higher resolutions and after each inner step
@@ -26,7 +27,7 @@ def field_arrays(fitter: Fitter, params: Any, images: np.ndarray) -> dict[str, n
       decoded_1x, decoded_4x, decoded_16x [m, H, W, c] in [0, 1], those with sides of at most 512
       pixels; inner_steps [m, steps + 1, h, w, c] in [0, 1], decoded after 0, 1, ... inner steps.
     """
-    originals = images[:MAX_IMAGES] / np.float32(255)
+    originals = to_float(images[:MAX_IMAGES])
     result = jax.jit(fitter.fit)(params, originals)
     arrays = {
         "originals": originals,

@@ -7,6 +7,7 @@ from functa.diffusion.inpainter import Inpainter, compare_methods, mean_training
 from functa.diffusion.observation import DEGRADATIONS
 from functa.diffusion.trained_generator import TrainedGenerator
 from functa.fields.decoder import make_decoder
+from functa.fields.pixels import to_float
 
 MAX_IMAGES = 8  # inpainted test images, and samples of each
 MAX_PIXELS = 1 << 18  # of all samples together; bounds time and memory
@@ -33,7 +34,7 @@ def inpainting_arrays(
     h, w, _ = trained.field.image_shape
     count = int(np.clip((MAX_PIXELS / (h * w)) ** 0.5, 1, MAX_IMAGES))
     indices = np.linspace(0, test.num_examples - 1, count).astype(np.int64)
-    images = test.read(indices)["image"].astype(np.float32) / np.float32(255)
+    images = to_float(test.read(indices)["image"])
     result = compare_methods(
         Inpainter(trained, DEGRADATIONS["half"], steps=NOISE_LEVELS, seed=seed),
         images,

@@ -12,6 +12,7 @@ from functa.data.functaset.reader import Functaset
 from functa.data.images import Batch, ImageSource
 from functa.evaluation import distances, features, generative_metrics
 from functa.evaluation.features import FeatureExtractor
+from functa.fields.pixels import to_float
 from functa.runtime.config import range_errors
 
 # Training examples that samples are compared with and the Gaussian is fitted to.
@@ -27,39 +28,30 @@ _FEATURE_SETTINGS = {"cnn": {"steps", "flip"}, "pca": {"components"}}
 
 def validate(settings: ConfigDict, *, image_shape: tuple[int, ...]) -> list[str]:
     """Problems of `samples` and `features` of config.generate, one line each."""
-    errors = range_errors(
-        {"generate.samples": (settings.samples, generative_metrics.MIN_IMAGES, 10**9)}
-    )
-    extractor, name = settings.features, settings.features.get("name")
-    if name not in _FEATURE_SETTINGS:
+    ranges = {"samples": (settings.samples, generative_metrics.MIN_IMAGES, 10**9)}
+    errors, extractor = [], settings.features
+    keys = {"name"} | _FEATURE_SETTINGS.get(extractor.get("name"), set())
+    if len(keys) == 1:
         known = ", ".join(_FEATURE_SETTINGS)
-        return [*errors, f"generate.features.name={name!r} must be one of {known}"]
-    if set(extractor) - {"name"} != _FEATURE_SETTINGS[name]:
-        keys = ", ".join(sorted(_FEATURE_SETTINGS[name]))
-        return [*errors, f"generate.features of name={name} must have the keys {keys}"]
-    if name == "pca":
-        ranges = {"components": (extractor.components, 1, math.prod(image_shape))}
+        errors.append(f"generate.features.name={extractor.get('name')!r} must be one of {known}")
+    elif set(extractor) != keys:
+        errors.append(f"generate.features must have the keys {', '.join(sorted(keys))}")
+    elif extractor.name == "pca":
+        ranges["features.components"] = (extractor.components, 1, math.prod(image_shape))
     else:
-        ranges = {"steps": (extractor.steps, 1, 10**7)}
-    return errors + range_errors({f"generate.features.{key}": r for key, r in ranges.items()})
+        ranges["features.steps"] = (extractor.steps, 1, 10**7)
+    return errors + range_errors({f"generate.{key}": limits for key, limits in ranges.items()})
 
 
 def validate_splits(settings: ConfigDict, sources: dict[str, ImageSource]) -> list[str]:
-    """Problems if there are too few images to evaluate samples, one line each.
-
-    Args:
-      settings: config.generate.
-    """
-    errors, counts = [], {name: source.num_examples for name, source in sources.items()}
-    if counts["test"] < generative_metrics.MIN_IMAGES:
-        errors.append(
-            f"generate needs {generative_metrics.MIN_IMAGES} test images or more; there are {counts['test']}"
-        )
+    """Problems if there are too few images for config.generate, one line each."""
+    errors, train, test = [], sources["train"].num_examples, sources["test"].num_examples
+    if test < generative_metrics.MIN_IMAGES:
+        errors.append(f"generate needs {generative_metrics.MIN_IMAGES} test images, not {test}")
     components = settings.features.get("components", 0)
-    if components >= counts["train"]:
+    if components >= train:
         errors.append(
-            f"generate.features.components={components} must be below the number of training images, "
-            f"{counts['train']}"
+            f"generate.features.components={components} must be below the {train} training images"
         )
     return errors
 
@@ -112,7 +104,7 @@ class Evaluator:
         """
         gaussian = sample_gaussian(self.train_latents, len(latents), seed=self.seed)
         images = {
-            "test": _to_float(self.test["image"]),
+            "test": to_float(self.test["image"]),
             "samples": self.decode(latents),
             "reconstructions": self.decode(self.test_latents),
             "gaussian": self.decode(gaussian),
@@ -120,18 +112,18 @@ class Evaluator:
         metrics = generative_metrics.image_set_metrics(self.extractor, **images, seed=self.seed)
         some = slice(MAX_MEMORIZATION_SAMPLES)
         pixels = generative_metrics.memorization(
-            train=_to_float(self.train["image"]),
+            train=to_float(self.train["image"]),
             test=images["test"][some],
             samples=images["samples"][some],
         )
         in_latents = generative_metrics.memorization(
             train=self.train_latents, test=self.test_latents[some], samples=latents[some]
         )
-        nearest = pixels.samples.indices[:SHOWN_NEIGHBORS, 0]
+        nearest = pixels.nearest[:SHOWN_NEIGHBORS]
         arrays = {
             "samples": select_by_class(images["samples"], labels, self.num_classes),
             "compared": images["samples"][:SHOWN_NEIGHBORS],
-            "nearest": _to_float(self.train["image"][nearest]),
+            "nearest": to_float(self.train["image"][nearest]),
             "gaussian": images["gaussian"][:SHOWN_PER_CLASS],
         }
         return {
@@ -148,45 +140,40 @@ class Evaluator:
     def evaluate_guidance_sweep(
         self, sweep: dict[float, np.ndarray], labels: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Arrays [s] for the report: guidance_sweep_scale, guidance_sweep_label_agreement,
-        guidance_sweep_kernel_distance (from all test images) and guidance_sweep_standard_error (of
-        the distance).
+        """Label agreement and kernel distance from all test images at each guidance scale.
 
         The distance is NaN if a sample is not finite, as samples of a large scale may be.
 
         Args:
           sweep: {guidance scale: latents [m, i, j, d]}.
           labels: [n] int32; the first m are those of the samples.
+        Returns:
+          {"guidance_sweep_KEY": [s]} with the keys scale, label_agreement, kernel_distance and
+          standard_error (of the distance).
         """
         if not sweep:
             return {}
-        test_features = self.extractor.extract(_to_float(self.test["image"]))
-
-        def distance(latents: np.ndarray) -> distances.Estimate:
+        test_features = self.extractor.extract(to_float(self.test["image"]))
+        agreements, estimates = [], []
+        for latents in sweep.values():
+            agreements.append(self.label_agreement(latents, labels[: len(latents)]))
             if not np.isfinite(latents).all():
-                return distances.Estimate(math.nan, math.nan)
-            sample_features = self.extractor.extract(self.decode(latents))
-            return distances.kernel_distance(
+                estimates.append(distances.Estimate(math.nan, math.nan))
+                continue
+            estimate = distances.kernel_distance(
                 test_features,
-                sample_features,
+                self.extractor.extract(self.decode(latents)),
                 subsets=generative_metrics.KERNEL_SUBSETS,
                 seed=self.seed,
             )
-
-        estimates = [distance(latents) for latents in sweep.values()]
-        agreements = [
-            self.label_agreement(latents, labels[: len(latents)]) for latents in sweep.values()
-        ]
+            estimates.append(estimate)
+        values, errors = zip(*estimates, strict=True)
         return {
             "guidance_sweep_scale": np.asarray(list(sweep)),
             "guidance_sweep_label_agreement": np.asarray(agreements),
-            "guidance_sweep_kernel_distance": np.asarray([e.value for e in estimates]),
-            "guidance_sweep_standard_error": np.asarray([e.standard_error for e in estimates]),
+            "guidance_sweep_kernel_distance": np.asarray(values),
+            "guidance_sweep_standard_error": np.asarray(errors),
         }
-
-
-def _to_float(images: np.ndarray) -> np.ndarray:
-    return images / np.float32(255)
 
 
 def read_references(sources: dict[str, ImageSource], count: int) -> tuple[Batch, Batch]:
@@ -226,9 +213,9 @@ def make_extractor(
 def sample_gaussian(latents: np.ndarray, count: int, *, seed: int) -> np.ndarray:
     """Samples [count, i, j, d] of the Gaussian with mean and covariance of latents [n, i, j, d].
 
-    It is the generator without a network, the upper reference of distances. A sample is the mean
-    plus a normally weighted sum of the centered latents, which has their covariance. The covariance
-    matrix itself would take 34 GB for 65,536 values.
+    It is a generator without a network, the upper reference of distances. A sample is the mean plus a
+    sum of the centered latents with normally distributed weights, which has their covariance. The
+    covariance matrix itself would take 34 GB for 65,536 values.
     """
     rows = latents.reshape(len(latents), -1)
     mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)

@@ -24,17 +24,6 @@ def test_fitted_gaussian_has_the_moments_of_its_samples(shape):
     np.testing.assert_allclose(fitted.root.T @ fitted.root, np.cov(samples.T), atol=1e-12)
 
 
-def test_frechet_distance_of_commuting_covariances():
-    """The sum of (m1 - m2)^2 + (s1 - s2)^2 over the common axes."""
-    axes = np.linalg.qr(normal((5, 5)))[0]
-    first, second = np.array([1.0, 2, 3, 4, 5]), np.array([5.0, 1, 2, 9, 0.1])
-    distance = distances.frechet_distance(
-        gaussian(np.zeros(5), axes @ np.diag(first) @ axes.T),
-        gaussian(np.ones(5), axes @ np.diag(second) @ axes.T),
-    )
-    assert distance == pytest.approx(5 + np.sum((np.sqrt(first) - np.sqrt(second)) ** 2))
-
-
 def test_frechet_distance_equals_that_with_a_matrix_square_root():
     first, second = normal((200, 6), 1), normal((300, 6), 2, scale=1.5, shift=0.3)
     first[:, 0] += first[:, 1]

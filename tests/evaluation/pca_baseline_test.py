@@ -10,9 +10,9 @@ from functa.fields import psnr
 
 
 def random_images(count, seed):
-    """Images [n, 8, 6, 3] whose principal components differ in variance."""
+    """Images [n, 8, 6, 3], from dark to bright; their principal components differ in variance."""
     random = np.random.default_rng(seed)
-    gray = random.random((count, 1, 1, 1)) + 0.3 * random.random((count, 8, 6, 3))
+    gray = np.sort(random.random((count, 1, 1, 1)), axis=0) + 0.3 * random.random((count, 8, 6, 3))
     return np.uint8(255 / 1.3 * gray)
 
 

@@ -5,10 +5,11 @@ import numpy as np
 
 from functa.configs import digits
 from functa.data import images
+from functa.evaluation import pca_baseline
 from functa.evaluation.analysis.trained_field import TrainedField
-from functa.fields import psnr as psnr_lib
 from functa.fields import siren
 from functa.fields.fitter import build_field, build_fitter
+from functa.fields.pixels import to_float
 from functa.runtime import config as config_lib
 from functa.training import checkpoint
 
@@ -21,14 +22,12 @@ def make(directory):
     config = digits.get_config("tiny")
     config.field.update(width=24, depth=2)
     sources = images.open_splits(**config.data)
-    train = sources["train"].read(np.arange(96))["image"] / np.float32(255)
-    log_lrs = np.log(
-        np.float32([4, 5, 6])
-    )  # a learning rate of 8 solves a linear field in one step
+    train = to_float(sources["train"].read(np.arange(96))["image"])
+    cells = pca_baseline.image_cells(train, (2, 2)).reshape(-1, 16)
+    # A learning rate of 8 solves a linear field in one step.
+    log_lrs = np.log(np.float32([4, 5, 6]))
     params = {
-        "field": pca_field(
-            build_field(config), psnr_lib.image_cells(train, (2, 2)).reshape(-1, 16)
-        ),
+        "field": pca_field(build_field(config), cells),
         "log_inner_lrs": np.broadcast_to(log_lrs[:, None, None, None], (INNER_STEPS, 1, 1, 8)),
     }
     config_lib.freeze(config, directory)
@@ -40,13 +39,13 @@ def make(directory):
 
 
 def pca_field(field, cells):
-    """Parameters of a field of depth 2: values at zero latents are the mean of cells [n, k], and the
-    derivatives with respect to latents are the principal components.
+    """Parameters of a field of depth 2 that is close to a PCA of cells [n, k].
 
-    The larger the part of the output layer that does not affect the values, the closer to linear.
+    Values at zero latents are the mean, and derivatives with respect to latents are the principal
+    components. The larger the null space part of the output layer, the closer is the field to linear.
     """
     random = np.random.default_rng(0)
-    mean, basis = psnr_lib.fit_pca(cells, field.latent_shape[2])
+    mean, basis = pca_baseline.fit_pca([cells], field.latent_shape[2])
     first = field.w0 * random.uniform(-1, 1, (field.num_features, field.width))
     bias = random.uniform(-3, 3, field.width)
     phases = field.layout_features(field.image_shape[:2])[0] @ first + bias

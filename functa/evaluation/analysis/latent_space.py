@@ -9,6 +9,7 @@ import numpy as np
 
 from functa.evaluation.analysis.table import PSNR_COLUMNS, Column, Table
 from functa.evaluation.analysis.trained_field import TrainedField, image_mse, mean_psnr
+from functa.fields.pixels import to_float
 from functa.runtime import rng
 
 NOISE_LEVELS = (0.01, 0.03, 0.1)  # standard deviations of a channel
@@ -23,10 +24,10 @@ def resolution(trained_field: TrainedField, crops: Mapping[int, np.ndarray]) -> 
     h, w, _ = trained_field.field.image_shape
     rows = []
     for scale, images in sorted(crops.items()):
-        small, targets = shrink(images, scale), images / np.float32(255)
+        small, targets = shrink(images, scale), to_float(images)
         fitted = trained_field.fit(small)
         enlarged = trained_field.in_batches(
-            lambda x, scale=scale: bicubic(x, scale), small / np.float32(255), scale=scale
+            lambda x, scale=scale: bicubic(x, scale), to_float(small), scale=scale
         )
         row: dict[str, Any] = {
             "size": f"{scale * h}x{scale * w}",

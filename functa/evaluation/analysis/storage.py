@@ -19,9 +19,18 @@ from functa.evaluation.analysis.trained_field import (
     psnr_metrics,
 )
 from functa.fields import psnr
+from functa.fields.pixels import to_float
 
 QUANTIZER_BITS = (8, 6, 5, 4, 3)
 CODEC_QUALITIES = (5, 15, 30, 50, 70, 85, 95)  # of JPEG and WebP; 100 is the best
+RATE_COLUMNS = (
+    Column("method", "", "compression method"),
+    Column("setting", "", "setting of the method"),
+    Column("bytes", "bytes", "size of one image, mean over images"),
+    Column("entropy_bytes", "bytes", "ESTIMATED size after entropy coding"),
+    Column("flat_bytes", "bytes", "size of a uniform gray image: headers and tables"),
+    PSNR_COLUMNS[0],
+)
 
 
 class StoredLatents(NamedTuple):
@@ -78,12 +87,9 @@ def quantization_table(trained_field: TrainedField) -> dict[str, Table]:
     exact = mean_psnr(trained_field.fitted.mse[:, -1])
     rows = []
     for stored in stored_latents(trained_field):
-        row: dict[str, Any] = {
-            "stored": stored.name,
-            "bytes": stored.bytes,
-            **psnr_metrics(stored.mse),
-        }
-        rows.append(row | {"lost": exact - row["psnr"]})
+        metrics = psnr_metrics(stored.mse)
+        row = {"stored": stored.name, "bytes": stored.bytes, **metrics}
+        rows.append(row | {"lost": exact - metrics["psnr"]})
     columns = (
         Column("stored", "", "format of the latents"),
         Column("bytes", "", "size of the latents of one image, scales included"),
@@ -105,23 +111,13 @@ def rate_distortion(trained_field: TrainedField) -> dict[str, Table]:
     rows += pca_rows(trained_field, budgets)
     rows += codec_rows(trained_field.images, "JPEG", optimize=True)
     rows += codec_rows(trained_field.images, "WebP", method=6)
-    columns = (
-        Column("method", "", "compression method"),
-        Column("setting", "", "setting of the method"),
-        Column("bytes", "bytes", "size of one image, mean over images"),
-        Column("entropy_bytes", "bytes", "ESTIMATED size after entropy coding"),
-        Column("flat_bytes", "bytes", "size of a uniform gray image: headers and tables"),
-        PSNR_COLUMNS[0],
-    )
     note, count = _rate_note(trained_field), len(trained_field.images)
-    return {"rate_distortion": Table("PSNR by bytes per image", note, count, columns, rows)}
+    return {"rate_distortion": Table("PSNR by bytes per image", note, count, RATE_COLUMNS, rows)}
 
 
 def _row(method: str, setting: str, size: float, psnr: float, entropy=None, flat=None):
-    return {
-        "method": method, "setting": setting, "bytes": float(size), "entropy_bytes": entropy,
-        "flat_bytes": flat, "psnr": psnr,
-    }  # fmt: skip
+    values = (method, setting, float(size), entropy, flat, psnr)
+    return dict(zip((column.key for column in RATE_COLUMNS), values, strict=True))
 
 
 def pca_rows(trained_field: TrainedField, budgets: list[int]) -> list[dict[str, Any]]:
@@ -133,10 +129,9 @@ def pca_rows(trained_field: TrainedField, budgets: list[int]) -> list[dict[str, 
     i, j, d = trained_field.field.latent_shape
     images, train = trained_field.images, trained_field.train
     count = pca_baseline.num_training_images(images.shape[1:], train.num_examples)
+    train_images = train.read(np.arange(count))["image"]
     size = images[0].size // (i * j)
-    pca = pca_baseline.fit_cell_pca(
-        train.read(np.arange(count))["image"], grid=(i, j), components=size
-    )
+    pca = pca_baseline.fit_cell_pca(train_images, grid=(i, j), components=size)
     floats = min(d, size)
     exact = mean_psnr(pca.truncate(floats).mse(images))
     rows = [_row("PCA", f"{floats} floats per cell, float32", 4 * i * j * floats, exact)]
@@ -183,15 +178,12 @@ def _best_setting(
     psnr_by_bits: dict[int, np.ndarray], bits_per_cell: int
 ) -> tuple[int, int] | None:
     """Returns (bits, coefficients) of the highest PSNR within a budget; None if no coefficient fits."""
-    candidates = [
-        (float(value), bits, -k)
-        for bits, values in psnr_by_bits.items()
-        for k, value in enumerate(values[: bits_per_cell // bits], start=1)
-    ]
-    if not candidates:
-        return None
-    _, bits, negative_k = max(candidates)  # of equal values, the fewest coefficients
-    return bits, -negative_k
+    best, highest = None, -np.inf
+    for bits, values in psnr_by_bits.items():
+        for k, value in enumerate(values[: bits_per_cell // bits], start=1):
+            if value > highest:
+                best, highest = (bits, k), value
+    return best
 
 
 def codec_rows(images: np.ndarray, codec: str, **options: Any) -> list[dict[str, Any]]:
@@ -200,7 +192,7 @@ def codec_rows(images: np.ndarray, codec: str, **options: Any) -> list[dict[str,
     for quality in CODEC_QUALITIES:
         files = [_encode(image, codec, quality=quality, **options) for image in images]
         decoded = np.stack([_decode(file, images.shape[1:]) for file in files])
-        mse = image_mse(decoded / np.float32(255), images / np.float32(255))
+        mse = image_mse(to_float(decoded), to_float(images))
         flat = len(_encode(np.full_like(images[0], 128), codec, quality=quality, **options))
         size = float(np.mean([len(file) for file in files]))
         rows.append(_row(codec, f"quality {quality}", size, mean_psnr(mse), flat=float(flat)))

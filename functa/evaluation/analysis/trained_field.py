@@ -54,7 +54,7 @@ class TrainedField:
         self.field, self.params = fitter.field, jax.device_get(params)  # one device computes
         self.train, self.seed = train, seed
         self.images, self.labels = images, labels
-        self.targets = images / np.float32(255)
+        self.targets = to_float(images)
         self._batch_size = batch_size
         self._fit = jax.jit(fitter.fit)
         self._decode = jax.jit(self.field, static_argnums=2)
