@@ -97,7 +97,7 @@ def line_chart(
 
 
 def histogram(groups: dict[str, np.ndarray], *, title: str, x_label: str, bins: int = 40) -> str:
-    """An <svg> element with the counts of finite numbers in common bins.
+    """An <svg> element with the counts of numbers in common bins.
 
     A dashed line marks the mean of each group. Each bar has a tooltip.
 
@@ -130,7 +130,7 @@ def histogram(groups: dict[str, np.ndarray], *, title: str, x_label: str, bins: 
 
 
 def _draw(plot: Callable[["Axes"], None], *, title: str, x_label: str) -> str:
-    """Title, legend and axes around `plot`, as an <svg> element for a page or a file."""
+    """Draws the axes, `plot`, the title and the legend; returns an <svg> element."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -28,9 +28,10 @@ from functa.runtime.config import read_json
 from functa.runtime.errors import DamagedFileError
 from functa.training import progress
 
-# Curves whose names differ only in the split or in such a suffix share a chart.
-SPLIT = re.compile(r"(train|validation|test)[_/](.+)")
-SUFFIX = re.compile(r"(.+)[_/](\d+|mean|min|max)")
+# Curves of one group share a chart.
+CURVE_NAME = re.compile(
+    r"((?P<split>train|validation|test)[_/])?(?P<group>.+?)([_/](?P<suffix>\d+|mean|min|max))?"
+)
 HEADLINE = (  # stage, metric key, label with other metrics of that stage
     ("meta_learn", "psnr", "PSNR of test images; PCA: {pca_psnr}"),
     ("classify", "accuracy", "accuracy on test latents, ± {accuracy_standard_error}"),
@@ -138,8 +139,9 @@ def headline(metrics: Summary) -> list[tuple[str, str, str]]:
             texts = {name: format_value(name, value) for name, value in metrics[stage].items()}
             numbers.append((texts[key], metric(key).unit, label.format(**texts)))
     if metrics:
-        value, unit = progress.duration(sum(one["seconds"] for one in metrics.values())).split(" ")
-        devices = dict.fromkeys(one["device"] for one in metrics.values())
+        stages = metrics.values()
+        value, unit = progress.duration(sum(stage["seconds"] for stage in stages)).split(" ")
+        devices = dict.fromkeys(stage["device"] for stage in stages)
         numbers.append((value, unit, f"all stages on {', '.join(devices)}"))
     return numbers
 
@@ -161,20 +163,21 @@ def training_charts(workdir: epath.Path, metrics: Summary) -> dict[str, list[str
     """Charts of the curves of each stage that has any, by stage."""
     result = {}
     for stage, values in metrics.items():
+        groups = group_curves(_read_optional_json(workdir / stage / "curves.json"))
         psnr = values.get("pca_psnr")
-        pca = None if psnr is None else (f"PCA: {psnr:.2f}", psnr)
-        result[stage] = [
+        references = {} if psnr is None else {"psnr": (f"PCA: {psnr:.2f}", psnr)}
+        svgs = [
             charts.line_chart(
                 series,
                 title=CHART_TITLES.get(group, group.replace("_", " ")),
                 x_label="step",
-                reference=pca if group == "psnr" else None,
+                reference=references.get(group),
             )
-            for group, series in group_curves(
-                _read_optional_json(workdir / stage / "curves.json")
-            ).items()
+            for group, series in groups.items()
         ]
-    return {stage: svgs for stage, svgs in result.items() if svgs}
+        if svgs:
+            result[stage] = svgs
+    return result
 
 
 def group_curves(curves: dict[str, list[list[float]]]) -> dict[str, list[charts.Series]]:
@@ -184,24 +187,20 @@ def group_curves(curves: dict[str, list[list[float]]]) -> dict[str, list[charts.
     """
     groups: dict[str, list[tuple[str, list[list[float]]]]] = {}
     for name, points in curves.items():
-        group, labels = name, []
-        if match := SPLIT.fullmatch(group):
-            labels, group = [match[1]], match[2]
-        if match := SUFFIX.fullmatch(group):
-            group, labels = match[1], [*labels, match[2]]
-        if points:
-            groups.setdefault(group, []).append((" ".join(labels), points))
-
-    def series(label: str, points: list[list[float]]) -> charts.Series:
-        x, y = zip(*points, strict=True)
-        return charts.Series(": ".join(filter(None, [label, format_number(y[-1])])), x, y)
-
-    known = [group for group in CHART_TITLES if group in groups]
-    return {
+        match = CURVE_NAME.fullmatch(name)
+        if match and points:
+            label = " ".join(filter(None, (match["split"], match["suffix"])))
+            groups.setdefault(match["group"], []).append((label, points))
+    result = {}
+    for group in [*CHART_TITLES, *groups]:
+        if group in result or group not in groups:
+            continue
         # Among several curves, the one without a split is of training.
-        group: [
-            series(label or ("train" if len(groups[group]) > 1 else ""), points)
-            for label, points in groups[group]
-        ]
-        for group in dict.fromkeys([*known, *groups])
-    }
+        default = "train" if len(groups[group]) > 1 else ""
+        result[group] = [_series(label or default, points) for label, points in groups[group]]
+    return result
+
+
+def _series(label: str, points: list[list[float]]) -> charts.Series:
+    x, y = zip(*points, strict=True)
+    return charts.Series(": ".join(filter(None, (label, format_number(y[-1])))), x, y)

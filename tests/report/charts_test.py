@@ -2,8 +2,6 @@
 
 import math
 import re
-import subprocess
-import sys
 from xml.etree import ElementTree
 
 import numpy as np
@@ -147,8 +145,3 @@ def test_charts_fit_into_a_page():
     assert charts_of_page[0] == charts.line_chart(
         [Series(NAME, [0], [1])], title=NAME, x_label=NAME
     )
-
-
-def test_matplotlib_is_imported_by_the_first_chart_only():
-    code = "import sys, functa.report.report; sys.exit('matplotlib' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

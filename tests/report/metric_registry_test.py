@@ -31,11 +31,6 @@ def test_summary_holds_all_stages_ordered_results(workdir):
     assert summary["classify"] == METRICS["classify"]
 
 
-def test_summary_of_an_empty_run(tmp_path):
-    assert metric_registry.write_summary(tmp_path) == {}
-    assert metric_registry.results_table({}).startswith("stage")
-
-
 def test_damaged_metrics_are_named(workdir):
     (workdir / "encode" / "metrics.json").write_text('{"psnr": 3')
     with pytest.raises(DamagedFileError, match=r"encode/metrics\.json"):

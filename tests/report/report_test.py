@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from functa.diffusion.inpainter import METHODS
-from functa.report import report
+from functa.report import field_sections, report
 from functa.report.charts import Series
 from functa.runtime import image_io
 from functa.runtime.errors import DamagedFileError
@@ -22,7 +22,6 @@ SECTIONS = [
     *("confusion", "samples", "guidance", "sample-resolutions", "inpainting", "nearest"),
     *("configuration", "environment"),
 ]
-GENERATOR_SECTIONS = set(SECTIONS[8:13])
 
 
 class Page(HTMLParser):
@@ -64,12 +63,9 @@ class Page(HTMLParser):
         if "style" not in self.open_tags:
             self.texts[self.section] = self.texts.get(self.section, "") + " " + text
 
-    def find(self, tag, **wanted):
-        return [
-            attributes
-            for name, attributes in self.elements
-            if name == tag and wanted.items() <= attributes.items()
-        ]
+    def find(self, tag):
+        """Attributes of the elements with a tag."""
+        return [attributes for name, attributes in self.elements if name == tag]
 
     def images(self, alt):
         """Decoded images whose alternative text starts with `alt`."""
@@ -209,10 +205,7 @@ def test_page_needs_no_script_and_no_other_file(page, workdir):
             assert "url(" not in (value or "").replace("url(#", "")
             if name in ("src", "href", "data", "action", "poster", "srcset", "xlink:href"):
                 assert value.startswith(("#", "data:")), (tag, name, value)
-    text = (workdir / "report.html").read_text()
-    assert "@import" not in text
-    assert "prefers-color-scheme: dark" in text
-    assert page.find("meta", name="viewport")
+    assert "@import" not in (workdir / "report.html").read_text()
 
 
 def test_texts_are_escaped(page):
@@ -274,20 +267,15 @@ def test_latents_are_one_map_per_channel(page):
     assert "2 × 2 × 5 = 20 latents" in page.texts["latents"]
 
 
-def test_latents_of_one_cell_are_rows_of_squares(tmp_path):
-    latents = np.ones((2, 1, 1, 100), np.float32)
-    page = page_of_arrays(tmp_path, "meta_learn", field_arrays() | {"latents": latents})
-    maps = page.images("channel ")
-    assert [one.shape for one in maps] == [(2, 64, 4)] * 2
-    assert (maps[0][..., 3] == 255).sum() == 100
-    assert "1 × 1 × 100 = 100 latents" in page.texts["latents"]
-
-
-def test_many_channels_are_cut_off(tmp_path):
-    latents = np.ones((2, 2, 2, 100), np.float32)
-    page = page_of_arrays(tmp_path, "meta_learn", field_arrays() | {"latents": latents})
-    assert len(page.images("channel ")) == 2 * 64
-    assert "first 64 channels" in page.texts["latents"]
+@pytest.mark.parametrize(("side", "shape"), [(1, (1, 2, 64, 4)), (2, (64, 2, 2, 4))])
+def test_many_latents(side, shape):
+    """Latents of one cell are rows of squares; on a grid, channels after the 64th are hidden."""
+    originals = np.zeros((2, 8, 8, 1))
+    section = field_sections.latent_maps(np.ones((2, side, side, 100)), originals)
+    assert [maps.shape for _, maps in section["images"]] == [shape] * 2
+    opaque = section["images"][0][1][..., 3] == 255
+    assert opaque.sum() == (100 if side == 1 else 64 * side * side)
+    assert section["hidden"] == (side > 1)
 
 
 def test_resolutions_are_in_order_and_large_images_are_shrunk(tmp_path):
@@ -305,7 +293,6 @@ def test_inner_steps_have_their_psnr(page):
             psnr = -10 * np.log10(np.square(decoded - image).mean())
             assert f"step {step}, {psnr:.2f} dB" in text
     assert text.count("step 2, 100.00 dB original") == 2
-    assert "2 gradient steps" in text
     assert len(page.images("step ")) == 6
 
 
@@ -359,14 +346,6 @@ def test_confusion_matrix_has_all_counts_and_the_most_frequent_errors(page):
     assert "wrong" in cells[1]["class"].split()
 
 
-def test_confusion_matrix_of_a_perfect_classifier(tmp_path):
-    arrays = {"confusion": np.diag([5, 0]), "class_names": np.array(["a", "b"])}
-    text = page_of_arrays(tmp_path, "classify", arrays).texts["confusion"]
-    assert "5 of 5 test examples" in text
-    assert "Most frequent" not in text
-    assert "a 5 0 100.0% b 0 0 0.0%" in text
-
-
 def test_a_large_confusion_matrix_is_an_image(tmp_path):
     arrays = {"confusion": np.eye(40, dtype=np.int64) * 3, "class_names": np.arange(40)}
     (image,) = page_of_arrays(tmp_path, "classify", arrays).images("confusion matrix")
@@ -390,7 +369,7 @@ def test_guidance_has_its_values(page):
     text = page.texts["guidance"]
     assert "1: 90; 1.5: 95; 3: 100" in text
     assert "1: 0.0123; 1.5: 0.01; 3: nan" in text
-    assert "about 0.04" in text  # mean of the finite standard errors
+    assert "0.04" in text  # mean of the finite standard errors
 
 
 def test_inpainting_has_the_psnr_of_each_method(page):
@@ -411,35 +390,29 @@ def test_configuration_and_environment_have_every_setting(page):
     assert "jax 0.10.2" in page.texts["environment"]
 
 
-def test_an_empty_run_has_a_page(tmp_path):
-    page = read_page(tmp_path)
-    assert page.find("section") == []
-    assert tmp_path.name in page.texts[""]
+def test_a_section_without_its_file_or_arrays_is_left_out(tmp_path):
+    def sections():
+        return [attributes["id"] for attributes in read_page(tmp_path).find("section")]
 
-
-@pytest.mark.parametrize(
-    ("file", "sections"),
-    [
-        ("config.json", {"configuration"}),
-        ("environment.json", {"environment"}),
-        ("meta_learn/curves.json", {"training"}),
-        ("classify/report.npz", {"confusion"}),
-        ("meta_learn/report.npz", set(SECTIONS[1:6])),
-        ("generate/report.npz", GENERATOR_SECTIONS),
-    ],
-)
-def test_a_section_without_its_file_is_left_out(tmp_path, file, sections):
     write_run(tmp_path)
-    (tmp_path / file).unlink()
-    ids = [attributes["id"] for attributes in read_page(tmp_path).find("section")]
-    assert ids == [name for name in SECTIONS if name not in sections]
-
-
-@pytest.mark.parametrize("prefix", ["inpainting", "guidance"])
-def test_sections_without_their_arrays_are_left_out(tmp_path, prefix):
-    arrays = {k: v for k, v in generation_arrays().items() if not k.startswith(prefix)}
-    page = page_of_arrays(tmp_path, "generate", arrays)
-    assert {a["id"] for a in page.find("section")} == GENERATOR_SECTIONS - {prefix}
+    expected = list(SECTIONS)
+    for prefix in ("inpainting", "guidance"):
+        arrays = {k: v for k, v in generation_arrays().items() if not k.startswith(prefix)}
+        np.savez(tmp_path / "generate" / "report.npz", **arrays)
+        assert sections() == [name for name in SECTIONS if name != prefix]
+    np.savez(tmp_path / "generate" / "report.npz", **generation_arrays())
+    for file, removed in {
+        "config.json": {"configuration"},
+        "environment.json": {"environment"},
+        "meta_learn/curves.json": {"training"},
+        "classify/report.npz": {"confusion"},
+        "meta_learn/report.npz": set(SECTIONS[1:6]),
+        "generate/report.npz": set(SECTIONS[8:13]),
+    }.items():
+        (tmp_path / file).unlink()
+        expected = [name for name in expected if name not in removed]
+        assert sections() == expected
+    assert expected == ["results"]
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -447,9 +420,5 @@ def test_damaged_files_are_named(tmp_path):
     path = tmp_path / "meta_learn" / "report.npz"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DamagedFileError, match=r"meta_learn/report\.npz"):
-        report.write_report(tmp_path)
-    path.unlink()
-    (tmp_path / "meta_learn" / "curves.json").write_text("{")
-    with pytest.raises(DamagedFileError, match=r"meta_learn/curves\.json"):
         report.write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
