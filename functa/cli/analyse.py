@@ -1,7 +1,6 @@
 """`functa analyse`: measures the trained field of a run."""
 
 import argparse
-import functools
 import json
 import os
 import sys
@@ -61,38 +60,31 @@ MEASURES: dict[str, Callable[..., dict[str, Table]]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=epath.Path, help="run directory")
-    parser.add_argument(
+    add = parser.add_argument
+    add("run", type=epath.Path, help="run directory")
+    add(
         "--measure",
         type=_measure_list,
         metavar="A,B",
         help="measures (default: all; resolution only with --pictures)",
     )
-    parser.add_argument(
-        "--split", default="test", choices=("train", "validation", "test"), help="default: test"
-    )
-    parser.add_argument(
-        "--images", type=int, metavar="N", help="number of images, evenly spread over the split"
-    )
-    parser.add_argument(
+    add("--split", default="test", choices=("train", "validation", "test"), help="default: test")
+    add("--images", type=int, metavar="N", help="number of images, evenly spread over the split")
+    add(
         "--pictures",
         type=epath.Path,
         metavar="FOLDER",
         help="PNG and JPEG files, larger than the images, to crop",
     )
-    parser.add_argument(
+    add(
         "--scales",
         type=_scale_list,
         metavar="2,4",
         help="multiples of the training resolution, for the measure resolution (default: 2,4)",
     )
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="directory of the data set, if it has moved"
-    )
-    parser.add_argument(
-        "--json", metavar="FILE", help="write the tables as JSON; - writes JSON instead of text"
-    )
-    parser.add_argument(
+    add("--data-dir", metavar="DIR", help="directory of the data set, if it has moved")
+    add("--json", metavar="FILE", help="write the tables as JSON; - writes JSON instead of text")
+    add(
         "--chart",
         type=epath.Path,
         metavar="FILE.svg",
@@ -110,15 +102,12 @@ def run(args: argparse.Namespace) -> int:
         if problems := _flag_problems(args, names) + _output_problems(outputs):
             raise UserError("\n".join(problems))
         trained_field = _load_trained_field(args, fitter, params)
-        measures = dict(MEASURES)
-        if "resolution" in names:
-            measures["resolution"] = functools.partial(
-                latent_space.resolution, crops=_load_crops(args, trained_field)
-            )
+        crop_sets = _load_crops(args, trained_field) if "resolution" in names else {}
     tables: dict[str, Table] = {}
     for name in names:
         start = time.monotonic()
-        tables |= measures[name](trained_field)
+        arguments = {"crops": crop_sets} if name == "resolution" else {}
+        tables |= MEASURES[name](trained_field, **arguments)
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     result = {
         "run": str(args.run),
@@ -156,15 +145,13 @@ def _scale_list(text: str) -> list[int]:
 
 
 def _flag_problems(args: argparse.Namespace, names: list[str]) -> list[str]:
-    """Flags that need a measure that is not requested, and measures without their flags."""
-    problems = []
-    for flag, name in (
-        ("pictures", "resolution"),
-        ("scales", "resolution"),
-        ("chart", "rate_distortion"),
-    ):
-        if getattr(args, flag) is not None and name not in names:
-            problems.append(f"--{flag} needs --measure={name}")
+    """Flags without their measure, and a measure without its flag."""
+    measures = {"pictures": "resolution", "scales": "resolution", "chart": "rate_distortion"}
+    problems = [
+        f"--{flag} needs --measure={name}"
+        for flag, name in measures.items()
+        if getattr(args, flag) is not None and name not in names
+    ]
     if "resolution" in names and args.pictures is None:
         problems.append("--measure=resolution needs --pictures=FOLDER with pictures to crop")
     if args.images is not None and args.images < MIN_IMAGES:
@@ -173,7 +160,7 @@ def _flag_problems(args: argparse.Namespace, names: list[str]) -> list[str]:
 
 
 def _output_problems(files: dict[str, epath.Path]) -> list[str]:
-    """Output files by flag that cannot be written, reported before the measurements start."""
+    """Output files that cannot be written, by flag; checked before the measurements start."""
     problems = []
     for flag, file in files.items():
         if not file.parent.is_dir():
@@ -184,11 +171,7 @@ def _output_problems(files: dict[str, epath.Path]) -> list[str]:
 
 
 def _load_trained_field(args: argparse.Namespace, fitter: Fitter, params: Any) -> TrainedField:
-    """Reads the images to measure.
-
-    Raises:
-      ValueError: the data set cannot be used, or the split has too few images.
-    """
+    """Reads the images to measure; fails if the data set is unusable or the split too small."""
     config = config_lib.load(args.run)
     if args.data_dir is not None:
         config.data.data_dir = args.data_dir
@@ -210,11 +193,7 @@ def _load_trained_field(args: argparse.Namespace, fitter: Fitter, params: Any) -
 
 
 def _load_crops(args: argparse.Namespace, trained_field: TrainedField) -> dict[int, np.ndarray]:
-    """Crops as many images from --pictures as are measured, by scale.
-
-    Raises:
-      ValueError: the pictures cannot be used.
-    """
+    """Crops of --pictures by scale, as many as there are measured images."""
     count, h, w, c = trained_field.images.shape
     scales = args.scales or DEFAULT_SCALES
     shapes = [(scale * h, scale * w) for scale in scales]

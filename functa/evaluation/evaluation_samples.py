@@ -18,11 +18,11 @@ MAX_SWEEP_SAMPLES = 250  # for each scale of the guidance sweep
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSamples:
-    """Samples for the metrics, and fewer for each scale of the guidance sweep, in files.
+    """Files of samples for the metrics, and of fewer samples for each scale of the guidance sweep.
 
     Attributes:
-      params: of `generator`, on the host.
-      key: of all samples.
+      params: parameters of `generator`, on the host.
+      key: random key of all samples.
       labels: [n] int32, one for each sample of the metrics; the sweep uses the first ones.
       batch_size: samples per file, and per device at a time.
     """
@@ -50,29 +50,26 @@ class EvaluationSamples:
         Returns:
           Samples per second of all processes, measured by process 0 when it last wrote samples.
         """
-        processes = {"process_index": process_index, "process_count": process_count}
 
-        def write_blocks(name: str, labels: np.ndarray, sample, params: Any) -> float:
+        def sample(inputs, numbers, labels):
+            params, scale = inputs["params"], inputs.get("scale")
+            samples = self.generator.sample(params, self.key, numbers, labels, guidance_scale=scale)
+            return samples.latents
+
+        def write_blocks(name: str, labels: np.ndarray, **inputs: Any) -> float:
             return sharded_sampling.write_blocks(
                 self.directory / name,
                 sample=sample,
-                params=params,
+                params={"params": self.params, **inputs},
                 labels=labels,
                 block_size=self.batch_size,
                 progress=ProgressBar(say, f"generate  blocks of samples, {name}"),
                 stop=stop,
-                **processes,
+                process_index=process_index,
+                process_count=process_count,
             )
 
-        def sample(params, numbers, labels):
-            return self.generator.sample(params, self.key, numbers, labels).latents
-
-        def sample_guided(inputs, numbers, labels):
-            return self.generator.sample(
-                inputs["params"], self.key, numbers, labels, guidance_scale=inputs["scale"]
-            ).latents
-
-        rate = write_blocks("evaluation", self.labels, sample, self.params)
+        rate = write_blocks("evaluation", self.labels)
         speed_path = self.directory / "speed.json"
         if rate and process_index == 0:
             count = len(self.labels)
@@ -80,9 +77,8 @@ class EvaluationSamples:
             own_count = min(count, self.batch_size * len(blocks))
             write_json(speed_path, {"samples_per_second": rate * count / own_count})
         for scale in self.guidance_sweep:
-            inputs = {"params": self.params, "scale": np.float32(scale)}
             labels = self.labels[:MAX_SWEEP_SAMPLES]
-            write_blocks(_sweep_name(scale), labels, sample_guided, inputs)
+            write_blocks(_sweep_name(scale), labels, scale=np.float32(scale))
         return read_json(speed_path)["samples_per_second"] if speed_path.exists() else 0.0
 
     def read(self) -> tuple[np.ndarray, dict[float, np.ndarray]]:
@@ -93,10 +89,9 @@ class EvaluationSamples:
                 self.directory / name, count=count, block_size=self.batch_size
             )
 
-        sweep_count = min(len(self.labels), MAX_SWEEP_SAMPLES)
+        count = min(len(self.labels), MAX_SWEEP_SAMPLES)
         sweep = {
-            float(scale): read_blocks(_sweep_name(scale), sweep_count)
-            for scale in self.guidance_sweep
+            float(scale): read_blocks(_sweep_name(scale), count) for scale in self.guidance_sweep
         }
         return read_blocks("evaluation", len(self.labels)), sweep
 

@@ -57,7 +57,7 @@ def validate_splits(settings: ConfigDict, sources: dict[str, ImageSource]) -> li
 
 
 class Evaluator:
-    """Metrics of samples. Reads the reference images and extracts their features once."""
+    """Metrics of samples against reference images, which are read once."""
 
     def __init__(
         self,
@@ -78,8 +78,8 @@ class Evaluator:
           sources: images of the functaset.
           count: the first `count` test images are the reference.
           decode: latents -> images in [0, 1].
-          classify: latents -> classes, by the classifier of the run.
-          seed: of the extractor, of the Gaussian samples and of random subsets.
+          classify: latents -> classes.
+          seed: seed of the extractor, of the Gaussian samples and of random subsets.
         """
         self.decode, self.classify = decode, classify
         self.num_classes, self.seed = num_classes, seed

@@ -36,7 +36,7 @@ def test_all_measures_as_text_json_and_chart(directory, tmp_path, capsys):
         "latents_neighbors", "latents_midpoints", "latents_noise",
     ]  # fmt: skip
     for table in result["tables"].values():
-        assert f"{table['title']}; {table['images']} images" in output
+        assert table["title"] in output
         assert all(row.keys() == table["columns"].keys() for row in table["rows"])
     methods = {row["method"] for row in result["tables"]["rate_distortion"]["rows"]}
     assert methods == {"functa", "PCA", "JPEG", "WebP"}
@@ -63,7 +63,7 @@ def test_images_are_evenly_spread_over_the_split(directory, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "messages"),
     [
-        (["--measure=speed,steps"], ["speed", "steps, free"]),
+        (["--measure=speed,steps"], ["speed"]),
         (["--measure="], ["--measure"]),
         (["--split=dev"], ["--split", "dev"]),
         (["--scales=2x"], ["2x"]),
@@ -105,4 +105,4 @@ def test_a_split_of_one_image_is_too_small(tmp_path, capsys):
     config.data.max_examples = 1
     config_lib.write_json(tmp_path / "run" / "config.json", config_lib.to_dict(config))
     assert main(["analyse", str(tmp_path / "run"), "--measure=steps"]) == 2
-    assert "the split test" in capsys.readouterr().err
+    assert "--images" in capsys.readouterr().err

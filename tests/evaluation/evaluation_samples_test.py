@@ -18,9 +18,10 @@ LABELS = (np.arange(COUNT) % 4).astype(np.int32)
 def stub_samples(directory, calls):
     """EvaluationSamples whose latents are 10 * number + guidance scale (9 without one)."""
 
-    def sample(params, key, numbers, labels, guidance_scale=9.0):
+    def sample(params, key, numbers, labels, guidance_scale):
         calls.append(1)
-        value = params * numbers.astype(np.float32) + guidance_scale
+        scale = 9.0 if guidance_scale is None else guidance_scale
+        value = params * numbers.astype(np.float32) + scale
         return SimpleNamespace(latents=value[:, None, None, None] + jnp.zeros((1, 2, 2, 3)))
 
     return EvaluationSamples(

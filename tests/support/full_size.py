@@ -1,7 +1,7 @@
-"""The step of configs/imagenet.py at its full size on one photograph, in a process of its own.
+"""A gradient of configs/imagenet.py at full size, for one photograph.
 
-python -m tests.full_size PICTURES OUT.npz DEVICES writes loss, gradient (in one array) and peak_bytes of the process.
-Devices are simulated, and share the rows of cells of the image.
+`python -m tests.support.full_size PICTURES OUT.npz DEVICES` writes loss, gradient (as one array) and
+peak_bytes of the process. The simulated devices share the rows of cells of the image.
 """
 
 import os
@@ -31,12 +31,10 @@ def main() -> None:
     task = build_meta_learning(config, sources={})
     mesh = mesh_lib.make_mesh(**config.mesh)
     params = jax.jit(task.init)(jax.random.key(0))
-    # The map begins as that of the cell alone; here neighbours are heard.
+    # Initially, the weights of neighboring cells are zero.
     weight = params["field"]["map"]["weight"]
-    heard = (
-        weight + 0.3 * jax.random.normal(jax.random.key(1), weight.shape) / weight.shape[0] ** 0.5
-    )
-    params["field"]["map"] = {"weight": heard}
+    noise = jax.random.normal(jax.random.key(1), weight.shape)
+    params["field"]["map"] = {"weight": weight + 0.3 * noise / weight.shape[0] ** 0.5}
     gradients = jax.jit(train_step.make_gradients(task, mesh=mesh, micro_batches=1))
     batch = mesh_lib.to_devices(mesh, {"image": image}, task.batch_spec)
     (loss, _), gradient = gradients(

@@ -1,4 +1,4 @@
-"""Storage size and PSNR: latents in fewer bits, beside PCA, JPEG and WebP."""
+"""Storage size and PSNR of latents in fewer bits, beside PCA, JPEG and WebP."""
 
 import functools
 import io
@@ -37,10 +37,10 @@ class StoredLatents(NamedTuple):
     """Latents of the evaluated images in one storage format.
 
     Attributes:
-      name: of the format.
+      name: name of the format.
       bytes: size of the latents of one image.
       entropy_bytes: estimate of the size after entropy coding; None for floats.
-      mse: [n], mean squared errors of the images decoded from them.
+      mse: [n], mean squared errors of the decoded images.
     """
 
     name: str
@@ -83,7 +83,7 @@ def _quantized(trained_field: TrainedField) -> Iterator[StoredLatents]:
 
 
 def quantization_table(trained_field: TrainedField) -> dict[str, Table]:
-    """PSNR of latents stored in fewer and fewer bits."""
+    """PSNR by storage format."""
     exact = mean_psnr(trained_field.fitted.mse[:, -1])
     rows = []
     for stored in stored_latents(trained_field):
