@@ -97,26 +97,11 @@ def test_frechet_sets_are_half_of_the_smallest_set():
     assert metrics(samples=random_images(91, 5))["frechet_images"] == 45
 
 
-def with_value(value):
+@pytest.mark.parametrize("name", SETS)
+def test_images_that_are_not_finite_are_refused(name):
     images = random_images(200)
-    images[17, 1, 2, 0] = value
-    return images
-
-
-@pytest.mark.parametrize(
-    ("name", "images"),
-    [
-        ("test", random_images(39)),
-        ("samples", random_images(39)),
-        ("samples", random_images(90, shape=(3, 4, 1))),
-        ("reconstructions", random_images(150)),
-        ("test", with_value(np.nan)),
-        ("gaussian", with_value(-0.01)),
-        ("samples", with_value(1.01)),
-    ],
-)
-def test_invalid_image_sets_are_refused(name, images):
-    with pytest.raises(ValueError, match=name):
+    images[17, 1, 2, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
         metrics(**{name: images})
 
 

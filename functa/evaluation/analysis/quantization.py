@@ -59,11 +59,6 @@ def fit_quantizer(values: np.ndarray, bits: int) -> Quantizer:
     return Quantizer(bits, low, step)
 
 
-def packed_bytes(count: int, bits: int) -> int:
-    """Bytes of `count` values of `bits` bits without padding between values."""
-    return -(-count * bits // 8)
-
-
 def code_length(known: np.ndarray, symbols: np.ndarray, levels: int) -> np.ndarray:
     """Estimates the bits that an ideal entropy coder needs, with one frequency table per channel.
 

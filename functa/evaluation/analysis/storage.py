@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ def _quantized(trained_field: TrainedField) -> Iterator[StoredLatents]:
         quantizer = quantization.fit_quantizer(known, bits)
         symbols = quantizer.encode(latents)
         length = quantization.code_length(quantizer.encode(known), symbols, 2**bits)
-        size = quantization.packed_bytes(latents[0].size, bits)
+        size = math.ceil(latents[0].size * bits / 8)
         mse = trained_field.mse(quantizer.decode(symbols))
         yield StoredLatents(f"{bits} bits", size, float(length.mean()) / 8, mse)
 
@@ -149,7 +150,7 @@ def pca_rows(trained_field: TrainedField, budgets: list[int]) -> list[dict[str, 
         )
         length = quantization.code_length(known_symbols, symbols, 2**bits)
         setting, best = f"{k} floats per cell, {bits} bits", float(psnr_by_bits[bits][k - 1])
-        stored = quantization.packed_bytes(i * j * k, bits)
+        stored = math.ceil(i * j * k * bits / 8)
         rows.append(_row("PCA", setting, stored, best, float(length.mean()) / 8))
     return rows
 
