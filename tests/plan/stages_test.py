@@ -8,7 +8,7 @@ from functa.configs import digits
 from functa.data.functaset.format import RecordLayout
 from functa.data.functaset.writer import FunctasetSpec, LatentShardWriter
 from functa.data.sharded_writer import Shard
-from functa.plan import hardware, stages
+from functa.plan import hardware, stages, table
 from functa.plan.cost import Assumptions
 from functa.plan.hardware import Chip, Cluster
 from functa.plan.programs import Programs
@@ -242,3 +242,7 @@ def test_a_program_is_compiled_and_measured_as_on_the_whole_cluster():
     assert analyses[0].argument_bytes > stage.state_bytes
     assert analyses[0].temporary_bytes > 1000
     assert analyses[0].output_bytes < stage.state_bytes  # the state is donated
+    cluster = Cluster("", CHIP._replace(memory=stage.analysis.peak_bytes), 64)
+    assert "TOO MUCH" not in "".join(table.stage_table(cluster, [stage]))
+    stage.cache_bytes = {"device": 1}
+    assert "TOO MUCH" in "".join(table.stage_table(cluster, [stage]))
