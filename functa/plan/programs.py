@@ -95,14 +95,12 @@ class Programs:
         generator = build_generator(settings, self._functaset, num_classes=num_classes)
         key = jax.random.key(0)
 
-        def draw(params, numbers, labels, *scale):
-            guidance_scale = scale[0] if scale else None
-            samples = generator.sample(params, key, numbers, labels, guidance_scale=guidance_scale)
-            return samples.latents
+        def draw(params, numbers, labels, scale):
+            return generator.sample(params, key, numbers, labels, guidance_scale=scale).latents
 
         indices = jax.ShapeDtypeStruct((settings.sample_batch_size,), np.int32)
-        scale = (jax.ShapeDtypeStruct((), np.float32),) if any_scale else ()
-        return Program(jax.jit(draw), (self._params("generate"), indices, indices, *scale))
+        scale = jax.ShapeDtypeStruct((), np.float32) if any_scale else None
+        return Program(jax.jit(draw), (self._params("generate"), indices, indices, scale))
 
     def _params(self, stage: str) -> Any:
         return jax.eval_shape(self.task(stage).init, jax.random.key(0))

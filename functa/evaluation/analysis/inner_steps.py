@@ -18,16 +18,15 @@ _ADAM_LEARNING_RATE = 0.05  # in standard deviations of the channel
 
 def inner_steps(trained_field: TrainedField) -> dict[str, Table]:
     """PSNR after 0, 1, 2, ... inner steps, up to three times the trained number and up to 100."""
-    fitted = trained_field.fitted
+    fitted, field, params = trained_field.fitted, trained_field.field, trained_field.params
     trained = fitted.mse.shape[1] - 1
     further = {trained + 1, 2 * trained, 3 * trained, 10, 30, 100}
     more = sorted(count for count in further if count > trained)
+    extra = more[-1] - trained
 
     @jax.jit
     def extend(images, latents):
-        return continue_inner_loop(
-            trained_field.field, trained_field.params, images, latents, steps=more[-1] - trained
-        )
+        return continue_inner_loop(field, params, images, latents, steps=extra)
 
     further_mse = trained_field.in_batches(extend, trained_field.targets, fitted.latents)
     mse = np.concatenate([fitted.mse, further_mse], axis=1)
@@ -80,26 +79,19 @@ def continue_inner_loop(
 def free_latents(trained_field: TrainedField) -> dict[str, Table]:
     """PSNR of latents that Adam optimizes, starting from those of the inner loop."""
     fitted, unit = trained_field.fitted, jnp.asarray(trained_field.channel_std)
+    field, params = trained_field.field, trained_field.params["field"]
 
     @jax.jit
     def optimize(images, latents):
-        return optimize_latents(
-            trained_field.field,
-            trained_field.params["field"],
-            unit,
-            images,
-            latents,
-            steps=ADAM_STEPS,
-        )
+        return optimize_latents(field, params, unit, images, latents, steps=ADAM_STEPS)
 
     optimized_mse = trained_field.in_batches(optimize, trained_field.targets, fitted.latents)
-    inner_psnr = mean_psnr(fitted.mse[:, -1])
-    rows = []
-    for name, mse in {
-        "inner loop": fitted.mse[:, -1],
-        f"{ADAM_STEPS} steps of Adam": optimized_mse,
-    }.items():
-        rows.append({"latents": name, **psnr_metrics(mse), "gain": mean_psnr(mse) - inner_psnr})
+    inner_mse = fitted.mse[:, -1]
+    errors = {"inner loop": inner_mse, f"{ADAM_STEPS} steps of Adam": optimized_mse}
+    rows = [
+        {"latents": name, **psnr_metrics(mse), "gain": mean_psnr(mse) - mean_psnr(inner_mse)}
+        for name, mse in errors.items()
+    ]
     columns = (
         Column("latents", "", "method that fits the latents"),
         *PSNR_COLUMNS,
@@ -114,22 +106,16 @@ def free_latents(trained_field: TrainedField) -> dict[str, Table]:
 
 
 def optimize_latents(
-    field: Field,
-    params: Any,
-    unit: jax.Array,
-    images: jax.Array,
-    latents: jax.Array,
-    *,
-    steps: int,
+    field: Field, params: Any, unit: jax.Array, images: jax.Array, latents: jax.Array, *, steps: int
 ) -> jax.Array:
-    """Optimizes latents by Adam, with a learning rate that falls to zero as a cosine.
+    """Optimizes latents by Adam, with a cosine schedule of the learning rate.
 
     Args:
       params: parameters of the field.
       unit: [d] float32, unit of the learning rate for each channel.
       images: [b, h, w, c] float32; latents: [b, i, j, d] float32 to start from.
     Returns:
-      Smallest mean squared error of each image over all steps, the start included, [b] float32.
+      Smallest mean squared error of each image, at the start or after any step: [b] float32.
     """
     adam, unit = optax.scale_by_adam(), unit[None, None, None]
     learning_rates = _ADAM_LEARNING_RATE * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps))

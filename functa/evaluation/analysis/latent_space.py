@@ -50,10 +50,8 @@ def resolution(trained_field: TrainedField, crops: Mapping[int, np.ndarray]) -> 
         "that size and decoded at their own; each size has its own crops. PSNR is the mean over crops, "
         "without clipping. Where fit_psnr is low, the field was not trained on such pictures."
     )
-    count = len(next(iter(crops.values())))
-    return {
-        "resolution": Table("Decoding above the training resolution", note, count, columns, rows)
-    }
+    title, count = "Decoding above the training resolution", len(next(iter(crops.values())))
+    return {"resolution": Table(title, note, count, columns, rows)}
 
 
 def shrink(images: np.ndarray, scale: int) -> np.ndarray:
@@ -106,24 +104,23 @@ def midpoints(trained_field: TrainedField) -> Table:
     """Images decoded from the mean of the latents of two images."""
     half = len(trained_field.images) // 2
     latents, images = trained_field.fitted.latents, trained_field.targets
+
+    def pair_means(values):
+        return (values[:half] + values[half : 2 * half]) / 2
+
     ends = trained_field.decode(latents[: 2 * half])
-    middle = trained_field.decode((latents[:half] + latents[half : 2 * half]) / 2)
-    mean_of_ends, mean_of_images = (
-        (values[:half] + values[half : 2 * half]) / 2 for values in (ends, images)
-    )
+    middle = trained_field.decode(pair_means(latents))
     row = {
         "pairs": half,
-        "psnr": mean_psnr(image_mse(middle, mean_of_ends)),
-        "image_psnr": mean_psnr(image_mse(middle, mean_of_images)),
+        "psnr": mean_psnr(image_mse(middle, pair_means(ends))),
+        "image_psnr": mean_psnr(image_mse(middle, pair_means(images))),
         "out_of_range": _out_of_range(middle),
         "out_of_range_ends": _out_of_range(ends),
     }
     columns = (
         Column("pairs", "", "pairs of images; each image is in one pair"),
-        Column(
-            "psnr", "dB", "PSNR of the decoded midpoint against the mean of both decoded images"
-        ),
-        Column("image_psnr", "dB", "PSNR of the decoded midpoint against the mean of both images"),
+        Column("psnr", "dB", "PSNR of decoded midpoints against the mean of both decoded images"),
+        Column("image_psnr", "dB", "PSNR of decoded midpoints against the mean of both images"),
         Column("out_of_range", "%", "values of the decoded midpoints outside [0, 1]"),
         Column("out_of_range_ends", "%", "values of the decoded images outside [0, 1]"),
     )
