@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,7 @@ _CSS_VARIABLES = {
     "#ecebe6": "grid",
 }
 _LEGEND_WIDTH = 72  # characters
+_BINS = 40
 _MAX_MARKERS = 80  # a longer series has no markers and no tooltips
 _LOG_SCALE_RATIO = 100.0  # positive values over a larger range have a logarithmic axis
 
@@ -64,21 +65,15 @@ def line_chart(
 
     def plot(axes: "Axes") -> None:
         for label, x, y in series:
-            has_markers = len(x) <= _MAX_MARKERS
-            axes.plot(
-                x,
-                np.where(np.isfinite(y), y, np.nan),
-                label=label,
-                marker="o" if has_markers else None,
-                markersize=5 if len(x) == 1 else 2.5,
-                clip_on=False,
+            (line,) = axes.plot(x, np.where(np.isfinite(y), y, np.nan), label=label, clip_on=False)
+            if len(x) > _MAX_MARKERS:
+                continue
+            line.set(marker="o", markersize=5 if len(x) == 1 else 2.5)
+            tooltips.extend(
+                f"{label} at {format_number(a)}: {format_number(b)}".strip()
+                for a, b in zip(x, y, strict=True)
+                if math.isfinite(b)
             )
-            if has_markers:
-                tooltips.extend(
-                    f"{label} at {format_number(a)}: {format_number(b)}".strip()
-                    for a, b in zip(x, y, strict=True)
-                    if math.isfinite(b)
-                )
         if reference is not None:
             axes.axhline(reference[1], color="#626a78", linestyle="--", label=reference[0])
         values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
@@ -96,7 +91,7 @@ def line_chart(
     )
 
 
-def histogram(groups: dict[str, np.ndarray], *, title: str, x_label: str, bins: int = 40) -> str:
+def histogram(groups: dict[str, np.ndarray], *, title: str, x_label: str) -> str:
     """An <svg> element with the counts of numbers in common bins.
 
     A dashed line marks the mean of each group. Each bar has a tooltip.
@@ -104,25 +99,18 @@ def histogram(groups: dict[str, np.ndarray], *, title: str, x_label: str, bins: 
     Args:
       groups: {label: numbers [n]}.
     """
-    edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins)
+    edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), _BINS)
+    widths = 0.92 * np.diff(edges)
 
     def plot(axes: "Axes") -> None:
         for index, (label, values) in enumerate(groups.items()):
             color = f"C{index}"
             counts, _ = np.histogram(values, edges)
-            bars = axes.bar(
-                edges[:-1],
-                counts,
-                0.92 * np.diff(edges),
-                align="edge",
-                color=color,
-                alpha=0.62,
-                label=label,
-            )
-            for bar, count, low, high in zip(bars, counts, edges, edges[1:], strict=False):
-                bar.set_gid(
-                    f"tooltip: {label}: {count:,} from {format_number(low)} to {format_number(high)}"
-                )
+            style: dict[str, Any] = {"align": "edge", "color": color, "alpha": 0.62, "label": label}
+            bars = axes.bar(edges[:-1], counts, widths, **style)
+            texts = [format_number(edge) for edge in edges]
+            for bar, count, low, high in zip(bars, counts, texts, texts[1:], strict=False):
+                bar.set_gid(f"tooltip: {label}: {count:,} from {low} to {high}")
             axes.axvline(values.mean(), color=color, linestyle="--")
         axes.locator_params(axis="y", integer=True)
 
@@ -151,14 +139,9 @@ def _draw(plot: Callable[["Axes"], None], *, title: str, x_label: str) -> str:
         figure.set_figheight(height)
         figure.subplots_adjust(bottom=0.43 / height, top=1 - (0.32 + legend_height) / height)
         legend = figure.legend(
-            handles,
-            labels,
-            loc="upper left",
-            ncols=columns,
-            title=title,
+            handles, labels, loc="upper left", ncols=columns, alignment="left", title=title,
             title_fontproperties={"weight": "bold", "size": 9.5},
-            alignment="left",
-        )
+        )  # fmt: skip
         legend.get_title().set_color(_INK)
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=no_metadata)
