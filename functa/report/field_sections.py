@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from functa.fields.psnr import psnr
+from functa.fields.psnr import psnr_of_images
 from functa.report import charts
 from functa.runtime import image_io
 
@@ -33,7 +33,7 @@ def sections(arrays: Arrays) -> dict[str, Any]:
                 "original": original,
                 "reconstruction": reconstruction,
                 "error": image_io.diverging((reconstruction - original).mean(-1), MAX_ERROR),
-                "psnr": image_psnr(original, reconstruction),
+                "psnr": psnr_of_images(reconstruction, original),
             }
             for original, reconstruction in zip(
                 arrays["originals"], arrays["reconstructions"], strict=True
@@ -47,11 +47,6 @@ def sections(arrays: Arrays) -> dict[str, Any]:
         "resolutions": resolutions(arrays, "decoded"),
         "inner_steps": inner_steps(arrays["inner_steps"], arrays["originals"]),
     }
-
-
-def image_psnr(original: np.ndarray, image: np.ndarray) -> float:
-    """PSNR in dB of one image against its original."""
-    return float(psnr(np.mean(np.square(image.astype(np.float64) - original))))
 
 
 def psnr_charts(field: np.ndarray, pca: np.ndarray) -> list[str]:
@@ -110,7 +105,7 @@ def inner_steps(images: np.ndarray, originals: np.ndarray) -> list[list[Picture]
     return [
         [
             *(
-                Picture(image, f"step {step}, {image_psnr(original, image):.2f} dB")
+                Picture(image, f"step {step}, {psnr_of_images(image, original):.2f} dB")
                 for step, image in enumerate(row)
             ),
             Picture(original, "original"),
