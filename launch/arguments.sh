@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the launchers have in common: sourced by them, which define `help`.
+# Functions shared by the launchers, which source this file and define `help`.
 
 root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 

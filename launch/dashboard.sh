@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Opens TensorBoard on this machine for one or several runs:
+# Serves TensorBoard on this machine for one or more runs:
 #
 #   launch/dashboard.sh runs/digits [runs/mnist ...] [--port N]
 #
-# Only programs on this machine can connect (127.0.0.1). Without --port, the first free port from
-# 6006 on; TensorBoard prints the address. It ends with Ctrl-C.
+# Only programs on this machine can connect (127.0.0.1). The default port is the first free one
+# from 6006; TensorBoard prints the address. Ctrl-C ends it.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

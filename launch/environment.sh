@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Makes .venv in the project's root: the package, editable, with one extra of setup.cfg.
+# Creates .venv in the project's root with the package, editable, and one extra of setup.cfg.
 #
 #   launch/environment.sh [EXTRA]      EXTRA: explore, test, cuda, tpu; none by default
 #
-# The launchers and tools/check.sh call it first; when everything is there it returns at once.
-# FUNCTA_PYTHON names the Python to use (3.11, 3.12 or 3.13); without it the first of python3.12,
-# python3.11 and python3 that will do. Exit status: 0 ready, 1 an installation failed, 2 something
-# has to be provided first (the message says what).
+# The launchers and tools/check.sh call it first. It returns at once if .venv is complete.
+# FUNCTA_PYTHON selects a Python (3.11, 3.12 or 3.13); the default is the first suitable one of
+# python3.12, python3.11 and python3. Exit status: 0 ready, 1 an installation failed, 2 the user must
+# install or fix something first.
 #
-# .venv/functa.stamp tells what .venv holds: its extras, its Python and folder, then setup.cfg as it
-# was installed. It is taken away before an installation and written after it, so one that was killed
-# is never taken for complete.
+# .venv/functa.stamp lists the contents of .venv: extras, Python and folder, then setup.cfg as it was
+# installed. It is removed before an installation and written after it, so that a killed installation
+# does not count as complete.
 set -euo pipefail
 
 root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
@@ -21,8 +21,8 @@ lock="$venv/functa.lock"
 log="$venv/install.log"
 extra="${1:-}"
 
-unset PYTHONPATH PYTHONHOME # pip would take packages found through them for installed
-PATH=":$PATH:" # an activated .venv must not be the Python that makes .venv
+unset PYTHONPATH PYTHONHOME # pip would count packages found through them as installed
+PATH=":$PATH:" # the Python of an activated .venv must not create .venv
 PATH="${PATH//:"$venv/bin":/:}"
 
 say() { printf 'functa: %s\n' "$*" >&2; }
@@ -37,7 +37,7 @@ stop() { # STATUS MESSAGE...
 show_log_and_stop() { # MESSAGE...
   say "$@"
   tail -n 20 "$log" >&2
-  stop 1 "the whole output is in $log; the same command tries again"
+  stop 1 "the full output is in $log; run the same command to try again"
 }
 
 version_of() { # PYTHON: prints 3.11, or fails if it does not run
@@ -52,7 +52,7 @@ can_make_venvs() { # PYTHON: Debian and Ubuntu ship ensurepip in a package of it
   "$1" -c 'import ensurepip, venv' 2>/dev/null
 }
 
-# Sets `extras` (as "test,cuda") and `up_to_date`; fails unless .venv is complete and of this folder.
+# Sets `extras` (as "test,cuda") and `up_to_date`. Fails unless .venv is complete and in this folder.
 read_stamp() {
   local version place setup
   [ -f "$stamp" ] || return 1
@@ -112,7 +112,7 @@ as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
-apt_install() { # PACKAGE; the lock timeout outlasts a new machine's own first updates
+apt_install() { # PACKAGE; waits while a new machine installs its first updates
   as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq update || return 1
   as_root env DEBIAN_FRONTEND=noninteractive \
     apt-get -qq -o DPkg::Lock::Timeout=300 install -y "$1"
@@ -142,7 +142,7 @@ make_venv() {
 install() {
   local start="$SECONDS"
   rm -f "$stamp"
-  # compat: a path file, so that the package is found before a folder that is only named like it.
+  # compat: a path file, so that the package precedes other folders named functa.
   (cd "$root" && "$python" -m pip install --use-pep517 --no-input --progress-bar off \
     --config-settings editable_mode=compat \
     --editable ".${extras:+[$extras]}") >>"$log" 2>&1 || show_log_and_stop "the installation failed:"
@@ -161,14 +161,14 @@ if ready; then exit 0; fi
 if [ -e "$venv" ] && [ ! -e "$lock" ] && [ -n "$(ls -A "$venv")" ]; then
   stop 2 "$venv was not made by launch/environment.sh; move it away, then try again"
 fi
-read_stamp || find_python # where there is none, say so before anything is written
+read_stamp || find_python # reports a missing Python before anything is written
 mkdir -p "$venv"
 exec 9>>"$lock"
 if command -v flock >/dev/null && ! flock -n 9; then
   say "waiting for another installation into $venv"
   flock 9
 fi
-if ready; then exit 0; fi # the other one did it
+if ready; then exit 0; fi # the other process installed it
 
 if read_stamp; then
   say "bringing $venv up to date with setup.cfg"
@@ -176,7 +176,7 @@ else
   find_python
   extras=""
   make_venv
-  say "installing the package and what it needs: about 1.1 GB, a minute or two"
+  say "installing the package and its dependencies: about 1.1 GB, one to two minutes"
 fi
 has_extra || extras="${extras:+$extras,}$extra"
 install

@@ -3,8 +3,8 @@
 #
 #   launch/explore.sh runs/digits [--port N] [--data-dir DIR]
 #
-# Creates .venv with the extra `explore` if needed. Only programs on this machine can connect (127.0.0.1). The default
-# port is the first free one from 6106 on; the address is printed when the page is ready. Ctrl-C ends it.
+# Creates .venv with the extra `explore` if needed. Only programs on this machine can connect
+# (127.0.0.1). The default port is the first free one from 6106. Ctrl-C ends it.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=arguments.sh

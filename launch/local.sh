@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs an experiment on this machine: makes .venv where it is missing, then starts functa.main.
-# Environment and processes only; what is computed is written in configs/.
+# Runs an experiment on this machine: creates .venv if needed, then starts functa.main.
+# Sets up environment and processes only; configs/ defines the computation.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=arguments.sh
@@ -11,27 +11,27 @@ help() {
 usage: launch/local.sh NAME[:OPTIONS] [--processes=N] [--devices=M] [--restart=K] [--workdir=DIR]
                        [--config.KEY=VALUE ...]
 
-Runs all stages of configs/NAME.py and writes everything below DIR. The same command again resumes
-what was interrupted, or returns at once when all is complete.
+Runs all stages of configs/NAME.py and writes all results to DIR. The same command resumes an
+interrupted run, and returns at once if the run is complete.
 
-  OPTIONS             words joined by commas: a latent shape (8x8x16), a lookup (nearest, bilinear),
-                      a preset (tiny, two_core, one_gpu); the config's docstring tells which
-  --processes=N       N processes that work together as those of a cluster do: the cores are divided among
-                      them, with FUNCTA_EXTRA=cuda each has one GPU. Each writes DIR.logs/process-K.log,
-                      process 0 here too. If one dies, all end, with its exit status
-  --devices=M         M CPU devices in all, a multiple of N, for a machine without accelerators; default: N.
-                      With the same M numbers are the same to the last bit, whatever N is
-  --restart=K         after a failure (not of the command or the config) starts again, up to K times
+  OPTIONS             words joined by commas: a latent shape (8x8x16), an interpolation (nearest,
+                      bilinear), a preset (tiny, two_core, one_gpu); the config's docstring lists them
+  --processes=N       starts N processes that work together as on a cluster. They divide the cores; with
+                      FUNCTA_EXTRA=cuda each uses one GPU. Each process writes DIR.logs/process-K.log,
+                      process 0 also to the terminal. If one fails, all end, with its exit status
+  --devices=M         M CPU devices in total, a multiple of N; default: N. For a given M, results are
+                      bit-identical for every N
+  --restart=K         restarts up to K times after a failure, except for errors of the command or config
   --workdir=DIR       default: runs/ and the experiment's name, in the current directory
-  --config.KEY=VALUE  changes a value of the config, such as --config.field.width=128
+  --config.KEY=VALUE  sets a value of the config, such as --config.field.width=128
 
   launch/local.sh digits
   launch/local.sh cifar10_spatial:8x8x16,nearest,two_core --workdir=runs/try --config.seed=1
   launch/local.sh digits --processes=2 --restart=3
 
 environment variables
-  FUNCTA_PYTHON       the Python to make .venv with; default: python3.12, python3.11 or python3
-  FUNCTA_EXTRA        cuda or tpu: installs JAX for that accelerator too
+  FUNCTA_PYTHON       the Python that creates .venv; default: python3.12, python3.11 or python3
+  FUNCTA_EXTRA        cuda or tpu: also installs JAX for this accelerator
 
 configs
 $(configs)
@@ -80,7 +80,7 @@ export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" # XLA's own log: errors
 python="$root/.venv/bin/python"
 program=("$python" -P -m functa.main "--config=$root/configs/$name.py$options" ${passed[@]+"${passed[@]}"})
 
-# A free port, and the cores of each process.
+# Prints a free port, then the cores of each process, one line each.
 divide() {
   "$python" -c '
 import os, socket, sys
@@ -95,8 +95,8 @@ for k in range(count):
 ' "$processes"
 }
 
-# Matrix products are cut by the number of threads, which XLA reads from NPROC: the same for every number of
-# processes. Twice as many as devices, since a thread of each may wait for the others while one computes.
+# XLA divides matrix products by its number of threads, NPROC, which must not depend on the number of
+# processes. It is twice the number of devices, since one thread per device may wait for other devices.
 if [ -n "$devices" ]; then
   export JAX_NUM_CPU_DEVICES="$((devices / processes))" NPROC="$((2 * devices))"
 fi
@@ -118,7 +118,7 @@ start() { # INDEX PORT CORES
   exec "${command[@]}"
 }
 
-# Starts all, waits for all; the status of the first that failed, 0 if none did.
+# Starts all processes and waits for them. Returns the status of the first failure, or 0.
 attempt() {
   local port index pid code status=0 failed='' cores=()
   { read -r port && mapfile -t cores; } < <(divide) || return 1
@@ -128,10 +128,10 @@ attempt() {
     start "$index" "$port" "${cores[index]}" >>"$logs/process-$index.log" 2>&1 &
     pids+=("$!")
   done
-  # A signal that came while there was nobody yet to hand it on to.
+  # Forwards a signal that arrived before the processes started.
   [ -z "$stopped" ] || forward
   tail -n +1 -f --pid="${pids[0]}" "$logs/process-0.log" &
-  local shown="$!" left=$((10 * 5)) # turns that the others have to end by themselves
+  local shown="$!" left=50 # checks, 0.2 s apart, before the other processes are killed
   while [ "${#pids[@]}" -gt 0 ]; do
     sleep 0.2
     for index in "${!pids[@]}"; do
@@ -171,5 +171,5 @@ while true; do
     exit "$status"
   fi
   restart=$((restart - 1))
-  say "starting again, $restart more times if need be"
+  say "restarting; $restart more restarts allowed"
 done

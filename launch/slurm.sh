@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs an experiment as a Slurm job: writes a batch script and submits it.
-# Environment and processes only; what is computed is written in configs/.
+# Sets up environment and processes only; configs/ defines the computation.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=arguments.sh
@@ -11,31 +11,31 @@ help() {
 usage: launch/slurm.sh NAME[:OPTIONS] [--nodes=N] [--gpus-per-node=G] [--time=TIME] [--partition=NAME]
                        [--cpus-per-task=C] [--workdir=DIR] [--dry-run] [--config.KEY=VALUE ...]
 
-Submits a job of one process a GPU, or one a node without --gpus-per-node. Each process writes to
-DIR.logs/process-K.log. Two minutes before the job's time is over, and when it is preempted with notice,
-the processes save and stop and the job goes back into the queue; it goes on from there until the run is
-complete. The same command submitted after a failure resumes too.
+Submits a job with one process per GPU, or one per node without --gpus-per-node. Each process writes
+DIR.logs/process-K.log. Two minutes before the time limit, and at a preemption with notice, the
+processes save and stop, and the job is requeued until the run is complete. After a failure, the same
+command resumes the run.
 
-  OPTIONS             words joined by commas: a latent shape (8x8x16), a lookup (nearest, bilinear),
-                      a preset (tiny, two_core, one_gpu); the config's docstring tells which
+  OPTIONS             words joined by commas: a latent shape (8x8x16), an interpolation (nearest,
+                      bilinear), a preset (tiny, two_core, one_gpu); the config's docstring lists them
   --nodes=N           default: 1
   --gpus-per-node=G   default: 0
-  --time=TIME         of one turn in the queue, as Slurm writes it (4:00:00); default: the partition's
+  --time=TIME         time limit of the job in Slurm's format (4:00:00); default: the partition's
   --partition=NAME    default: Slurm's
-  --cpus-per-task=C   cores of each process; default: whole nodes
-  --workdir=DIR       a folder that all nodes share, or gs://...; default: runs/ and the experiment's name,
-                      in the current directory
+  --cpus-per-task=C   cores per process; default: whole nodes
+  --workdir=DIR       a folder shared by all nodes, or gs://...; default: runs/ and the experiment's
+                      name, in the current directory
   --dry-run           prints the batch script
-  --config.KEY=VALUE  changes a value of the config, such as --config.field.width=128
+  --config.KEY=VALUE  sets a value of the config, such as --config.field.width=128
 
   launch/slurm.sh cifar10_spatial --nodes=4 --gpus-per-node=8 --time=8:00:00
 
-This tree and its .venv must be where all nodes see them. sbatch itself reads SBATCH_ACCOUNT, SBATCH_QOS,
+All nodes must see this folder and its .venv. sbatch reads SBATCH_ACCOUNT, SBATCH_QOS,
 SBATCH_CONSTRAINT, ... from the environment.
 
 environment variables
-  FUNCTA_PYTHON       the Python to make .venv with; default: python3.12, python3.11 or python3
-  FUNCTA_EXTRA        cuda or tpu: installs JAX for that accelerator too; default: cuda with GPUs
+  FUNCTA_PYTHON       the Python that creates .venv; default: python3.12, python3.11 or python3
+  FUNCTA_EXTRA        cuda or tpu: also installs JAX for this accelerator; default: cuda with GPUs
 
 configs
 $(configs)
@@ -74,7 +74,7 @@ done
 [[ "$limit" =~ ^([0-9]+(:[0-9]{2}){0,2}|[0-9]+-[0-9]{1,2}(:[0-9]{2}){0,2})?$ ]] ||
   refuse "--time=$limit: want MINUTES, H:MM:SS or DAYS-HOURS"
 [[ "$partition" =~ ^[A-Za-z0-9_.,-]*$ ]] || refuse "--partition=$partition: want names of partitions"
-[ -n "$dry" ] || command -v sbatch >/dev/null || refuse "sbatch is not there: this is no machine of a Slurm cluster"
+[ -n "$dry" ] || command -v sbatch >/dev/null || refuse "sbatch is not installed; run this on a Slurm cluster"
 case "$workdir" in
   *://*) logs="$PWD/runs/$(basename "$workdir").logs" ;;
   *)
@@ -82,7 +82,7 @@ case "$workdir" in
     logs="${workdir%/}.logs"
     ;;
 esac
-case "$logs" in *[%\\]* | *$'\n'*) refuse "--workdir=$workdir: Slurm gives % and \\ in paths of logs a meaning" ;; esac
+case "$logs" in *[%\\]* | *$'\n'*) refuse "--workdir=$workdir: % and \\ have a special meaning in Slurm's log paths" ;; esac
 
 tasks=$((gpus > 0 ? gpus : 1))
 python="$root/.venv/bin/python"
@@ -90,7 +90,7 @@ printf -v program ' %q' "$python" -P -m functa.main "--config=$root/configs/$nam
   "--workdir=$workdir" ${passed[@]+"${passed[@]}"}
 printf -v output '%q' "$logs/process-%t.log"
 
-# With --exclusive and no binding every process may use all cores of its node.
+# With --exclusive and no CPU binding each process can use all cores of its node.
 script() {
   cat <<END_OF_SCRIPT
 #!/usr/bin/env bash
@@ -108,15 +108,15 @@ END_OF_SCRIPT
 #SBATCH --open-mode=append
 set -euo pipefail
 export PYTHONUNBUFFERED=1 TF_CPP_MIN_LOG_LEVEL="\${TF_CPP_MIN_LOG_LEVEL:-2}"
-# What functa.main ends with when it was told to stop and has saved.
+# Exit status of functa.main after it was stopped and saved its state.
 export FUNCTA_STOPPED_STATUS=75
 status=0
-# The others end by themselves after a failure; what hangs is killed a minute after the first has ended.
+# After a failure the other processes end; those that hang are killed after a minute.
 srun --kill-on-bad-exit=0 --wait=60 --cpu-bind=none --open-mode=append${cores:+ --cpus-per-task=$cores} \\
   --output=$output \\
  $program || status=\$?
 if [ "\$status" = 75 ]; then
-  echo "stopped with everything saved; back into the queue"
+  echo "stopped with its state saved; requeueing"
   scontrol requeue "\$SLURM_JOB_ID"
 fi
 exit "\$status"
@@ -132,6 +132,6 @@ extra="${FUNCTA_EXTRA:-}"
 "$root/launch/environment.sh" "$extra"
 mkdir -p "$logs"
 script >"$logs/job.sh"
-# The path of the log as an argument: sbatch has rules of its own for quotes in #SBATCH lines.
+# The log path is an argument because sbatch parses quotes in #SBATCH lines differently from bash.
 sbatch "--output=$logs/job-%j.log" "$logs/job.sh"
 echo "logs: $logs"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs an experiment on a Cloud TPU of any number of workers, from a machine that has gcloud.
-# Environment and processes only; what is computed is written in configs/.
+# Runs an experiment on a Cloud TPU with any number of workers, from a machine with gcloud.
+# Sets up environment and processes only; configs/ defines the computation.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=arguments.sh
@@ -10,33 +10,33 @@ help() {
   cat <<END_OF_HELP
 usage: launch/tpu_pod.sh NAME[:OPTIONS] [--restart=K] [--dry-run] [--config.KEY=VALUE ...]
 
-Makes the TPU where there is none, copies this tree to every worker, starts functa.main on all of
-them and shows what worker 0 says; all that worker N says is in ~/functa.log there. The exit status is
-the run's. The same command again resumes what was interrupted. The TPU is left as it is at the end.
+Creates the TPU if it does not exist, copies this folder to every worker, runs functa.main on all
+workers, and shows the output of worker 0. Each worker writes its output to its ~/functa.log. The exit
+status is that of the run. The same command resumes an interrupted run. The TPU is not deleted.
 
-  OPTIONS             words joined by commas: a latent shape (8x8x16), a lookup (nearest, bilinear),
-                      a preset (tiny, two_core, one_gpu); the config's docstring tells which
-  --restart=K         after a preemption makes the TPU again and goes on; after another failure (not of
-                      the command or the config) starts again; up to K times in all. Default: 10
-  --dry-run           prints the commands, runs none
-  --config.KEY=VALUE  changes a value of the config, such as --config.field.width=128
+  OPTIONS             words joined by commas: a latent shape (8x8x16), an interpolation (nearest,
+                      bilinear), a preset (tiny, two_core, one_gpu); the config's docstring lists them
+  --restart=K         restarts up to K times: recreates the TPU after a preemption, and restarts the run
+                      after a failure, except for errors of the command or the config. Default: 10
+  --dry-run           prints the commands and runs none
+  --config.KEY=VALUE  sets a value of the config, such as --config.field.width=128
 
   export TPU_NAME=pod ZONE=us-east5-b PROJECT=my-project WORKDIR=gs://my-bucket/cifar10
   ACCELERATOR_TYPE=v5litepod-16 SPOT=1 launch/tpu_pod.sh cifar10_spatial
 
-Copied is what git tracks, with the changes that are not committed; files that git does not know stay here.
-Ctrl-C and SIGTERM are handed on: the workers save and stop. If this machine goes away instead, the run
-goes on; the same command then stops it (it saves) and starts it again from there.
+Files tracked by git are copied, with uncommitted changes; untracked files are not. On Ctrl-C and
+SIGTERM the workers save and stop. If the connection to this machine is lost, the run continues; the
+same command then stops it with its state saved, and resumes it.
 
 environment variables
-  TPU_NAME, ZONE, PROJECT   the TPU, which is made if there is none of this name
+  TPU_NAME, ZONE, PROJECT   the TPU; created if it does not exist
   WORKDIR             directory of the run: gs://BUCKET/FOLDER
-  ACCELERATOR_TYPE    to make a TPU: v5litepod-16, v6e-8, v4-32, ...
-  RUNTIME_VERSION     to make a TPU; default: the one that goes with v4, v5litepod, v5p and v6e
-  SPOT                1 asks for a TPU that may be taken away (preempted) and costs less
-  WAIT_SECONDS        how long to wait for a TPU; default: 86400
-  POLL_SECONDS        between two looks at the TPU; default: 20
-  GRACE_SECONDS       after a worker's failure, how long the others may take to end; default: 30
+  ACCELERATOR_TYPE    type of a TPU to create: v5litepod-16, v6e-8, v4-32, ...
+  RUNTIME_VERSION     of a TPU to create; has a default for v4, v5litepod, v5p and v6e
+  SPOT                1 requests a preemptible TPU, which costs less
+  WAIT_SECONDS        maximum wait for a TPU; default: 86400
+  POLL_SECONDS        interval between checks of the TPU's state; default: 20
+  GRACE_SECONDS       time for other workers to end after one has failed; default: 30
 
 configs
 $(configs)
@@ -67,7 +67,7 @@ for variable in TPU_NAME ZONE PROJECT WORKDIR; do
 done
 [ "${#missing[@]}" = 0 ] || refuse "not set: ${missing[*]} (see launch/tpu_pod.sh --help)"
 [[ "$WORKDIR" =~ ^gs://[^/]+/.+ ]] ||
-  refuse "WORKDIR=$WORKDIR: want gs://BUCKET/FOLDER, a place that all workers share and that outlives them"
+  refuse "WORKDIR=$WORKDIR: want gs://BUCKET/FOLDER, which all workers share"
 wait_seconds="${WAIT_SECONDS:-86400}"
 poll_seconds="${POLL_SECONDS:-20}"
 grace_seconds="${GRACE_SECONDS:-30}"
@@ -85,14 +85,14 @@ case "$type" in
 esac
 version="${RUNTIME_VERSION:-$version}"
 [ -n "$dry" ] || command -v gcloud >/dev/null ||
-  refuse "gcloud is not there: https://cloud.google.com/sdk/docs/install"
+  refuse "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
 git -C "$root" rev-parse --verify -q HEAD >/dev/null 2>&1 ||
-  refuse "$root is not a git checkout, which tells the files to copy"
+  refuse "$root is not a git checkout; git lists the files to copy"
 git -C "$root" ls-files --error-unmatch "configs/$name.py" >/dev/null 2>&1 ||
-  refuse "git does not know configs/$name.py, so it would not be copied: git add configs/$name.py"
+  refuse "configs/$name.py is not tracked by git and would not be copied: git add configs/$name.py"
 
 place=("--zone=$ZONE" "--project=$PROJECT" --quiet)
-# A worker that is gone is noticed within two minutes.
+# A lost worker is noticed within two minutes.
 links=(--ssh-flag=-oConnectTimeout=30 --ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=4)
 folder="${TMPDIR:-/tmp}/functa-pod" # --dry-run makes none
 if [ -z "$dry" ]; then
@@ -103,7 +103,8 @@ fi
 stopped=''
 trap 'stopped=1' INT TERM
 
-# Runs a command, with --dry-run prints it. As a child, so that a signal is heard before it has ended.
+# Runs a command, or prints it with --dry-run. The command is a child process, so that bash handles
+# signals while it runs.
 call() {
   if [ -n "$dry" ]; then
     printf '%q ' "$@"
@@ -126,7 +127,7 @@ on() { # WORKER COMMAND: in the worker's shell
   call gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${place[@]}" "${links[@]}" "--worker=$1" "--command=$2"
 }
 
-# Sets `state`: what gcloud calls it, or ABSENT. Fails where gcloud itself does.
+# Sets `state` to gcloud's name of it, or ABSENT. Fails if gcloud fails.
 look() { # tpu-vm | queued-resources
   local field='value(state)'
   [ "$1" = tpu-vm ] || field='value(state.state)'
@@ -145,7 +146,7 @@ create() {
     "--accelerator-type=$type" "--runtime-version=$version" ${spot[@]+"${spot[@]}"}
 }
 
-# Takes away what is left of a TPU that cannot be used any more.
+# Deletes the remains of an unusable TPU.
 remove() {
   look queued-resources || return
   if [ "$state" != ABSENT ]; then
@@ -157,12 +158,12 @@ remove() {
   fi
 }
 
-known() { # the two values without which no TPU can be made
-  [ -n "$type" ] || refuse "there is no TPU $TPU_NAME in $ZONE; to have it made, set ACCELERATOR_TYPE"
-  [ -n "$version" ] || refuse "to have a TPU $type made, set RUNTIME_VERSION"
+known() { # checks the values needed to create a TPU
+  [ -n "$type" ] || refuse "there is no TPU $TPU_NAME in $ZONE; set ACCELERATOR_TYPE to create it"
+  [ -n "$version" ] || refuse "set RUNTIME_VERSION to create a TPU $type"
 }
 
-# What a TPU that is there was made as: it may have to be made again.
+# Sets type and version of an existing TPU, for creating it again.
 remember() {
   local field
   for field in acceleratorType runtimeVersion; do
@@ -173,7 +174,7 @@ remember() {
     refuse "the TPU $TPU_NAME is a $type, but ACCELERATOR_TYPE=$ACCELERATOR_TYPE"
 }
 
-# Returns once the TPU can be used.
+# Returns when the TPU is ready.
 ensure() {
   local until=$((SECONDS + wait_seconds)) told='' seen=''
   while [ -z "$stopped" ]; do
@@ -185,16 +186,16 @@ ensure() {
         look queued-resources || return
         case "$state" in
           ABSENT)
-            say "making the TPU $TPU_NAME: $type, $version${SPOT:+, spot: $SPOT}"
+            say "creating the TPU $TPU_NAME: $type, $version${SPOT:+, spot: $SPOT}"
             create || return
             state=REQUESTED
             ;;
           FAILED | SUSPENDED)
             if [ -n "$seen" ]; then
-              say "the request for $TPU_NAME has become $state"
+              say "the request for $TPU_NAME is now $state"
               return 1
             fi
-            remove || return # of an earlier time
+            remove || return # an earlier request
             continue
             ;;
         esac
@@ -209,7 +210,7 @@ ensure() {
       STOPPED) refuse "the TPU $TPU_NAME is stopped: gcloud compute tpus tpu-vm start $TPU_NAME --zone=$ZONE" ;;
     esac
     if [ "$SECONDS" -ge "$until" ]; then
-      say "no TPU within WAIT_SECONDS=$wait_seconds; the request is kept: the same command waits for it again"
+      say "no TPU within WAIT_SECONDS=$wait_seconds; the request is kept; the same command waits for it again"
       return 1
     fi
     [ "$told" = "$state" ] || say "waiting for the TPU $TPU_NAME: $state"
@@ -219,13 +220,13 @@ ensure() {
   return 143
 }
 
-# Tracked files as they are now; an unfinished copy or unpacking is never used.
-# shellcheck disable=SC2016 # for another shell
+# Copies tracked files in their current state. Incomplete copies are never used.
+# shellcheck disable=SC2016 # expanded by another shell
 pack='cd "$0" && mkdir -p "$1" && commit="$(git -c user.name=functa -c user.email=functa@localhost stash create)" &&
   git archive --format=tar.gz "--output=$1/functa.tar.gz" "${commit:-HEAD}" &&
   cd "$1" && { if command -v sha256sum; then sha256sum functa.tar.gz; else shasum -a 256 functa.tar.gz; fi; } |
   tail -n 1 >functa.sha256'
-# shellcheck disable=SC2016 # for the workers' shells
+# shellcheck disable=SC2016 # expanded by the workers' shells
 unpack='set -e; cd; sha256sum --check --quiet functa.sha256
 if [ -e functa/.git ]; then echo "$HOME/functa is a git checkout; move it away" >&2; exit 2; fi
 if [ -e functa/launch/tpu_worker.sh ]; then bash functa/launch/tpu_worker.sh stop; fi
@@ -244,10 +245,10 @@ copy() {
 printf -v command ' %q' "$experiment" "--workdir=$WORKDIR" ${passed[@]+"${passed[@]}"}
 worker='bash functa/launch/tpu_worker.sh'
 
-# The statuses that workers have ended with, in the order of their ends.
+# Prints the exit statuses of workers, in the order in which they ended.
 ends() { sed -n 's/^functa: worker .* ended with status \([0-9]\{1,3\}\)$/\1/p' "$folder/told"; }
 
-# Runs until all workers have ended. Sets `status`: of the first worker that failed, 0 if none did.
+# Runs until all workers have ended. Sets `status` to that of the first failure, or 0.
 run() {
   local main follow wanted code turns failed='' deadline=0
   : >"$folder/told"
@@ -263,7 +264,7 @@ run() {
     sleep 0.5
     if [ -z "$failed" ] && ends | grep -qvx 0; then
       failed=1
-      deadline=$((SECONDS + grace_seconds)) # a failure ends the others by itself, unless they hang
+      deadline=$((SECONDS + grace_seconds)) # after a failure the others end, unless they hang
     fi
     if [ -n "$stopped" ] || { [ -n "$failed" ] && [ "$SECONDS" -ge "$deadline" ]; }; then
       halt
@@ -271,9 +272,9 @@ run() {
   done
   code=0
   wait "$main" || code=$?
-  # Where only the link is lost, or Ctrl-C has ended gcloud too, the workers do not know.
+  # Workers do not notice a lost connection, or that Ctrl-C has ended gcloud.
   if [ -n "$stopped" ] || [ "$code" != 0 ]; then halt; fi
-  turns=50 # it ends with the run, unless the link is gone
+  turns=50 # it ends with the run, unless the connection is lost
   while kill -0 "$follow" 2>/dev/null && [ $((turns -= 1)) -gt 0 ]; do sleep 0.1; done
   kill -TERM "$follow" 2>/dev/null || true
   wait "$follow" || true
@@ -282,39 +283,39 @@ run() {
   if ends | grep -qx 2; then status=2; fi
   status="${status:-$code}"
   if [ "$status" = 0 ] && [[ "$wanted" =~ ^[0-9]+$ ]] && [ "$(ends | wc -l)" -lt "$wanted" ]; then
-    say "of $wanted workers only $(ends | wc -l) have told how they ended"
+    say "only $(ends | wc -l) of $wanted workers reported their exit status"
     status=1
   fi
   if [ "$status" != 0 ] && [ "$status" != 75 ]; then
-    say "the run ended with status $status; ~/functa.log on every worker tells more. gcloud said:"
+    say "the run ended with status $status; see ~/functa.log on the workers. Output of gcloud:"
     tail -n 20 "$folder/told" >&2
   fi
 }
 
-halt() { # all workers; they save first. Not by `call`, which the signal that brought us here would end.
+halt() { # stops all workers, which save first. Without `call`, which ends when this script is signaled.
   gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${place[@]}" "${links[@]}" --worker=all \
     "--command=$worker stop" >/dev/null 2>&1 </dev/null || true
 }
 
 if [ -n "$dry" ]; then
-  echo "# Unless the TPU $TPU_NAME is there, it is made; then until its state is READY the state is asked for:"
+  echo "# Creates the TPU $TPU_NAME if it does not exist, then polls its state until it is READY:"
   type="${type:-ACCELERATOR_TYPE}" version="${version:-RUNTIME_VERSION}"
   create
   call gcloud compute tpus tpu-vm describe "$TPU_NAME" "${place[@]}" '--format=value(state)'
-  echo "# This tree, to all workers, and its environment:"
+  echo "# This tree is copied to all workers, and its environment is created:"
   call bash -c "$pack" "$root" "$folder"
   copy
-  echo "# The run, and what worker 0 says:"
+  echo "# The run, and the output of worker 0:"
   on all "$worker run$command"
   on 0 "$worker follow"
-  echo "# After a preemption, before all of this again:"
+  echo "# After a preemption, before the commands above are repeated:"
   call gcloud compute tpus queued-resources delete "$TPU_NAME" "${place[@]}" --force
-  echo "# At Ctrl-C, SIGTERM or the failure of a worker:"
+  echo "# On Ctrl-C, SIGTERM or the failure of a worker:"
   on all "$worker stop"
   exit 0
 fi
 
-# Once: what is started again after hours is the same code.
+# The files are packed once, so that a restart runs the same code.
 call bash -c "$pack" "$root" "$folder" || exit
 while true; do
   status=0
@@ -326,12 +327,12 @@ while true; do
   if [ "$status" = 0 ] && [ -z "$stopped" ]; then run; fi
   if [ -n "$stopped" ]; then
     [ "$status" != 75 ] || status=0
-    say "stopped; the same command goes on from there. $TPU_NAME is kept, and so is a request for it"
+    say "stopped; the same command resumes. The TPU $TPU_NAME and any request for it are kept"
     exit "$status"
   fi
   if [ "$status" = 0 ] || [ "$status" = 2 ]; then exit "$status"; fi
   if [ "$restart" = 0 ]; then exit "$status"; fi
   restart=$((restart - 1))
-  say "starting again, $restart more times if need be"
+  say "restarting; $restart more restarts allowed"
   call sleep "$poll_seconds" || true
 done

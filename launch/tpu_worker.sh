@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.sh has every worker of a TPU do; it runs there, in the copy ~/functa.
+# Commands of launch/tpu_pod.sh on each worker of a TPU, run in the copy ~/functa.
 #
-#   launch/tpu_worker.sh prepare                            makes the environment
-#   launch/tpu_worker.sh run NAME[:OPTIONS] ARGUMENT...     functa.main; all it says goes to ~/functa.log
+#   launch/tpu_worker.sh prepare                            creates the environment
+#   launch/tpu_worker.sh run NAME[:OPTIONS] ARGUMENT...     runs functa.main with its output in ~/functa.log
 #   launch/tpu_worker.sh follow                             prints ~/functa.log until the run ends
-#   launch/tpu_worker.sh stop                               ends the run that is under way, which saves first
+#   launch/tpu_worker.sh stop                               stops the current run, which saves its state
 set -euo pipefail
 
 root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
@@ -12,7 +12,7 @@ log="$HOME/functa.log"
 state="$HOME/functa.state" # run: the process of this script; main: that of functa.main
 save_seconds=120
 
-# The process of functa.main, nothing if none runs: after a reboot the number may be another program's.
+# Prints the process id of functa.main if it runs. After a reboot the id may be another program's.
 running() {
   local pid
   pid="$(cat "$state/main" 2>/dev/null)" || return 0
@@ -51,13 +51,13 @@ run() { # NAME[:OPTIONS] ARGUMENT...
   shift
   export PYTHONUNBUFFERED=1
   export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" # XLA's own log: errors only
-  export FUNCTA_STOPPED_STATUS=75 # a worker that was told to stop has not completed the run
+  export FUNCTA_STOPPED_STATUS=75 # exit status of a worker that was stopped before the run was complete
   echo "$$" >"$state/run"
-  : >"$log" # from now on `follow` may begin
+  : >"$log" # `follow` waits for this file
   "$root/.venv/bin/python" -P -m functa.main "--config=$config" "$@" >>"$log" 2>&1 </dev/null &
   echo "$!" >"$state/main"
   wait "$!" || status=$?
-  # gcloud does not tell which worker's command failed; tpu_pod.sh reads this line.
+  # tpu_pod.sh reads this line, since gcloud does not report which worker failed.
   printf 'functa: worker %s ended with status %s\n' "$(hostname)" "$status"
   exit "$status"
 }
@@ -74,7 +74,7 @@ follow() {
 case "${1:-}" in
   prepare | run | follow | stop) "$@" ;;
   *)
-    printf 'launch/tpu_worker.sh: want prepare, run, follow or stop\n' >&2
+    printf 'launch/tpu_worker.sh: the command must be prepare, run, follow or stop\n' >&2
     exit 2
     ;;
 esac

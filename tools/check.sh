@@ -17,7 +17,7 @@ if [ "${1:-}" = --all ]; then
 fi
 
 bin="$root/.venv/bin"
-scripts=(launch/*.sh tools/*.sh tools/experiments/*.sh .ci/run)
+scripts=(launch/*.sh tools/*.sh .ci/run)
 failed=()
 
 check() { # NAME COMMAND...

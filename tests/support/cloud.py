@@ -1,4 +1,4 @@
-"""A stand-in for a Cloud TPU of two workers: processes, files and signals are real."""
+"""A fake Cloud TPU with two workers. Processes, files and signals are real."""
 
 import contextlib
 import json
@@ -11,16 +11,16 @@ import time
 
 import pytest
 
-from tests.launch import launch_test
+from tests.support import launchers
 
 COMMANDS = (
     *("cp", "git", "gzip", "head", "hostname", "mktemp", "nice", "sha256sum"),
     *("sort", "tar", "touch", "tr", "true", "wc"),
 )
 
-# Two workers, each a folder that is its HOME. What `state` and `queued` hold is the TPU's state and its
-# request's; a request is fulfilled when it has been asked for twice. A worker's command is a process
-# of its own session. Where the state is no longer READY, all processes of the TPU are killed.
+# A fake gcloud. Each worker is a folder, its HOME. The files `state` and `queued` contain the states of
+# the TPU and of its request, which is fulfilled after two calls of describe. A command of a worker runs
+# in its own session. When the state is no longer READY, all processes of the TPU are killed.
 GCLOUD = r"""
 import json, os, pathlib, shutil, signal, socket, subprocess, sys, time
 
@@ -129,15 +129,15 @@ def ssh():
 {"describe": describe, "create": create, "delete": delete, "scp": scp, "ssh": ssh}[verb]()
 """
 
-# What functa.main of a worker does, unless a test wants something else.
+# Default functa.main of a worker.
 MAIN = 'echo "worker $WORKER has run"\n'
 
 
 class Cloud:
-    """A copy of the launchers in a git checkout, and a PATH on which gcloud is a stand-in."""
+    """A copy of the launchers in a git checkout, and a PATH with the fake gcloud."""
 
     def __init__(self, folder):
-        self.project = launch_test.Project(folder)
+        self.project = launchers.Project(folder)
         self.project.add_python("python3", "3.11")
         for command in COMMANDS:
             link = self.project.bin / command
@@ -159,23 +159,28 @@ class Cloud:
         self.project.main.write_text(f'echo "$WORKER" >>"{self.folder}/starts"\n{text}')
 
     def env(self, **more):
-        """What a worker has in its environment."""
+        """Sets the environment of the workers."""
         names = ("PATH", "PIP", "MAIN")
         env = {name: self.project.env()[name] for name in names}
         (self.folder / "env").write_text(json.dumps(env | more))
 
     def ready(self):
-        """The TPU is there already."""
+        """Creates the TPU."""
         for name, text in {"state": "READY", "type": "v5litepod-16", "version": "v2"}.items():
             (self.folder / name).write_text(text)
         for k in range(2):
             (self.folder / str(k)).mkdir()
 
     def arguments(self, words, without, env):
-        told = {"TPU_NAME": "pod", "ZONE": "z", "PROJECT": "p", "WORKDIR": "gs://bucket/the run"}
-        told |= {"TMPDIR": str(self.folder)}  # also of launchers that are killed
-        told |= {"CLOUD": str(self.folder), "POLL_SECONDS": "0.05", "GRACE_SECONDS": "0"} | env
-        return ("tpu_pod.sh", *words), {k: v for k, v in told.items() if k not in without}
+        variables = {
+            "TPU_NAME": "pod",
+            "ZONE": "z",
+            "PROJECT": "p",
+            "WORKDIR": "gs://bucket/the run",
+        }
+        variables |= {"TMPDIR": str(self.folder)}
+        variables |= {"CLOUD": str(self.folder), "POLL_SECONDS": "0.05", "GRACE_SECONDS": "0"} | env
+        return ("tpu_pod.sh", *words), {k: v for k, v in variables.items() if k not in without}
 
     def start(self, *words, without=(), **env):
         words, env = self.arguments(words, without, env)
@@ -190,7 +195,7 @@ class Cloud:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def called(self, *words):
-        """How often gcloud was asked for this."""
+        """Number of gcloud calls that start with these words."""
         return sum(call[2 : 2 + len(words)] == list(words) for call in self.calls())
 
     def starts(self):
@@ -206,11 +211,11 @@ class Cloud:
         while not condition():
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
-                pytest.fail(f"it never came:\n{process.communicate()}")
+                pytest.fail(f"timeout:\n{process.communicate()}")
             time.sleep(0.02)
 
     def end(self):
-        """Of what a failed test has left on the workers."""
+        """Kills processes that a failed test has left on the workers."""
         sessions = self.folder / "sessions"
         for pid in sessions.read_text().split() if sessions.exists() else []:
             with contextlib.suppress(ProcessLookupError):
