@@ -130,6 +130,24 @@ def test_inpaint_keeps_visible_pixels(run, images):
     assert filled[:, :, :, :4].std(axis=1).max() > 0
 
 
+def test_inpainting_without_prior_is_one_result_that_needs_no_seed(run, images):
+    hidden = np.zeros((8, 8), bool)
+    hidden[:4] = True
+    first, second = (run.inpaint(images[0], hidden, steps=2, seed=k, prior=False) for k in (0, 1))
+    assert first.shape == (1, 8, 8, 1)
+    np.testing.assert_array_equal(first, second)
+    assert np.abs(first[0, :4] - run.inpaint(images[0], hidden, steps=2)[0, :4]).max() > 1e-3
+
+
+def test_interpolation_ends_at_both_latents(run, images):
+    first, last = run.encode(images[:2])
+    path = run.interpolate(first, last, count=3, steps=40, guidance=1.0)
+    ends = run.decode(path[[0, -1]]), run.decode(np.stack([first, last]))
+    np.testing.assert_allclose(*ends, atol=0.1)
+    with pytest.raises(ValueError, match="count"):
+        run.interpolate(first, last, count=1)
+
+
 def test_batches_cover_a_split_once_per_epoch(run):
     split = run.functaset["train"]
     ordered = list(split.batches(50))

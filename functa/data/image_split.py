@@ -11,10 +11,10 @@ class ImageSplit:
     """Random access to the images of a split: `split[k]` uint8 [h, w, c], `split[:16]` [16, h, w, c]."""
 
     def __init__(self, source: ImageSource, name: str, image_shape: tuple[int, ...]):
-        self._source, self._name, self._image_shape = source, name, image_shape
+        self.source, self._name, self._image_shape = source, name, image_shape
 
     def __len__(self) -> int:
-        return self._source.num_examples
+        return self.source.num_examples
 
     def __repr__(self) -> str:
         h, w, c = self._image_shape
@@ -34,5 +34,5 @@ class ImageSplit:
 
     def _read(self, index: Any, name: str) -> np.ndarray:
         rows = np.arange(len(self))[index]
-        values = self._source.read(np.atleast_1d(rows))[name]
+        values = self.source.read(np.atleast_1d(rows))[name]
         return values[0] if rows.ndim == 0 else values

@@ -1,14 +1,16 @@
-"""The page: five panels on a Session, built with Gradio."""
+"""The page: six panels on a Session, built with Gradio."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+import pathlib
 
 import gradio as gr
 import numpy as np
 
+from functa.data.picture_files import read_picture
+from functa.explore import widgets
 from functa.explore.session import Example, Sampling, Session
-from functa.runtime.image_io import enlarge, to_uint8
+from functa.explore.widgets import to_picture
+from functa.runtime.image_io import enlarge
 
 CSS = """
 img { image-rendering: pixelated; }
@@ -21,83 +23,25 @@ img { image-rendering: pixelated; }
   text-align: center; white-space: normal; }
 #selection { align-items: center; }
 """
+_NO_SELECTION = "No image is selected: choose one in Browse, Picture or Generate."
 _CANVAS_SIDE = 320  # pixels of the enlarged image to paint on
-_HIDDEN_COLOR = (217, 112, 43)
 _random = np.random.default_rng()
 
 
 def make_page(session: Session) -> gr.Blocks:
     """Builds the page."""
-    shapes = session.field.image_shape, session.field.latent_shape
+    shapes = session.run.image_shape, session.run.latent_shape
     image, latents = ("×".join(map(str, shape)) for shape in shapes)
-    with gr.Blocks(title=f"{session.config.name}: explore", analytics_enabled=False) as page:
+    with gr.Blocks(title=f"{session.run.config.name}: explore", analytics_enabled=False) as page:
+        count = sum(session.splits.values())
         gr.Markdown(
-            f"# {session.config.name}\n{sum(session.splits.values()):,} functa of {image} images, "
-            f"latents {latents} {session.manifest.dtype}"
+            f"# {session.run.config.name}\n{count:,} functa: images {image}, latents {latents}"
         )
         panels = _Panels(session)
-        for name in ("Browse", "Decode", "Generate", "Interpolate", "Inpaint"):
+        for name in ("Browse", "Picture", "Decode", "Generate", "Interpolate", "Inpaint"):
             with gr.Tab(name) as tab:
                 getattr(panels, name.lower())(tab)
     return page
-
-
-def to_picture(image: np.ndarray) -> np.ndarray:
-    """[h, w, 1 or 3] uint8, or float in [0, 1] -> [h, w, 3] uint8."""
-    return np.broadcast_to(to_uint8(image), (*image.shape[:2], 3))
-
-
-def hidden_pixels(drawing: dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
-    """Pixels [h, w] bool that are painted over by half or more in a value of the ImageEditor."""
-    h, w = shape
-    painted = np.zeros(shape)
-    for layer in drawing["layers"]:
-        alpha = layer[..., 3] / 255
-        painted += alpha.reshape(h, len(alpha) // h, w, -1).mean((1, 3))
-    return painted >= 0.5
-
-
-def _make_masks(h: int, w: int) -> dict[str, Callable[[], np.ndarray]]:
-    """Functions that make the masks [h, w] bool of the buttons; true pixels are hidden."""
-    return {
-        "Clear": lambda: np.zeros((h, w), bool),
-        "Left half": lambda: np.broadcast_to(np.arange(w) < w // 2, (h, w)),
-        "Random 90 %": lambda: _random.permutation(h * w).reshape(h, w) < round(0.9 * h * w),
-    }
-
-
-def _on(listen: Callable, call: Callable, inputs: list, outputs: list) -> Any:
-    """Adds an event. Events are answered one at a time; user errors appear on the page.
-
-    Args:
-      listen: an event listener of Gradio, such as button.click.
-    """
-
-    @functools.wraps(call)
-    def answer(*args):
-        try:
-            return call(*args)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    limits: dict[str, Any] = dict(concurrency_id="session", concurrency_limit=1)
-    return listen(answer, inputs, outputs, **limits, api_visibility="private")
-
-
-def _gallery(**settings: Any) -> gr.Gallery:
-    fixed: dict[str, Any] = dict(format="png", object_fit="contain", buttons=[], show_label=False)
-    return gr.Gallery(**fixed, **settings, interactive=False)
-
-
-def _image(**settings: Any) -> gr.Image:
-    return gr.Image(format="png", image_mode=None, interactive=False, buttons=[], **settings)
-
-
-def _can_work(*problems: str) -> bool:
-    """Shows the problems that prevent a panel from working."""
-    for problem in filter(None, problems):
-        gr.Markdown(problem)
-    return not any(problems)
 
 
 class _Panels:
@@ -106,16 +50,19 @@ class _Panels:
     def __init__(self, session: Session):
         self.session, self.selected = session, gr.State()
         with gr.Row(elem_id="selection"):
-            thumbnail = _image(height=72, width=72, container=False, min_width=72, scale=0)
-            caption = gr.Markdown("No image is selected: choose one in Browse or Generate.")
+            thumbnail = widgets.image(height=72, width=72, container=False, min_width=72, scale=0)
+            caption = gr.Markdown(_NO_SELECTION)
             button = gr.Button("Random test image", size="sm", scale=0, min_width=160)
         self.selection = [self.selected, thumbnail, caption]
         button.interactive = "test" in session.splits
-        self.random = _on(button.click, self._select_random, [], self.selection)
+        self.random = widgets.on(button.click, self._select_random, [], self.selection)
 
     def _select(self, example: Example) -> tuple:
         picture = to_picture(self.session.decode(example.latents[None], scale=1)[0])
         return example, picture, f"Selected: **{example.caption}**"
+
+    def _no_selection(self) -> tuple:
+        return None, None, _NO_SELECTION
 
     def _select_random(self) -> tuple:
         rows = _random.integers(self.session.splits["test"], size=1)
@@ -123,12 +70,12 @@ class _Panels:
 
     def _example_gallery(self) -> list:
         """[gallery whose images can be selected, state with their examples]."""
-        gallery, examples = _gallery(allow_preview=False), gr.State([])
+        gallery, examples = widgets.gallery(allow_preview=False), gr.State([])
 
         def select(listed: list[Example], event: gr.SelectData) -> tuple:
             return self._select(listed[event.index])
 
-        _on(gallery.select, select, [examples], self.selection)
+        widgets.on(gallery.select, select, [examples], self.selection)
         return [gallery, examples]
 
     def _class_menu(self, *others: tuple[str, int]) -> gr.Dropdown:
@@ -138,7 +85,7 @@ class _Panels:
 
     def _sampling_controls(self) -> list:
         """[guidance, steps, solver, scale]."""
-        settings, side = self.session.config.generate, max(self.session.field.image_shape[:2])
+        settings, side = self.session.run.config.generate, max(self.session.run.image_shape[:2])
         guidance, steps = settings.guidance.scale, settings.schedule.steps
         solvers = sorted({"euler", "heun", "dpmpp_2m", settings.solver.name})
         scales = [scale for scale in (1, 2, 4, 8, 16) if scale <= self.session.max_scale]
@@ -185,11 +132,46 @@ class _Panels:
 
         # With no triggers, Gradio answers when the page loads and when an input changes.
         outputs = [*gallery, note, following]
-        _on(functools.partial(gr.on, None), show, [split, label, count, start, beside], outputs)
+        widgets.on(
+            functools.partial(gr.on, None), show, [split, label, count, start, beside], outputs
+        )
         filtered = functools.partial(gr.on, [split.change, label.change])
-        _on(filtered, lambda: (0, []), [], [start, earlier])
-        _on(forth.click, turn, [start, following, earlier], [start, earlier])
-        _on(back.click, lambda rows: ((rows or [0])[-1], rows[:-1]), [earlier], [start, earlier])
+        widgets.on(filtered, lambda: (0, []), [], [start, earlier])
+        widgets.on(forth.click, turn, [start, following, earlier], [start, earlier])
+        widgets.on(
+            back.click, lambda rows: ((rows or [0])[-1], rows[:-1]), [earlier], [start, earlier]
+        )
+
+    def picture(self, tab: gr.Tab) -> None:
+        """A picture of the user as a functa; it becomes the selected image."""
+        session = self.session
+        h, w, _ = session.run.image_shape
+        gr.Markdown(
+            f"Your own picture as a functa. Its largest centered part is resized to {h}×{w} pixels "
+            "and encoded. It stays on this machine, and becomes the selected image."
+        )
+        with gr.Row():
+            upload = gr.Image(
+                type="filepath", sources=["upload", "clipboard"], label="Picture", height=320
+            )
+            names = ("Resized", "Reconstruction", "Decoded at 4×", "Latents")
+            images = [widgets.image(label=name, height=320) for name in names]
+
+        def show(path):
+            if path is None:
+                return (*self._no_selection(), *[None] * 4)
+            image = read_picture(
+                pathlib.Path(path), image_shape=session.run.image_shape, resize="crop"
+            )
+            example = session.encode(image, name="own picture")
+            decoded = [session.decode(example.latents[None], scale=scale)[0] for scale in (1, 4)]
+            pictures = [
+                *map(to_picture, (image, *decoded)),
+                widgets.latent_picture(example.latents),
+            ]
+            return (*self._select(example), *pictures)
+
+        widgets.on(upload.change, show, [upload], [*self.selection, *images])
 
     def decode(self, tab: gr.Tab) -> None:
         """The selected image at any resolution, beside its bicubic enlargement."""
@@ -197,7 +179,9 @@ class _Panels:
         gr.Markdown("A field has no resolution: it can be evaluated at any number of positions.")
         scale = gr.Slider(1, session.max_scale, min(8, session.max_scale), step=1, label="Scale")
         with gr.Row():
-            images = [_image(label=name, height=320) for name in ("Field", "Bicubic", "Original")]
+            images = [
+                widgets.image(label=name, height=320) for name in ("Field", "Bicubic", "Original")
+            ]
 
         def show(example, scale):
             if example is None:
@@ -208,20 +192,20 @@ class _Panels:
 
         changed = functools.partial(gr.on, [tab.select, scale.change], trigger_mode="always_last")
         for listen in (changed, self.random.then):
-            _on(listen, show, [self.selected, scale], images)
+            widgets.on(listen, show, [self.selected, scale], images)
 
     def generate(self, tab: gr.Tab) -> None:
         """Samples by class."""
         session = self.session
-        if not _can_work(session.generator_problem):
+        if not widgets.can_work(session.generator_problem):
             return
         gr.Markdown("Latents sampled from noise, decoded. The same settings give the same images.")
         with gr.Row():
-            dropout = session.config.generate.label_dropout
+            dropout = session.run.config.generate.label_dropout
             any_class = [("any", session.num_classes)] if dropout else []
             label = self._class_menu(("all, in turn", -1), *any_class)
             count = gr.Slider(1, 100, 30, step=1, label="Images")
-            seed = gr.Number(session.config.seed, precision=0, minimum=0, label="Seed")
+            seed = gr.Number(session.run.config.seed, precision=0, minimum=0, label="Seed")
         with gr.Row():
             controls = self._sampling_controls()
         with gr.Row():
@@ -235,31 +219,31 @@ class _Panels:
             captions = [each.caption for each in examples]
             return list(zip(map(to_picture, images), captions, strict=True)), examples
 
-        new_seed = _on(another.click, lambda: int(_random.integers(10**6)), [], [seed])
+        new_seed = widgets.on(another.click, lambda: int(_random.integers(10**6)), [], [seed])
         for listen in (start.click, new_seed.then):
-            _on(listen, sample, [label, count, seed, *controls], outputs)
+            widgets.on(listen, sample, [label, count, seed, *controls], outputs)
 
     def interpolate(self, tab: gr.Tab) -> None:
         """Images between two selected ones."""
         session, states = self.session, [gr.State(), gr.State()]
-        if not _can_work(session.generator_problem):
+        if not widgets.can_work(session.generator_problem):
             return
         gr.Markdown(
-            "The images between two selected ones. Both are sampled again from their noise: an "
-            "image of the data returns more exactly with more steps and guidance 1."
+            "The images between two selected ones, which may be your own pictures. Both are sampled "
+            "again from their noise; they return more exactly with more steps and guidance 1."
         )
         with gr.Row():
             for name, state in zip(("First", "Last"), states, strict=True):
                 with gr.Column(min_width=160):
-                    image = _image(label=name, height=150)
+                    image = widgets.image(label=name, height=150)
                     button = gr.Button(f"{name}: use the selected image", size="sm")
-                _on(button.click, self._show_selected, [self.selected], [state, image])
+                widgets.on(button.click, self._show_selected, [self.selected], [state, image])
             with gr.Column(scale=3):
                 with gr.Row():
                     count = gr.Slider(3, 33, 17, step=1, label="Images")
                     controls = self._sampling_controls()
                 start = gr.Button("Interpolate", variant="primary")
-        frames = _gallery(preview=True, height=480)
+        frames = widgets.gallery(preview=True, height=480)
 
         def interpolate(first, last, count, guidance, steps, solver, scale):
             if first is None or last is None:
@@ -270,7 +254,7 @@ class _Panels:
             items = [(to_picture(each), f"{k + 1} of {count}") for k, each in enumerate(images)]
             return gr.Gallery(items, selected_index=count // 2)
 
-        _on(start.click, interpolate, [*states, count, *controls], [frames])
+        widgets.on(start.click, interpolate, [*states, count, *controls], [frames])
 
     def _show_selected(self, example: Example | None) -> tuple:
         return self._select(example)[:2] if example else (None, None)
@@ -278,11 +262,11 @@ class _Panels:
     def inpaint(self, tab: gr.Tab) -> None:
         """Hidden parts of the selected image, with the generator as prior."""
         session = self.session
-        if not _can_work(session.generator_problem, session.images_problem):
+        if not widgets.can_work(session.generator_problem, session.images_problem):
             return
-        h, w, _ = session.field.image_shape
+        h, w, _ = session.run.image_shape
         zoom = max(1, _CANVAS_SIDE // max(h, w))
-        masks = _make_masks(h, w)
+        masks = widgets.make_masks(h, w)
         gr.Markdown(
             "Paint over the selected image. The hidden pixels are sampled with the generator as "
             "prior; without a prior, latents are fitted to the visible pixels. PSNR is over the "
@@ -298,7 +282,7 @@ class _Panels:
                     buttons=[],
                     canvas_size=(zoom * w, zoom * h),
                     fixed_canvas=True,
-                    brush=gr.Brush(2 * zoom, [f"rgb{_HIDDEN_COLOR}"], color_mode="fixed"),
+                    brush=gr.Brush(2 * zoom, [f"rgb{widgets.HIDDEN_COLOR}"], color_mode="fixed"),
                     show_label=False,
                 )
                 with gr.Row():
@@ -309,12 +293,12 @@ class _Panels:
                     steps = gr.Slider(1, 100, 20, step=1, label="Steps")
                     seed = gr.Number(0, precision=0, minimum=0, maximum=10**6, label="Seed")
                 start = gr.Button("Inpaint", variant="primary")
-                results = _gallery()
+                results = widgets.gallery()
 
         def show(make_mask, example):
             if example is None or example.original is None:
                 return None
-            layer = make_mask()[..., None] * np.array([*_HIDDEN_COLOR, 255], np.uint8)
+            layer = make_mask()[..., None] * np.array([*widgets.HIDDEN_COLOR, 255], np.uint8)
             pair = (to_picture(example.original), layer)
             background, layer = (enlarge(image[None], zoom)[0] for image in pair)
             return {"background": background, "layers": [layer], "composite": None}
@@ -322,7 +306,7 @@ class _Panels:
         def inpaint(example, drawing, count, steps, seed):
             if example is None or example.original is None:
                 raise ValueError("Select an image of the data set first.")
-            image, hidden = example.original, hidden_pixels(drawing, (h, w))
+            image, hidden = example.original, widgets.hidden_pixels(drawing, (h, w))
             answer = session.inpaint(image, hidden, samples=count, steps=steps, seed=seed or 0)
             return [
                 (to_picture(image), f"{name}, {psnr:.1f} dB")
@@ -330,7 +314,7 @@ class _Panels:
             ]
 
         for button, mask in zip(buttons, masks.values(), strict=True):
-            _on(button.click, functools.partial(show, mask), [self.selected], [canvas])
+            widgets.on(button.click, functools.partial(show, mask), [self.selected], [canvas])
         for listen in (tab.select, self.random.then):
-            _on(listen, functools.partial(show, masks["Clear"]), [self.selected], [canvas])
-        _on(start.click, inpaint, [self.selected, canvas, count, steps, seed], [results])
+            widgets.on(listen, functools.partial(show, masks["Clear"]), [self.selected], [canvas])
+        widgets.on(start.click, inpaint, [self.selected, canvas, count, steps, seed], [results])

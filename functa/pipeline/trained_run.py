@@ -107,6 +107,16 @@ class TrainedRun:
             name: FunctasetSplit(self._functaset, name) for name in self._functaset.manifest.splits
         }
 
+    @functools.cached_property
+    def generator(self) -> TrainedGenerator:
+        """The generator, for programs that need more than `sample`, `interpolate` and `inpaint`.
+
+        Raises:
+          ValueError: the stage generate is not complete, or field, functaset and generator do not
+            belong together.
+        """
+        return load_lib.load_generator(self.workdir)
+
     def encode(self, images: Any, *, resize: str | None = None) -> np.ndarray:
         """Fits latents to images.
 
@@ -199,8 +209,48 @@ class TrainedRun:
             batch_size=_batch_size(count, _SAMPLE_BATCH),
         )
 
+    def interpolate(
+        self,
+        first: Any,
+        last: Any,
+        *,
+        count: int = 9,
+        labels: tuple[int, int] | None = None,
+        guidance: float | None = None,
+        steps: int | None = None,
+        solver: str | None = None,
+    ) -> np.ndarray:
+        """Latents along the arc between the noise that leads to two latents.
+
+        The noise is found by running the solver backwards, so both ends return approximately: more
+        exactly with more steps and guidance 1.
+
+        Args:
+          first, last: latents [i, j, d].
+          count: number of latents, both ends included.
+          labels: classes of both ends; None: unknown.
+          guidance, steps, solver: see `sample`.
+        Returns:
+          Latents [count, i, j, d] float32.
+        Raises:
+          ValueError: the stage generate is not complete, or a wrong shape or setting.
+        """
+        ends, _ = self._latent_batch(np.stack([first, last]))
+        if count < 2:
+            raise ValueError(f"count={count} must be at least 2")
+        classes = np.full(2, self.config.data.num_classes) if labels is None else np.asarray(labels)
+        sampler, classes = self._sampler(guidance, steps, solver), classes.astype(np.int32)
+        return sampler.interpolate(sampler.invert(ends, classes), classes, count=count)
+
     def inpaint(
-        self, images: Any, hidden: Any, *, samples: int = 1, steps: int = 20, seed: int = 0
+        self,
+        images: Any,
+        hidden: Any,
+        *,
+        samples: int = 1,
+        steps: int = 20,
+        seed: int = 0,
+        prior: bool = True,
     ) -> np.ndarray:
         """Fills in hidden pixels by samples of the generator given the visible pixels.
 
@@ -209,6 +259,8 @@ class TrainedRun:
           hidden: [h, w] or [n, h, w] bool, True where a pixel is to be filled in.
           samples: number of samples of each image.
           steps: number of noise levels.
+          prior: False fits latents to the visible pixels without the generator, as a baseline; then
+            there is one result per image.
         Returns:
           [n, samples, h, w, c] float32 in [0, 1], without n for one image. Visible pixels are those of
           `images`.
@@ -222,15 +274,20 @@ class TrainedRun:
             raise ValueError(
                 f"hidden must be {list(images.shape[1:3])} with a True pixel, not {list(hidden.shape)}"
             )
-        mask = np.broadcast_to(~hidden[..., None], images.shape).astype(np.float32)
-        inpainter = self._inpainter(steps, seed)
-        filled = []
-        for number, (image, visible) in enumerate(zip(images, mask, strict=True)):
+        visible = np.broadcast_to(~hidden[..., None], images.shape).astype(np.float32)
+        inpainter, filled = self._inpainter(steps), []
+        for number in range(len(images)):
+            rows = slice(number, number + 1)
             observation = Observation(
-                jnp.asarray(visible[None]), jnp.asarray((visible * image)[None])
+                jnp.asarray(visible[rows]), jnp.asarray(visible[rows] * images[rows])
             )
-            drawn = inpainter.sample(observation, image_ids=np.asarray([number]), count=samples)[0]
-            filled.append(insert_observed(_PAINTED, observation, drawn))
+            if prior:
+                # The seed takes the place of the id of the image, so one program serves all seeds.
+                ids = np.asarray([seed + number])
+                result = inpainter.sample(observation, image_ids=ids, count=samples)[0]
+            else:
+                result = inpainter.reconstruct_without_prior(observation)
+            filled.append(insert_observed(_PAINTED, observation, result))
         return filled[0] if is_single else np.stack(filled)
 
     def _latent_batch(self, latents: Any) -> tuple[np.ndarray, bool]:
@@ -284,20 +341,16 @@ class TrainedRun:
     def _classifier(self) -> Callable[[np.ndarray], np.ndarray]:
         return load_lib.load_classifier(self.config, self._functaset, self.workdir)
 
-    @functools.cached_property
-    def _generator(self) -> TrainedGenerator:
-        return load_lib.load_generator(self.workdir)
-
     @cachedmethod(lambda self: self._generators)
     def _sampler(
         self, guidance: float | None, steps: int | None, solver: str | None
     ) -> TrainedGenerator:
         """The generator with these settings; its programs are compiled once."""
-        return self._generator.with_sampling(guidance_scale=guidance, steps=steps, solver=solver)
+        return self.generator.with_sampling(guidance_scale=guidance, steps=steps, solver=solver)
 
     @cachedmethod(lambda self: self._inpainters)
-    def _inpainter(self, steps: int, seed: int) -> Inpainter:
-        return Inpainter(self._generator, _PAINTED, steps=steps, seed=seed)
+    def _inpainter(self, steps: int) -> Inpainter:
+        return Inpainter(self.generator, _PAINTED, steps=steps, seed=0)
 
 
 def _batch_size(count: int, limit: int) -> int:

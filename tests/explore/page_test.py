@@ -9,8 +9,9 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from functa.explore import page
+from functa.explore import widgets
 from tests.conftest import ROOT
 from tests.support import generator_runs
 
@@ -91,7 +92,7 @@ def requested_urls(driver):
     not (CHROMIUM and DRIVER),
     reason="chromium and chromedriver are not installed (Debian: chromium, chromium-driver)",
 )
-def test_every_panel_works_without_a_network(driver, address):
+def test_every_panel_works_without_a_network(driver, address, tmp_path):
     wait(driver, lambda d: visible_images(d) >= 24)  # Browse; images out of sight are not loaded
     click(driver, "Next")
     wait(driver, lambda d: "test 95" in d.page_source)
@@ -99,6 +100,15 @@ def test_every_panel_works_without_a_network(driver, address):
     wait(driver, lambda d: "Selected" in d.find_element("id", "selection").text)
     click(driver, "Decode", TAB)
     wait(driver, lambda d: visible_images(d) == 3)
+    click(driver, "Picture", TAB)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    file = "input[type=file]"
+    wait(driver, lambda d: d.find_elements("css selector", file))[0].send_keys(
+        str(tmp_path / "picture.png")
+    )
+    wait(driver, lambda d: visible_images(d) == 5)
+    assert "own picture" in driver.find_element("id", "selection").text
     click(driver, "Generate", TAB)
     click(driver, "Generate", PRIMARY)
     wait(driver, lambda d: visible_images(d) == 30)
@@ -126,14 +136,25 @@ def test_pixels_are_hidden_if_half_of_them_is_painted_over():
     layer[:3, :2, 3] = 255
     layer[2:4, 7, 3] = 255
     layer[5, 5, 3] = 255
-    hidden = page.hidden_pixels({"layers": [layer]}, (3, 4))
+    hidden = widgets.hidden_pixels({"layers": [layer]}, (3, 4))
     assert np.argwhere(hidden).tolist() == [[0, 0], [1, 0], [1, 3]]
-    assert not page.hidden_pixels({"layers": []}, (3, 4)).any()
+    assert not widgets.hidden_pixels({"layers": []}, (3, 4)).any()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures_have_three_channels_of_bytes(channels):
     image = np.linspace(0, 1, 2 * 3 * channels, dtype=np.float32).reshape(2, 3, channels)
-    picture = page.to_picture(image)
+    picture = widgets.to_picture(image)
     assert picture.dtype == np.uint8
     np.testing.assert_array_equal(picture, np.rint(image * 255) * np.ones(3))
+
+
+def test_latent_picture_is_red_above_and_blue_below_zero():
+    latents = np.zeros((1, 1, 4), np.float32)
+    latents[0, 0] = [1, -1, 0, 0.5]
+    tiles = widgets.latent_picture(latents)
+    assert tiles.shape == (132, 132, 3)
+    red, blue, white = tiles[0, 0].astype(int), tiles[0, -1].astype(int), tiles[-1, 0]
+    assert red[0] > red[2]
+    assert blue[2] > blue[0]
+    assert white.tolist() == [255, 255, 255]

@@ -6,9 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from functa.data.functaset.format import float32_latents
 from functa.explore.session import Example, Sampling, Session
-from functa.runtime.errors import UserError
 from tests.support import generator_runs
 
 SAMPLING = Sampling(guidance=1.5, steps=4, solver="heun")
@@ -27,8 +25,7 @@ def session(run):
 
 @pytest.mark.parametrize("label", [None, 3])
 def test_pages_contain_every_record_of_a_class_once(session, label):
-    source = session._records["train"]
-    records = source.read(np.arange(session.splits["train"]))
+    records = session.run.functaset["train"][:]
     chosen = np.flatnonzero(records["label"] == label) if label else np.arange(192)
     start, latents = 0, []
     while start is not None:
@@ -36,13 +33,13 @@ def test_pages_contain_every_record_of_a_class_once(session, label):
         assert len(examples) == min(7, len(chosen) - len(latents))
         assert label is None or {example.label for example in examples} == {label}
         latents += [example.latents for example in examples]
-    np.testing.assert_array_equal(np.stack(latents), float32_latents(records)[chosen])
+    np.testing.assert_array_equal(np.stack(latents), records["latents"][chosen])
     assert session.browse("train", start=10**6, count=7, label=label) == ([], None)
 
 
 def test_rare_class_is_searched_in_parts(session, monkeypatch):
     monkeypatch.setattr("functa.explore.session._SEARCHED", 5)
-    labels = session._records["test"].read(np.arange(session.splits["test"]))["label"]
+    labels = session.run.functaset["test"][:]["label"]
     first, start = session.browse("test", start=0, count=7, label=int(labels[7]))
     second, _ = session.browse("test", start=start, count=7, label=int(labels[7]))
     assert start == 5
@@ -57,7 +54,7 @@ def test_original_has_the_psnr_that_its_record_stores(session, split):
     images = session.decode(np.stack([example.latents for example in examples]), scale=1)
     originals = np.stack([example.original for example in examples]) / np.float32(255)
     decoded = -10 * np.log10(np.square(images - originals).mean((1, 2, 3)))
-    stored = session._records[split].read(np.arange(3, 12))["psnr"]
+    stored = session.run.functaset[split][3:12]["psnr"]
     assert np.all(decoded > stored - 0.05)
     assert np.median(decoded - stored) < 0.5
     assert any("copy 1" in example.caption for example in examples) == (split == "train")
@@ -65,10 +62,10 @@ def test_original_has_the_psnr_that_its_record_stores(session, split):
 
 @pytest.mark.parametrize(("count", "scale"), [(1, 4), (3, 1), (17, 3)])
 def test_decoded_images_are_values_of_the_field(session, count, scale):
-    shape = (count, *session.field.latent_shape)
+    shape = (count, *session.run.latent_shape)
     latents = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    h, w, _ = session.field.image_shape
-    values = session.field(session._params["field"], latents, (scale * h, scale * w))
+    h, w, _ = session.run.image_shape
+    values = session.run.field(session.run._params["field"], latents, (scale * h, scale * w))
     decoded = session.decode(latents, scale=scale)
     np.testing.assert_allclose(decoded, np.clip(values, 0, 1), atol=1e-6)
 
@@ -85,13 +82,12 @@ def test_enlargement_is_bicubic_of_the_original_or_the_decoded_image(session):
 def test_samples_are_those_of_the_generator(session):
     labels = [7, 2, session.num_classes, *range(9)]  # more than one batch
     sampled = session.sample(labels, SAMPLING, seed=5)
-    generator = session._generator.with_sampling(steps=4, solver="heun", guidance_scale=1.5)
+    generator = session.run.generator.with_sampling(steps=4, solver="heun", guidance_scale=1.5)
     expected = generator.sample(
         seed=5, numbers=np.arange(12, dtype=np.int32), labels=np.int32(labels), batch_size=12
     )
     np.testing.assert_allclose([one.latents for one in sampled], expected, atol=1e-4)
     assert [one.label for one in sampled] == labels
-    assert [one.sample for one in sampled] == [(5, number) for number in range(12)]
 
 
 @pytest.mark.parametrize(
@@ -104,16 +100,24 @@ def test_every_setting_changes_the_samples(session, changes):
     assert np.abs(other - usual).max() > 1e-3
 
 
-def test_interpolation_returns_to_a_sample_and_nearly_to_a_record(session):
+def test_interpolation_returns_nearly_to_both_ends(session):
     fine = Sampling(guidance=1.0, steps=60, solver="heun")
     sample = session.sample([3, 5], fine, seed=8)[1]
     (record,), _ = session.browse("test", start=5, count=1, label=None)
     path = session.interpolate(sample, record, fine, count=5)
-    assert path.shape == (5, *session.field.latent_shape)
-    np.testing.assert_allclose(path[0], sample.latents, atol=1e-3)
-    ends = session.decode(np.stack([path[-1], record.latents]), scale=1)
-    np.testing.assert_allclose(ends[0], ends[1], atol=0.05)
+    assert path.shape == (5, *session.run.latent_shape)
+    ends = session.decode(path[[0, -1]], scale=1)
+    expected = session.decode(np.stack([sample.latents, record.latents]), scale=1)
+    np.testing.assert_allclose(ends, expected, atol=0.05)
     assert np.abs(path[2] - path[0]).max() > 1e-3
+
+
+def test_a_picture_is_encoded_like_a_record(session):
+    (record,), _ = session.browse("test", start=4, count=1, label=None)
+    example = session.encode(record.original, name="mine")
+    np.testing.assert_allclose(example.latents, record.latents, atol=1e-2)
+    assert example.caption.startswith("mine, ")
+    assert example.original is record.original
 
 
 def test_inpainting_keeps_visible_pixels_and_reports_psnr_of_hidden_ones(session):
@@ -133,7 +137,7 @@ def test_inpainting_keeps_visible_pixels_and_reports_psnr_of_hidden_ones(session
     other = session.inpaint(example.original, hidden, samples=3, steps=3, seed=1)
     np.testing.assert_array_equal(other["without prior"][0], answer["without prior"][0])
     assert np.abs(other["sample 1"][0] - samples[0]).max() > 1e-3
-    with pytest.raises(UserError):
+    with pytest.raises(ValueError, match="hidden"):
         session.inpaint(example.original, hidden & False, samples=1, steps=2, seed=0)
 
 
