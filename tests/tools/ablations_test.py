@@ -2,11 +2,15 @@
 
 import functools
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 
 from functa.configs import cifar10_spatial
 from functa.training.tasks import meta_learning
+from tests.conftest import ROOT
 from tools.experiments import ablations
 from tools.experiments.ablations import Outcome, Trial
 
@@ -58,6 +62,21 @@ def test_divergence_is_an_outcome_and_other_failures_are_errors(tmp_path, in_pro
     assert outcome.failure()
     with pytest.raises(RuntimeError, match=r"field\.depth=1"):
         ablations.run_trial(Trial("bad", "digits:tiny", {"field.depth": 1}), tmp_path)
+
+
+def test_sigterm_stops_the_runs_too(tmp_path, program_env):
+    waits = "trap 'touch stopped; exit 0' TERM; touch started; while :; do sleep 0.1; done"
+    script = (
+        f"import sys; from tools.experiments import ablations; ablations._ROOT = {str(tmp_path)!r}\n"
+        f"ablations.Trial.command = lambda *_: ['sh', '-c', {waits!r}]\n"
+        "sys.exit(ablations.main([]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=program_env) as sweep:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.1)
+        sweep.terminate()
+        assert sweep.wait(30) == 130
+    assert (tmp_path / "stopped").exists()
 
 
 def test_the_drop_is_the_largest_below_an_earlier_validation(tmp_path):

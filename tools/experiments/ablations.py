@@ -19,6 +19,7 @@ import itertools
 import json
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _MAX_DROP = 0.5  # dB
+_processes: list[subprocess.Popen] = []  # runs that have been started
 _OPTIMIZER = "meta_learn.optimizer"
 _BASE = "cifar10_spatial:8x8x16,nearest,two_core"
 _BILINEAR = {"field.interpolation": "bilinear"}
@@ -174,11 +176,13 @@ def run_trial(trial: Trial, directory: pathlib.Path) -> Outcome:
     Raises:
       RuntimeError: the run failed, but did not diverge.
     """
-    command = trial.command(directory)
-    result = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
-    error = result.stderr.strip().rpartition("\n")[2] if result.returncode else ""
-    if result.returncode and "not finite" not in error:
-        raise RuntimeError(f"{shlex.join(command)}\n{result.stdout[-500:]}{result.stderr[-2000:]}")
+    command, pipe = trial.command(directory), subprocess.PIPE
+    with subprocess.Popen(command, cwd=_ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        _processes.append(process)
+        stdout, stderr = process.communicate()
+    error = stderr.strip().rpartition("\n")[2] if process.returncode else ""
+    if process.returncode and "not finite" not in error:
+        raise RuntimeError(f"{shlex.join(command)}\n{stdout[-500:]}{stderr[-2000:]}")
     return read_outcome(trial.name, directory / trial.name / "meta_learn", error=error)
 
 
@@ -227,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print("| run | validation | drop | test | PCA | seconds |\n|---|---|---|---|---|---|")
     failures: list[str] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with futures.ThreadPoolExecutor(args.jobs) as pool:
         results = [pool.submit(run_trial, trial, directory) for trial in trials]
         try:
@@ -238,9 +243,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
                 failures += filter(None, [outcome.failure()])
         except RuntimeError as error:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
             print(f"ablations: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in _processes:
+                process.terminate()  # the run saves and ends
+            return 130
     print("\n".join(failures) or "no run diverged or fell, and every spatial field is above PCA")
     return 1 if failures else 0
 
