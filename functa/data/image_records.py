@@ -7,7 +7,7 @@ and "label" are read.
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -164,45 +164,54 @@ def open_image(encoded: bytes) -> Image.Image:
     return image
 
 
-def decode_image(encoded: bytes, *, image_shape: Sequence[int], resize: bool) -> np.ndarray:
-    """Decodes PNG or JPEG bytes to [h, w, c] uint8.
+def decode_image(encoded: bytes, *, channels: int) -> np.ndarray:
+    """Decodes PNG or JPEG bytes to [H, W, channels] uint8.
 
-    Args:
-      encoded: bytes of the file.
-      image_shape, resize: see `convert_image`.
+    Gray becomes RGB or RGB gray (ITU-R 601); palettes are looked up, alpha channels dropped, CMYK is
+    converted. EXIF orientation is ignored, as in published work on such data sets.
+
     Raises:
-      ValueError: more than 8 bits per channel, or see `convert_image`.
+      ValueError: more than 8 bits per channel.
       OSError, SyntaxError: the bytes are not a complete PNG or JPEG file.
     """
     with open_image(encoded) as image:
-        image.load()
-        return convert_image(image, image_shape=image_shape, resize=resize)
+        pixels = image.convert(_PILLOW_MODES[channels])
+        return np.asarray(pixels).reshape(image.height, image.width, channels)
 
 
-def convert_image(image: Image.Image, *, image_shape: Sequence[int], resize: bool) -> np.ndarray:
-    """Converts a decoded image to [h, w, c] uint8.
+def crop_and_resize(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Resizes the largest centered part of an image that has the aspect ratio of `shape`.
 
-    Gray becomes RGB or RGB gray (ITU-R 601) as c requires; palettes are looked up, alpha channels
-    dropped, CMYK is converted. EXIF orientation is ignored, as in published work on such data sets.
+    This equals resizing the short side and then cropping.
 
     Args:
-      image: a Pillow image whose pixels are loaded.
-      image_shape: (h, w, c), c 1 or 3.
-      resize: cut out the largest centered part with the aspect ratio w : h and resize it to h x w with
-        Pillow's antialiased bicubic filter. This equals resizing the short side and then cropping.
-    Raises:
-      ValueError: the image has another size and `resize` is false.
+      image: [H, W, c] uint8, c 1 or 3.
+      shape: (h, w).
+    Returns:
+      [h, w, c] uint8.
     """
-    h, w, c = image_shape
-    pixels = image if image.mode == _PILLOW_MODES[c] else image.convert(_PILLOW_MODES[c])
-    if resize and pixels.size != (w, h):
-        scale = min(pixels.width / w, pixels.height / h)
-        left, top = (pixels.width - w * scale) / 2, (pixels.height - h * scale) / 2
-        box = (left, top, pixels.width - left, pixels.height - top)
-        pixels = pixels.resize((w, h), Image.Resampling.BICUBIC, box)
-    if pixels.size != (w, h):
-        raise ValueError(f"the image is {pixels.height}x{pixels.width}, not {h}x{w}")
-    return np.asarray(pixels).reshape(h, w, c)
+    (height, width, _), (h, w) = image.shape, shape
+    if (height, width) == (h, w):
+        return image
+    scale = min(width / w, height / h)
+    # Rounding must not push the box over the border, which Pillow refuses.
+    left, top = max(0.0, (width - w * scale) / 2), max(0.0, (height - h * scale) / 2)
+    return resize_box(image, shape, (left, top, width - left, height - top))
+
+
+def resize_box(image: np.ndarray, shape: Sequence[int], box: tuple[float, ...]) -> np.ndarray:
+    """Resizes a part of an image with Pillow's antialiased bicubic filter.
+
+    Args:
+      image: [H, W, c] uint8, c 1 or 3.
+      shape: (h, w).
+      box: left, top, right, bottom in pixels; may lie between pixels.
+    Returns:
+      [h, w, c] uint8.
+    """
+    pixels = Image.fromarray(np.squeeze(image, -1) if image.shape[-1] == 1 else image)
+    resized = pixels.resize((shape[1], shape[0]), Image.Resampling.BICUBIC, box)
+    return np.asarray(resized).reshape(*shape, -1)
 
 
 class Records:
@@ -238,31 +247,24 @@ class Records:
 
     def read(self, indices: np.ndarray) -> Batch:
         """See images.ImageSource."""
-        images, labels = self._read(indices, self._decode)
-        return self._batch(images, labels)
+        batch = self._read(indices, resize=self.resizes)
+        images = np.array(batch["image"], np.uint8).reshape(-1, *self.image_shape)
+        return batch | {"image": images}
 
-    def read_with_originals(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
+    def read_originals(self, indices: np.ndarray) -> dict[str, Any]:
         """See images.ImageSource."""
-        if not self.resizes:
-            batch = self.read(indices)
-            return batch, list(batch["image"])
-        pairs, labels = self._read(indices, self._decode_with_original)
-        return self._batch([image for image, _ in pairs], labels), [whole for _, whole in pairs]
+        return self._read(indices, resize=False)
 
-    def _batch(self, images: list[np.ndarray], labels: Batch) -> Batch:
-        return {"image": np.array(images, np.uint8).reshape(-1, *self.image_shape)} | labels
-
-    def _read(self, indices: np.ndarray, decode: Callable[[Any], Any]) -> tuple[list[Any], Batch]:
-        """Results of `decode` for the stored images, and the arrays "label" and "id"."""
+    def _read(self, indices: np.ndarray, *, resize: bool) -> dict[str, Any]:
         ids = self._ids[check_indices(indices, self.num_examples)]
         try:
             records = self._source.__getitems__(ids.tolist())
         except RuntimeError as error:
             raise DataError([self._damage(ids)]) from error
-        decoded = []
+        images = []
         for index, record in zip(ids, records, strict=True):
             try:
-                decoded.append(decode(record["image"]))
+                images.append(self._decode(record["image"], resize))
             except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: a broken PNG file
                 raise DataError([f"{self._place(index)} cannot be read: {error}"]) from error
         labels = np.array([record["label"] for record in records], np.int64)
@@ -273,22 +275,15 @@ class Records:
                 f"{self._num_classes} allows 0 to {self._num_classes - 1}"
             )
             raise DataError([message])
-        return decoded, {"label": labels.astype(np.int32), "id": ids}
+        return {"image": images, "label": labels.astype(np.int32), "id": ids}
 
-    def _decode(self, stored: Any) -> np.ndarray:
-        if self._encoded:
-            return decode_image(stored, image_shape=self.image_shape, resize=self.resizes)
-        if stored.shape != self.image_shape:
-            raise ValueError(f"the image is {stored.shape}, not {self.image_shape}")
-        return stored
-
-    def _decode_with_original(self, stored: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """The image [h, w, c] and the stored image [H, W, c]."""
-        with open_image(stored) as picture:
-            picture.load()
-            image = convert_image(picture, image_shape=self.image_shape, resize=True)
-            shape = (picture.height, picture.width, self.image_shape[2])
-            return image, convert_image(picture, image_shape=shape, resize=False)
+    def _decode(self, stored: Any, resize: bool) -> np.ndarray:
+        image = decode_image(stored, channels=self.image_shape[2]) if self._encoded else stored
+        if resize:
+            return crop_and_resize(image, self.image_shape[:2])
+        if image.shape != self.image_shape and not self.resizes:
+            raise ValueError(f"the image is {image.shape}, not {self.image_shape}")
+        return image
 
     def _place(self, index: int) -> str:
         """File and record of an example of the split, for messages."""

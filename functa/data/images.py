@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from etils import epath
@@ -29,8 +29,12 @@ class ImageSource(Source, Protocol):
     raises DataError if a record is damaged or does not suit the config.
     """
 
-    def read_with_originals(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
-        """Returns `read(indices)` and the stored images [H, W, c] uint8, neither cropped nor resized."""
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(h, w, c) of the images that `read` returns."""
+
+    def read_originals(self, indices: np.ndarray) -> dict[str, Any]:
+        """`read` without cropping and resizing: "image" is a sequence of arrays [H, W, c] uint8."""
 
 
 def open_splits(
@@ -53,7 +57,7 @@ def open_splits(
         cache are not used) or "tfds".
       name: TFDS name; NAME/CONFIG:VERSION selects one of several configs or versions.
       image_shape: (h, w, c). A data set whose images vary in size is cropped and resized to it, see
-        image_records.decode_image; other data sets must have this shape.
+        image_records.crop_and_resize; other data sets must have this shape.
       num_classes: labels must lie in [0, num_classes).
       train_split, test_split: TFDS splits; slices such as "train[:80%]" work.
       validation_examples: examples at the end of the train split that form the validation split.
@@ -242,22 +246,24 @@ def _open_tfds(
 class _InMemoryImages(InMemorySource):
     """Images in memory in their stored shape."""
 
-    def read_with_originals(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
-        batch = self.read(indices)
-        return batch, list(batch["image"])
+    read_originals = InMemorySource.read
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return self.arrays["image"].shape[1:]
 
 
 class _CachedImages:
     """Images that the first read decodes and keeps in memory; other threads wait for it."""
 
     def __init__(self, records: image_records.Records):
-        self.num_examples = records.num_examples
+        self.num_examples, self.image_shape = records.num_examples, records.image_shape
         self._records = records
         self._lock = threading.Lock()
         self._images: InMemorySource | None = None
 
     def read(self, indices: np.ndarray) -> Batch:
-        h, w, _ = self._records.image_shape
+        h, w, _ = self.image_shape
         threads = (os.cpu_count() or 1) if h * w >= _MIN_PIXELS_FOR_THREADS else 1
         with self._lock:
             if self._images is None:
@@ -266,8 +272,6 @@ class _CachedImages:
                 )
         return self._images.read(indices)
 
-    def read_with_originals(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
-        if self._records.resizes:  # the images in memory are resized
-            return self._records.read_with_originals(indices)
-        batch = self.read(indices)
-        return batch, list(batch["image"])
+    def read_originals(self, indices: np.ndarray) -> dict[str, Any]:
+        # The images in memory are resized.
+        return (self._records.read_originals if self._records.resizes else self.read)(indices)

@@ -296,7 +296,8 @@ def test_opens_imagenet_as_tfds_prepares_it(tmp_path):
     assert read_all(splits["train"])["label"].tolist() == [50 * k for k in range(15)]
     test = read_all(splits["test"])
     assert test["label"].tolist() == [999 - k for k in range(20)]
-    expected = image_records.decode_image(photographs[-1], image_shape=(16, 16, 3), resize=True)
+    expected = image_records.decode_image(photographs[-1], channels=3)
+    expected = image_records.crop_and_resize(expected, (16, 16))
     np.testing.assert_array_equal(test["image"][0], expected)
     names = {key: config[key] for key in ("source", "name", "data_dir", "num_classes")}
     assert images.class_names(**names) == classes

@@ -32,6 +32,8 @@ SIZES = {"train": 22, "validation": 7, "test": 25}
 class Images:
     """An ImageSource of invented images; ids begin at `first_id`."""
 
+    image_shape = IMAGE_SHAPE
+
     def __init__(self, num_examples, *, first_id=0):
         self.num_examples = num_examples
         self._first_id = first_id

@@ -149,7 +149,7 @@ def test_the_check_and_training_agree_on_damage(tmp_path, options):
         photo = photographs.Photo("", "", "photo.jpg", str(path), None, len(data))
         intact.append(not photographs.read_photo(photo, min_side=1).damage)
         try:
-            image_records.decode_image(bytes(data), image_shape=(64, 64, 3), resize=True)
+            image_records.decode_image(bytes(data), channels=3)
             assert intact[-1]
         except (OSError, SyntaxError, ValueError):
             assert not intact[-1]
