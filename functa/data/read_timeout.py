@@ -60,27 +60,26 @@ def with_timeout(items: Iterator[Item], name: Callable[[int], str]) -> Iterator[
         requests.put(False)
 
 
-def ordered_results(
-    pool: futures.Executor, tasks: Iterable[Callable[[], Item]], limit: int
+def prefetch(
+    tasks: Iterable[Callable[[], Item]], *, threads: int, queue_size: int = 0
 ) -> Iterator[Item]:
-    """Yields the results of `tasks` in order; at most `limit` of them are in the pool."""
-    pending: collections.deque[futures.Future[Item]] = collections.deque()
-    for task in tasks:
-        pending.append(pool.submit(task))
-        if len(pending) >= limit:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def prefetch(tasks: Iterable[Callable[[], Item]], *, threads: int) -> Iterator[Item]:
     """Yields the results of `tasks` in order, computed by threads.
 
     Closing the iterator does not wait for the threads, since one of them may hang.
+
+    Args:
+      queue_size: largest number of tasks that are computed before their result is needed; at least,
+        and by default, one per thread.
     """
     pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="input")
+    pending: collections.deque[futures.Future[Item]] = collections.deque()
     try:
-        yield from ordered_results(pool, tasks, threads)
+        for task in tasks:
+            pending.append(pool.submit(task))
+            if len(pending) >= max(threads, queue_size):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -20,13 +20,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from array_record.python import array_record_module
 from etils import epath
 
-from functa.data.functaset.format import file_digest
 from functa.runtime import config, storage
+from functa.runtime.digests import file_digest
 
 TEMPORARY = ".tmp"
 _RECORD_OVERHEAD = 256  # upper bound of what ArrayRecord adds to a record, 64 KiB blocks included
@@ -138,7 +138,7 @@ class ShardedSet(NamedTuple):
 
 
 class ShardWriter:
-    """Writes one shard. Unless `finish` returns, it leaves neither a shard nor a summary.
+    """Writes one shard. Unless `commit` returns, it leaves neither a shard nor a summary.
 
     A context manager; `num_records` counts the records written so far.
 
@@ -160,52 +160,49 @@ class ShardWriter:
                 str(self._temporary), sharded_set.options
             )
 
-    def __enter__(self) -> "ShardWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.abort()
 
-    def write(self, records: Iterable[bytes]) -> None:
+    def append(self, records: Iterable[bytes]) -> None:
         """Appends records."""
         with self._explain_disk_full():
             for record in records:
                 self._writer.write(record)
                 self.num_records += 1
 
-    def finish(self, statistics: dict[str, Any]) -> Summary:
+    def commit(self, statistics: dict[str, Any]) -> Summary:
         """Syncs, hashes and renames the shard, then writes its summary.
 
         Args:
           statistics: JSON values that the summary holds beside the shard's size and digest.
         """
         summary_file = self._set.summary_file(self._shard)
-        try:
-            with self._explain_disk_full():
-                self._writer.close()
-                with open(self._temporary, "rb") as file:
-                    os.fsync(file.fileno())  # the summary must not survive a power cut alone
-                entry = {
-                    "file": self._shard.file,
-                    "records": self.num_records,
-                    "bytes": self._temporary.stat().length,
-                    "sha256": file_digest(self._temporary),
-                }
-                summary_file.unlink(missing_ok=True)  # it describes an earlier file
-                if self._spool is None:
-                    self._temporary.replace(self._file)
-                else:
-                    with self._temporary.open("rb") as source, self._file.open("wb") as target:
-                        shutil.copyfileobj(source, target, _COPY_BYTES)
-                summary = {"spec_digest": self._set.spec_digest, "shard": entry, **statistics}
-                summary_file.parent.mkdir(parents=True, exist_ok=True)
-                config.write_json(summary_file, summary)
-        finally:
-            self.abort()
+        with self._explain_disk_full():
+            self._writer.close()
+            with open(self._temporary, "rb") as file:
+                os.fsync(file.fileno())  # the summary must not survive a power cut alone
+            entry = {
+                "file": self._shard.file,
+                "records": self.num_records,
+                "bytes": self._temporary.stat().length,
+                "sha256": file_digest(self._temporary),
+            }
+            summary_file.unlink(missing_ok=True)  # it describes an earlier file
+            if self._spool is None:
+                self._temporary.replace(self._file)
+            else:
+                with self._temporary.open("rb") as source, self._file.open("wb") as target:
+                    shutil.copyfileobj(source, target, _COPY_BYTES)
+            summary = {"spec_digest": self._set.spec_digest, "shard": entry, **statistics}
+            summary_file.parent.mkdir(parents=True, exist_ok=True)
+            config.write_json(summary_file, summary)
         return summary
 
     def abort(self) -> None:
-        """Removes an unfinished shard; does nothing after `finish`."""
+        """Removes an unfinished shard and the spool; does nothing else after `commit`."""
         if self._writer.is_open():
             with contextlib.suppress(RuntimeError):  # closing after a failed write fails again
                 self._writer.close()

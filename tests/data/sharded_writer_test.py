@@ -27,8 +27,8 @@ def make_set(directory, *, spec_digest="sha256:0", options="group_size:1"):
 def write(sharded_set, shards=None):
     for shard in shards or sharded_set.shards:
         with ShardWriter(sharded_set, shard) as shard_writer:
-            shard_writer.write(RECORDS[shard.start : shard.stop])
-            shard_writer.finish({"number": shard.start})
+            shard_writer.append(RECORDS[shard.start : shard.stop])
+            shard_writer.commit({"number": shard.start})
 
 
 def files(directory):
@@ -59,8 +59,8 @@ def test_max_bytes_is_an_upper_bound(tmp_path):
         (shard,) = sharded_writer.plan_shards("name", "train", **plan)
         target = make_set(tmp_path, options=options)._replace(shards=[shard])
         with ShardWriter(target, shard) as shard_writer:
-            shard_writer.write(random.bytes(size) for _ in range(count))
-            summary = shard_writer.finish({})
+            shard_writer.append(random.bytes(size) for _ in range(count))
+            summary = shard_writer.commit({})
         assert count * size < summary["shard"]["bytes"] <= shard.max_bytes
 
 
@@ -75,12 +75,12 @@ def test_a_finished_shard_and_its_summary(tmp_path, monkeypatch, remote):
         monkeypatch.setattr(sharded_writer.storage, "is_remote", lambda path: True)
     shard = target.shards[1]
     with ShardWriter(target, shard) as shard_writer:
-        shard_writer.write(RECORDS[2:3])
-        shard_writer.write(RECORDS[3:4])
+        shard_writer.append(RECORDS[2:3])
+        shard_writer.append(RECORDS[3:4])
         assert shard_writer.num_records == 2
         spooled = list((tmp_path / "spool").rglob("*.tmp"))
         assert len(spooled) == remote
-        summary = shard_writer.finish({"number": 7})
+        summary = shard_writer.commit({"number": 7})
     assert files(tmp_path) == [shard.file, f"{shard.file}.json"]
     assert list((tmp_path / "spool").iterdir()) == []
     reader = array_record_module.ArrayRecordReader(str(target.directory / shard.file))
@@ -99,7 +99,7 @@ def test_an_unfinished_shard_leaves_nothing(tmp_path, monkeypatch, remote):
     if remote:
         monkeypatch.setattr(sharded_writer.storage, "is_remote", lambda path: True)
     with pytest.raises(KeyError), ShardWriter(target, target.shards[0]) as shard_writer:  # noqa: PT012
-        shard_writer.write(RECORDS[:2])
+        shard_writer.append(RECORDS[:2])
         raise KeyError
     assert list(target.directory.iterdir()) == []
     assert list(tmp_path.iterdir()) == [target.directory]

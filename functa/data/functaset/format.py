@@ -7,20 +7,17 @@ of records is one NumPy view, and no record is parsed.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from etils import epath
 
 FORMAT_VERSION = 4
 NAME = "functaset"
 MANIFEST = "manifest.json"
 # Files that TFDS reads; the last one exists if the class names are known.
 METADATA = ("dataset_info.json", "features.json", "label.labels.txt")
-TEMPORARY = ".tmp"  # suffix of files that are being written
 SPLITS = ("train", "validation", "test")
 
 # dtype of the latents -> dtype in a record. bfloat16 is stored as its bits: NumPy supports it only after
@@ -29,17 +26,6 @@ STORAGE_DTYPES = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "int8":
 
 _VARINT_WIDTHS = {"label": 10, "id": 7, "copy": 3}  # groups of 7 bits; 10 groups hold any int64
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"  # field tags of tf.train.Feature
-
-
-def shard_name(split: str, shard: int, num_shards: int) -> str:
-    """File name of a shard as TFDS expects it: functaset-train.array_record-00000-of-00009."""
-    return f"{NAME}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
-
-
-def file_digest(file: epath.PathLike) -> str:
-    """Digest "sha256:..." of the bytes of a file."""
-    with epath.Path(file).open("rb") as stream:
-        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def quantize(latents: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:

@@ -48,7 +48,7 @@ def write_manifest(directory: epath.PathLike, spec: FunctasetSpec) -> None:
     manifest |= {
         "splits": {split: _split_entry(summaries) for split, summaries in splits.items()},
         "files": {
-            name: format.file_digest(target.directory / name)
+            name: digests.file_digest(target.directory / name)
             for name in format.METADATA
             if (target.directory / name).exists()
         },

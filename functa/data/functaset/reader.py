@@ -216,7 +216,7 @@ def size_problem(file: epath.Path, size: int) -> str | None:
 def digest_problem(file: epath.Path, digest: str) -> str | None:
     """Reports a file that is missing or does not have `digest`. Reads the whole file."""
     try:
-        actual = format.file_digest(file)
+        actual = digests.file_digest(file)
     except FileNotFoundError:
         return f"{file} is missing"
     return None if actual == digest else f"{file} is damaged: its digest is {actual}, not {digest}"

@@ -18,23 +18,22 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent import futures
 from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from functa.data import image_records, sharded_writer
+from functa.data import sharded_writer
 from functa.data.prepare.sources import EncodedImage, Report, SourceDataset
-from functa.data.read_timeout import ordered_results
+from functa.data.read_timeout import prefetch
 from functa.data.sharded_writer import Shard, ShardedSet, ShardWriter, Summary
 from functa.runtime import storage
 from functa.runtime.digests import json_digest
 from functa.runtime.errors import DataError, UserError
 
 # Of a shard or split: "formats", number of images by "JPEG RGB" and the like; "labels", number of
-# images by label; "sizes", the (height, width) that occur; "damaged", (name, reason) of images left out.
+# images by label; "sizes", at most two (height, width) that occur; "damaged", (name, reason) of images left out.
 Statistics = dict[str, Any]
 
 VERSION = "1.0.0"
@@ -81,7 +80,7 @@ def write(
                 _prepare_folder(sharded_set)
                 statistics = _write_set(sharded_set, dataset, jobs=jobs, report=report)
             except BaseException as error:
-                if isinstance(error, DataError) or not list(_summary_files(sharded_set)):
+                if isinstance(error, DataError) or not _spec_digests(sharded_set):
                     shutil.rmtree(folder, ignore_errors=True)  # nothing to resume from
                 raise
             sharded_set.directory.rename(target)
@@ -121,8 +120,13 @@ def _sharded_set(folder: epath.Path, dataset: SourceDataset, name: str) -> Shard
     )
 
 
-def _summary_files(sharded_set: ShardedSet) -> Iterator[epath.Path]:
-    return sharded_set.summaries.glob("*.json")
+def _spec_digests(sharded_set: ShardedSet) -> set[str]:
+    """Digests in the summaries of an earlier run; damaged summaries are ignored."""
+    digests = set()
+    for file in sharded_set.summaries.glob("*.json"):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            digests.add(json.loads(file.read_text())["spec_digest"])
+    return digests
 
 
 def _prepare_folder(sharded_set: ShardedSet) -> None:
@@ -131,11 +135,7 @@ def _prepare_folder(sharded_set: ShardedSet) -> None:
     Raises:
       UserError: it has finished shards of another source.
     """
-    folder = sharded_set.directory.parent
-    digests = set()
-    for file in _summary_files(sharded_set):
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged summary
-            digests.add(json.loads(file.read_text())["spec_digest"])
+    folder, digests = sharded_set.directory.parent, _spec_digests(sharded_set)
     if digests - {sharded_set.spec_digest}:
         raise UserError(
             f"{folder} was begun from another source, with other arguments or with other versions"
@@ -156,33 +156,51 @@ def _write_set(
         _report_shard(summary, "written by an earlier run", report)
     missing = [shard for shard in sharded_set.shards if shard not in summaries]
     sharded_set.require_space(missing)
-    for shard, summary, seconds in _write_shards(sharded_set, dataset, missing, jobs=jobs):
-        _report_shard(summary, f"{shard.num_records / seconds:,.0f} images/s", report)
-        summaries[shard] = summary
-    parts = {
-        split: [summaries[shard] for shard in sharded_set.shards if shard.split == split]
-        for split in dataset.splits
-    }
-    statistics = {
-        split: _merge([summary["statistics"] for summary in part]) for split, part in parts.items()
-    }
-    empty = [split for split in statistics if not statistics[split]["formats"]]
-    if empty:
-        raise DataError([f"the split {split} has no intact image" for split in empty])
-    entries = {split: [summary["shard"] for summary in part] for split, part in parts.items()}
+    reads = (
+        functools.partial(dataset.splits[shard.split].read, index)
+        for shard in missing
+        for index in range(shard.start, shard.stop)
+    )
+    # Threads are enough to read and decode: both release the interpreter lock.
+    images = prefetch(reads, threads=jobs, queue_size=jobs * _QUEUED)
+    with contextlib.closing(images):
+        for shard in missing:
+            begin = time.monotonic()
+            labels = dataset.splits[shard.split].labels[shard.start : shard.stop].tolist()
+            summaries[shard] = _write_shard(sharded_set, shard, labels, images)
+            speed = shard.num_records / (time.monotonic() - begin)
+            _report_shard(summaries[shard], f"{speed:,.0f} images/s", report)
+    entries, statistics = {}, {}
+    for split in dataset.splits:
+        parts = [summaries[shard] for shard in sharded_set.shards if shard.split == split]
+        entries[split] = [part["shard"] for part in parts]
+        statistics[split] = _merge([part["statistics"] for part in parts])
+        if not statistics[split]["formats"]:
+            raise DataError([f"the split {split} has no intact image"])
     _write_metadata(sharded_set.directory, dataset, entries, _merge(list(statistics.values())))
     return statistics
 
 
-def _statistics(images: Sequence[EncodedImage], labels: Sequence[int]) -> Statistics:
-    """Statistics of the images of a shard, of which not more than two sizes are kept."""
-    intact = [k for k, image in enumerate(images) if not image.damage]
-    return {
-        "formats": collections.Counter(images[k].format for k in intact),
-        "labels": collections.Counter(str(labels[k]) for k in intact),  # keys of JSON are text
-        "sizes": sorted({images[k].size for k in intact})[:2],
-        "damaged": [(image.name, image.damage) for image in images if image.damage],
-    }
+def _write_shard(
+    sharded_set: ShardedSet, shard: Shard, labels: list[int], images: Iterator[EncodedImage]
+) -> Summary:
+    """Writes the next images to a shard."""
+    formats: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
+    sizes: set[tuple[int, int]] = set()
+    damaged = []
+    with ShardWriter(sharded_set, shard) as writer:
+        # Labels first: zip must not take an image beyond the last label.
+        for label, image in zip(labels, images, strict=False):
+            if image.damage:
+                damaged.append((image.name, image.damage))
+                continue
+            writer.append([record(image.data, label)])
+            formats[image.format] += 1
+            counts[str(label)] += 1  # keys of JSON are text
+            sizes.add(image.size)
+        statistics = {"formats": formats, "labels": counts, "sizes": sorted(sizes)[:2]}
+        return writer.commit({"statistics": statistics | {"damaged": damaged}})
 
 
 def _merge(parts: Sequence[Statistics]) -> Statistics:
@@ -211,52 +229,6 @@ def _report_shard(summary: Summary, text: str, report: Report) -> None:
         report.info(name, f"left out: {reason}")
     entry = summary["shard"]
     report.info(entry["file"], f"{entry['records']:,} images, {text}")
-
-
-def _write_shards(
-    sharded_set: ShardedSet, dataset: SourceDataset, shards: Sequence[Shard], *, jobs: int
-) -> Iterator[tuple[Shard, Summary, float]]:
-    """Shards, their summaries and the seconds that each took.
-
-    Threads read, decode and hash, since all of these release the interpreter lock. A shard is
-    hashed while the next one is written.
-    """
-    reads = (
-        functools.partial(dataset.splits[shard.split].read, index)
-        for shard in shards
-        for index in range(shard.start, shard.stop)
-    )
-    with futures.ThreadPoolExecutor(1) as finisher, futures.ThreadPoolExecutor(jobs) as pool:
-        images = ordered_results(pool, reads, jobs * _QUEUED)
-        hashing: tuple[Shard, futures.Future[Summary], float] | None = None
-        for shard in shards:
-            begin = time.monotonic()
-            writer, statistics = _write_images(sharded_set, shard, dataset, images)
-            seconds = time.monotonic() - begin
-            if hashing is not None:
-                yield hashing[0], hashing[1].result(), hashing[2]
-            hashing = shard, finisher.submit(writer.finish, {"statistics": statistics}), seconds
-        if hashing is not None:
-            yield hashing[0], hashing[1].result(), hashing[2]
-
-
-def _write_images(
-    sharded_set: ShardedSet, shard: Shard, dataset: SourceDataset, images: Iterator[EncodedImage]
-) -> tuple[ShardWriter, Statistics]:
-    """Writes the next images to a shard, which remains to be finished."""
-    labels = dataset.splits[shard.split].labels[shard.start : shard.stop].tolist()
-    read: list[EncodedImage] = []
-    writer = ShardWriter(sharded_set, shard)
-    try:
-        # Labels first: zip must not take an image beyond the last label.
-        for label, image in zip(labels, images, strict=False):
-            if not image.damage:
-                writer.write([record(image.data, label)])
-            read.append(image._replace(data=b""))
-    except BaseException:
-        writer.abort()
-        raise
-    return writer, _statistics(read, labels)
 
 
 def record(data: bytes, label: int) -> bytes:
@@ -297,9 +269,3 @@ def _write_metadata(
     if statistics["damaged"]:
         text = "".join(f"{name}: {reason}\n" for name, reason in statistics["damaged"])
         (directory / DAMAGED).write_bytes(os.fsencode(text))  # file names need not be UTF-8
-    builder = tfds.builder_from_directory(directory)
-    problems = [
-        problem for split in entries for problem in image_records.validate_files(builder, split)
-    ]
-    if problems:
-        raise OSError("; ".join(problems))

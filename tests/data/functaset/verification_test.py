@@ -38,7 +38,7 @@ def replace_shard(directory, manifest, records):
         writer.write(record)
     writer.close()
     shard["bytes"] = file.stat().st_size
-    shard["sha256"] = format.file_digest(epath.Path(file))
+    shard["sha256"] = digests.file_digest(epath.Path(file))
     rewrite(directory, manifest)
     return file
 
@@ -156,7 +156,7 @@ def test_a_sample_covers_all_shards_and_never_changes(tmp_path, monkeypatch):
     directory = tmp_path / "f"
     functaset_sets.write(directory, sizes={"train": 100, "validation": 7, "test": 30}, per_shard=10)
     decoded, hashed = [], []
-    unpack, digest = RecordLayout.unpack, format.file_digest
+    unpack, digest = RecordLayout.unpack, digests.file_digest
 
     def recording_unpack(self, records):
         rows = unpack(self, records)
@@ -168,7 +168,7 @@ def test_a_sample_covers_all_shards_and_never_changes(tmp_path, monkeypatch):
         return digest(file)
 
     monkeypatch.setattr(RecordLayout, "unpack", recording_unpack)
-    monkeypatch.setattr(format, "file_digest", recording_digest)
+    monkeypatch.setattr(digests, "file_digest", recording_digest)
     result = verify_sample(directory, 0.2)
     assert result == ([], 14, 137, 3, 10 * 2 + 2 + 3 * 2)
     first = sorted(decoded), sorted(hashed)
