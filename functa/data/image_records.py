@@ -24,6 +24,7 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _PILLOW_MODES = {1: "L", 3: "RGB"}  # by the number of channels
 _REPAIR = "copy or prepare the data set again"
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
+Box = tuple[float, float, float, float]
 PREPARE = "`functa prepare NAME --source PATH... --data-dir=DIR` makes one"
 
 
@@ -199,7 +200,7 @@ def crop_and_resize(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return resize_box(image, shape, (left, top, width - left, height - top))
 
 
-def resize_box(image: np.ndarray, shape: Sequence[int], box: tuple[float, ...]) -> np.ndarray:
+def resize_box(image: np.ndarray, shape: Sequence[int], box: Box) -> np.ndarray:
     """Resizes a part of an image with Pillow's antialiased bicubic filter.
 
     Args:

@@ -8,7 +8,7 @@ import collections
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -64,7 +64,7 @@ def _wait(future: futures.Future[Item], name: str) -> Item:
 
 def prefetch(
     tasks: Iterable[Callable[[], Item]], *, threads: int, queue_size: int = 0
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Yields the results of `tasks` in order, computed by threads.
 
     Closing the iterator does not wait for the threads, since one of them may hang.

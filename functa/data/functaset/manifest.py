@@ -21,8 +21,7 @@ from functa.runtime import config, digests, errors, storage
 _POLL_SECONDS = 0.5
 _STALL_SECONDS = 600.0  # without a change in the directory, the other processes are taken for dead
 # In an object store a poll takes several requests, and a shard appears only when it is complete.
-_REMOTE_POLL_SECONDS = 2.0
-_REMOTE_STALL_SECONDS = 3600.0
+_REMOTE_FACTOR = 6
 
 
 def write_manifest(directory: epath.PathLike, spec: FunctasetSpec) -> None:
@@ -234,8 +233,8 @@ def _remove_other_files(target: ShardedSet) -> None:
 
 def _wait_until(directory: epath.Path, ready: Callable[[], Any], stop: Callable[[], None]) -> Any:
     """First true result of `ready`, as long as other processes change files in `directory`."""
-    remote = storage.is_remote(directory)
-    stall_seconds = _REMOTE_STALL_SECONDS if remote else _STALL_SECONDS
+    factor = _REMOTE_FACTOR if storage.is_remote(directory) else 1
+    stall_seconds = factor * _STALL_SECONDS
     sizes: dict[str, int] = {}
     since = time.monotonic()
     while not (result := ready()):
@@ -247,7 +246,7 @@ def _wait_until(directory: epath.Path, ready: Callable[[], Any], stop: Callable[
                 " have stopped. Finished shards stay valid; the same command resumes"
             )
         stop()
-        time.sleep(_REMOTE_POLL_SECONDS if remote else _POLL_SECONDS)
+        time.sleep(factor * _POLL_SECONDS)
     return result
 
 

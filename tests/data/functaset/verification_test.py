@@ -181,9 +181,6 @@ def test_a_sample_covers_all_shards_and_never_changes(tmp_path, monkeypatch):
     assert (sorted(decoded), sorted(hashed)) == first
     assert verify_sample(directory, 1e-9)[1:] == (14, 137, 1, 14)  # at least one
     assert verify_sample(directory, 1.0)[1:] == (14, 137, 14, 137)
-    for fraction in (0.0, 1.01):
-        with pytest.raises(ValueError, match=f"fraction={fraction}"):
-            verify_sample(directory, fraction)
 
 
 def test_damage_in_the_sample_is_found(functaset):
@@ -216,6 +213,6 @@ def test_no_damage_of_a_shard_raises(functaset):
             )
             file.write_bytes(damaged.tobytes())
             sample = np.arange(5)
-            found = verification._record_problems(epath.Path(file), shard, layout, sample)
-            assert all(str(file) in problem for problem in found)
+            problem = verification._record_problem(epath.Path(file), shard, layout, sample)
+            assert problem is None or str(file) in problem
         file.write_bytes(content)
