@@ -5,6 +5,7 @@ All problems of a source are found before anything is written.
 
 import functools
 import gzip
+import hashlib
 import io
 import math
 import os
@@ -21,8 +22,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from functa.data.prepare import sources
 from functa.data.prepare.sources import EncodedImage, Report, SourceDataset, SourceSplit
+from functa.runtime.digests import json_digest
 
 # train-images-idx3-ubyte.gz, train-images.idx, ... but not the class_to_idx.json of image folders
 IDX_NAME = re.compile(r"idx\d|ubyte|\.idx(\.gz)?$", re.IGNORECASE)
@@ -41,11 +42,7 @@ def read_idx(paths: Sequence[epath.Path], report: Report) -> SourceDataset:
     Source: the format is described on the MNIST page, LeCun et al. 1998.
     """
     arrays: dict[str, np.ndarray] = {}
-    names = {path.name for path in paths}
     for path in paths:
-        if path.suffix == ".gz" and path.stem in names:
-            report.info(path.name, "not read; the uncompressed file is used")
-            continue
         try:
             array = _idx_array(path.read_bytes())
         except _UNREADABLE as error:
@@ -188,7 +185,7 @@ def _dataset(
     report.raise_problems()
     num_classes = len(class_names) or int(arrays["y_train"].max(initial=0)) + 1
     splits = {}
-    chunks: list[bytes | memoryview] = list(map(str.encode, class_names))
+    digests: list[Any] = [class_names]
     image_shape: tuple[int, ...] = ()
     for split in ("train", "test"):
         images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
@@ -203,9 +200,10 @@ def _dataset(
             continue
         labels = labels.astype(np.int64)
         splits[split] = SourceSplit(labels, functools.partial(_png, split, images), images.nbytes)
-        chunks += [str(images.shape).encode(), np.ascontiguousarray(images).data, labels.data]
+        sha256 = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+        digests.append([images.shape, sha256, labels.tolist()])
     report.raise_problems()
-    return SourceDataset(splits, class_names, num_classes, sources.digest(chunks))
+    return SourceDataset(splits, class_names, num_classes, json_digest(digests))
 
 
 def _array_problem(images: np.ndarray, labels: np.ndarray, num_classes: int) -> str:

@@ -8,7 +8,6 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
-from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +15,9 @@ from etils import epath
 from PIL import Image
 
 from functa.data import image_records, images
-from functa.data.prepare import sources
 from functa.data.prepare.sources import EncodedImage, Report, SourceDataset, SourceSplit
+from functa.runtime import storage
+from functa.runtime.digests import json_digest
 from functa.runtime.errors import UserError
 
 SPLITS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
@@ -46,12 +46,7 @@ class Photo(NamedTuple):
 
 
 def make_dataset(
-    photos: Sequence[Photo],
-    report: Report,
-    *,
-    test_fraction: float | None,
-    min_side: int,
-    jobs: int,
+    photos: Sequence[Photo], report: Report, *, test_fraction: float | None, min_side: int
 ) -> SourceDataset:
     """The splits of a list of photographs. Labels follow the sorted class names of train.
 
@@ -62,7 +57,6 @@ def make_dataset(
     Args:
       test_fraction: part of every class that becomes the test split, for a source without splits.
       min_side: photographs with a shorter side, in pixels, count as damaged.
-      jobs: number of threads.
     Raises:
       UserError: the source has splits and test_fraction is set, or neither.
       DataError: a class has no intact photograph, or train does not have it.
@@ -70,19 +64,19 @@ def make_dataset(
     photos = sorted(photos, key=lambda photo: (photo.split, photo.class_name, photo.name))
     parts = _split_photos(photos, divided=test_fraction is not None)
     class_names = tuple(sorted({photo.class_name for photo in parts["train"]}))
+    labels = {name: label for label, name in enumerate(class_names)}
     for name in class_names:
         if os.fsencode(name).decode(errors="ignore") != name:
             report.add_problem(f"class {name}", "its name is not UTF-8; rename the folder")
-    labels = {name: label for label, name in enumerate(class_names)}
-    with futures.ThreadPoolExecutor(jobs) as pool:
-        for split, part in parts.items():
-            classes: dict[str, list[Photo]] = {}
-            for photo in part:
-                classes.setdefault(photo.class_name, []).append(photo)
-            check = functools.partial(_class_problem, labels=labels, min_side=min_side)
-            for name, problem in zip(classes, pool.map(check, classes.values()), strict=True):
-                if problem:
-                    report.add_problem(f"{split}: class {name}", problem)
+    classes = [
+        list(group)
+        for part in parts.values()
+        for _, group in itertools.groupby(part, key=lambda photo: photo.class_name)
+    ]
+    check = functools.partial(_class_problem, labels=labels, min_side=min_side)
+    for (photo, *_), problem in zip(classes, storage.thread_map(check, classes), strict=True):
+        if problem:
+            report.add_problem(f"{photo.split or 'train'}: class {photo.class_name}", problem)
     report.raise_problems()
     for split, part in parts.items():
         order = images.stratified_order(np.array([labels[photo.class_name] for photo in part]))
@@ -94,11 +88,16 @@ def make_dataset(
             raise UserError(
                 f"--test-fraction={test_fraction} of {len(photos)} images leaves an empty split"
             )
+    # Hashing every byte would take as long as writing the set.
+    listing = {
+        split: [(photo.class_name, photo.name, photo.num_bytes) for photo in part]
+        for split, part in parts.items()
+    }
     return SourceDataset(
         splits={split: _source_split(part, labels, min_side) for split, part in parts.items()},
         class_names=class_names,
         num_classes=len(class_names),
-        digest=_digest(parts, class_names, min_side),
+        digest=json_digest([listing, class_names, min_side]),
     )
 
 
@@ -195,16 +194,4 @@ def _source_split(photos: Sequence[Photo], labels: dict[str, int], min_side: int
         labels=np.array([labels[photo.class_name] for photo in photos], np.int64),
         read=lambda index: read_photo(photos[index], min_side=min_side),
         num_bytes=sum(photo.num_bytes for photo in photos),
-    )
-
-
-def _digest(parts: dict[str, list[Photo]], class_names: Sequence[str], min_side: int) -> str:
-    """Digest of names, sizes and order: hashing every byte would take as long as writing the set."""
-    lines = (
-        os.fsencode(f"{split} {photo.class_name} {photo.name} {photo.num_bytes}")
-        for split, part in parts.items()
-        for photo in part
-    )
-    return sources.digest(
-        itertools.chain([str(min_side).encode(), *map(os.fsencode, class_names)], lines)
     )

@@ -24,14 +24,13 @@ def open_source(
     test_fraction: float | None,
     labels: str | None,
     min_side: int | None,
-    jobs: int,
 ) -> SourceDataset:
     """Opens a source. Arrays are read; of photographs, only the locations.
 
     Args:
       paths: a folder, or one or more files.
       labels: see tars.list_photos.
-      test_fraction, min_side, jobs: see photographs.make_dataset; min_side None means 1.
+      test_fraction, min_side: see photographs.make_dataset; min_side None means 1.
     Raises:
       UserError: a path does not exist, the format is unknown, or an argument is not for it.
       DataError: the source is damaged or incomplete.
@@ -51,7 +50,7 @@ def open_source(
         else:
             photos = tars.list_photos([str(path) for path in files], report, labels=labels)
         return photographs.make_dataset(
-            photos, report, test_fraction=test_fraction, min_side=min_side or 1, jobs=jobs
+            photos, report, test_fraction=test_fraction, min_side=min_side or 1
         )
     if test_fraction is not None:
         raise UserError("--test-fraction is for photographs; this source has its own test split")

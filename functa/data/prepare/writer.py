@@ -1,9 +1,9 @@
 """Writes an image set as a TFDS data set, shard by shard, and resumes after a kill.
 
-    DATA_DIR/NAME/1.0.0.lock                                      held while a program is writing
-                  1.0.0.unfinished/shard_summaries/SHARD.json     see data/sharded_writer.py
-                                   set/SHARD                      shards, at the end the metadata
-                  1.0.0                                           `set`, renamed when complete
+    DATA_DIR/NAME/1.0.0.lock                                    held while a program is writing
+                  1.0.0.unfinished/SHARD                        see data/sharded_writer.py
+                  1.0.0.unfinished/shard_summaries/SHARD.json   removed at the end
+                  1.0.0                                         1.0.0.unfinished, renamed when complete
 
 A shard is a range of a split's images in their order. Damaged images belong to the range but are
 not written. So every image is read once, and a resumed run writes the same bytes.
@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -30,11 +30,11 @@ from functa.data.read_timeout import prefetch
 from functa.data.sharded_writer import Shard, ShardedSet, ShardWriter, Summary
 from functa.runtime import storage
 from functa.runtime.digests import json_digest
-from functa.runtime.errors import DataError, UserError
+from functa.runtime.errors import UserError
 
-# Of a shard or split: "formats", number of images by "JPEG RGB" and the like; "labels", number of
-# images by label; "sizes", at most two (height, width) that occur; "damaged", (name, reason) of images left out.
-Statistics = dict[str, Any]
+# Of the images of a shard or split: numbers of images by "formats" ("JPEG RGB"), by "labels" and by
+# "sizes" ("480x640"), and "damaged", {name: reason} of the images that are left out.
+Statistics = dict[str, dict[str, Any]]
 
 VERSION = "1.0.0"
 DAMAGED = "damaged.txt"
@@ -45,13 +45,14 @@ _QUEUED = 4  # images per thread that may wait in memory for their turn to be wr
 
 def require_absent(name: str, data_dir: epath.Path) -> None:
     """Raises UserError if the data set exists."""
-    target = _target(name, data_dir)
-    if not target.exists():
-        return
-    unfinished = unfinished_folder(name, data_dir)
-    if not (unfinished / "set").exists():  # left by a run that was killed after the rename
-        shutil.rmtree(unfinished, ignore_errors=True)
-    raise UserError(f"{target} exists; delete it first, or choose another NAME or --data-dir")
+    target = data_dir / name / VERSION
+    if target.exists():
+        raise UserError(f"{target} exists; delete it first, or choose another NAME or --data-dir")
+
+
+def unfinished_folder(name: str, data_dir: epath.Path) -> epath.Path:
+    """Folder of a data set that is not complete."""
+    return data_dir / name / f"{VERSION}.unfinished"
 
 
 def write(
@@ -64,39 +65,27 @@ def write(
     Returns:
       Statistics of every split.
     Raises:
-      UserError: the data set exists, another program is writing it, an earlier run began it from
-        another source, or a split has no intact image.
+      UserError: the data set exists, another program is writing it, or an earlier run began it from
+        another source.
       OSError, RuntimeError: it cannot be written, for example because the disk is full. If a shard
         is finished, `unfinished_folder` keeps it.
     """
-    target, folder = _target(name, data_dir), unfinished_folder(name, data_dir)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = target.parent / f"{VERSION}.lock"
+    folder = unfinished_folder(name, data_dir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sharded_set = _sharded_set(folder, dataset, name)
+    lock = folder.parent / f"{VERSION}.lock"
     with storage.locked(lock):
         try:
             require_absent(name, data_dir)  # another program may have finished it
-            sharded_set = _sharded_set(folder, dataset, name)
-            try:
-                _prepare_folder(sharded_set)
-                statistics = _write_set(sharded_set, dataset, jobs=jobs, report=report)
-            except BaseException as error:
-                if isinstance(error, DataError) or not _spec_digests(sharded_set):
-                    shutil.rmtree(folder, ignore_errors=True)  # nothing to resume from
-                raise
-            sharded_set.directory.rename(target)
-            shutil.rmtree(folder, ignore_errors=True)
+            _prepare_folder(sharded_set)
+            statistics = _write_set(sharded_set, dataset, jobs=jobs, report=report)
+            target = folder.rename(folder.parent / VERSION)
+            shutil.rmtree(target / sharded_set.summaries.name)
         finally:
+            if not _spec_digests(sharded_set):  # nothing to resume from
+                shutil.rmtree(folder, ignore_errors=True)
             lock.unlink(missing_ok=True)
     return statistics
-
-
-def unfinished_folder(name: str, data_dir: epath.Path) -> epath.Path:
-    """Folder of the shards of a data set that is not complete."""
-    return data_dir / name / f"{VERSION}.unfinished"
-
-
-def _target(name: str, data_dir: epath.Path) -> epath.Path:
-    return data_dir / name / VERSION
 
 
 def _sharded_set(folder: epath.Path, dataset: SourceDataset, name: str) -> ShardedSet:
@@ -112,7 +101,7 @@ def _sharded_set(folder: epath.Path, dataset: SourceDataset, name: str) -> Shard
         )
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     return ShardedSet(
-        directory=folder / "set",
+        directory=folder,
         summaries=folder / "shard_summaries",
         shards=shards,
         spec_digest=json_digest([dataset.digest, [shard[:4] for shard in shards], versions]),
@@ -135,7 +124,7 @@ def _prepare_folder(sharded_set: ShardedSet) -> None:
     Raises:
       UserError: it has finished shards of another source.
     """
-    folder, digests = sharded_set.directory.parent, _spec_digests(sharded_set)
+    folder, digests = sharded_set.directory, _spec_digests(sharded_set)
     if digests - {sharded_set.spec_digest}:
         raise UserError(
             f"{folder} was begun from another source, with other arguments or with other versions"
@@ -144,7 +133,7 @@ def _prepare_folder(sharded_set: ShardedSet) -> None:
         )
     if not digests:
         shutil.rmtree(folder, ignore_errors=True)
-    sharded_set.directory.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
 
 
 def _write_set(
@@ -175,9 +164,7 @@ def _write_set(
         parts = [summaries[shard] for shard in sharded_set.shards if shard.split == split]
         entries[split] = [part["shard"] for part in parts]
         statistics[split] = _merge([part["statistics"] for part in parts])
-        if not statistics[split]["formats"]:
-            raise DataError([f"the split {split} has no intact image"])
-    _write_metadata(sharded_set.directory, dataset, entries, _merge(list(statistics.values())))
+    _write_metadata(sharded_set.directory, dataset, entries, _merge(statistics.values()))
     return statistics
 
 
@@ -185,33 +172,29 @@ def _write_shard(
     sharded_set: ShardedSet, shard: Shard, labels: list[int], images: Iterator[EncodedImage]
 ) -> Summary:
     """Writes the next images to a shard."""
-    formats: collections.Counter[str] = collections.Counter()
-    counts: collections.Counter[str] = collections.Counter()
-    sizes: set[tuple[int, int]] = set()
-    damaged = []
+    statistics = _merge([])
     with ShardWriter(sharded_set, shard) as writer:
         # Labels first: zip must not take an image beyond the last label.
         for label, image in zip(labels, images, strict=False):
             if image.damage:
-                damaged.append((image.name, image.damage))
+                statistics["damaged"][image.name] = image.damage
                 continue
             writer.append([record(image.data, label)])
-            formats[image.format] += 1
-            counts[str(label)] += 1  # keys of JSON are text
-            sizes.add(image.size)
-        statistics = {"formats": formats, "labels": counts, "sizes": sorted(sizes)[:2]}
-        return writer.commit({"statistics": statistics | {"damaged": damaged}})
+            height, width = image.size
+            statistics["formats"][image.format] += 1
+            statistics["labels"][str(label)] += 1  # keys of JSON are text
+            statistics["sizes"][f"{height}x{width}"] += 1
+        return writer.commit({"statistics": statistics})
 
 
-def _merge(parts: Sequence[Statistics]) -> Statistics:
+def _merge(parts: Iterable[Statistics]) -> Statistics:
     """Statistics of several shards together."""
-    merged: Statistics = {"formats": collections.Counter(), "labels": collections.Counter()}
+    merged: Statistics = {key: collections.Counter() for key in ("formats", "labels", "sizes")}
+    merged["damaged"] = {}
     for part in parts:
-        merged["formats"].update(part["formats"])
-        merged["labels"].update(part["labels"])
-    sizes = {(height, width) for part in parts for height, width in part["sizes"]}
-    damaged = [damage for part in parts for damage in part["damaged"]]
-    return merged | {"sizes": sorted(sizes)[:2], "damaged": damaged}
+        for key, values in merged.items():
+            values.update(part[key])
+    return merged
 
 
 def describe(statistics: Statistics, num_classes: int) -> str:
@@ -225,7 +208,7 @@ def describe(statistics: Statistics, num_classes: int) -> str:
 
 
 def _report_shard(summary: Summary, text: str, report: Report) -> None:
-    for name, reason in summary["statistics"]["damaged"]:
+    for name, reason in summary["statistics"]["damaged"].items():
         report.info(name, f"left out: {reason}")
     entry = summary["shard"]
     report.info(entry["file"], f"{entry['records']:,} images, {text}")
@@ -248,10 +231,10 @@ def _write_metadata(
     entries: dict[str, list[Summary]],
     statistics: Statistics,
 ) -> None:
-    """Writes TFDS's metadata and DAMAGED, then checks the files against the metadata."""
+    """Writes TFDS's metadata and DAMAGED."""
     formats, modes = zip(*(name.split() for name in statistics["formats"]), strict=True)
-    sizes = statistics["sizes"]
-    height, width = sizes[0] if len(sizes) == 1 else (None, None)
+    sizes = list(statistics["sizes"])
+    height, width = map(int, sizes[0].split("x")) if len(sizes) == 1 else (None, None)
     image = tfds.features.Image(
         shape=(height, width, 1 if set(modes) <= {"1", "L"} else 3),
         encoding_format=formats[0].lower() if len(set(formats)) == 1 else None,
@@ -267,5 +250,5 @@ def _write_metadata(
         version=VERSION,
     )
     if statistics["damaged"]:
-        text = "".join(f"{name}: {reason}\n" for name, reason in statistics["damaged"])
+        text = "".join(f"{name}: {reason}\n" for name, reason in statistics["damaged"].items())
         (directory / DAMAGED).write_bytes(os.fsencode(text))  # file names need not be UTF-8

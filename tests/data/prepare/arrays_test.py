@@ -42,17 +42,14 @@ def test_idx(tmp_path, packed, capsys):
     assert "30 images, 3 to 3 of each of 10 classes; 30 PNG L" in capsys.readouterr().out
 
 
-def test_idx_files_listed_one_by_one_and_duplicated_uncompressed(tmp_path):
+def test_idx_files_listed_one_by_one(tmp_path):
     data = image_sources.arrays(shape=(28, 28))
-    folder = image_sources.write_idx(tmp_path / "packed", data, packed=True)
-    first, *others = sorted(folder.iterdir())
+    first, *others = sorted(image_sources.write_idx(tmp_path / "a", data, packed=True).iterdir())
     assert prepare(tmp_path, f"--source={first}", "--source", *others) == 0
     image_sources.assert_holds(tmp_path, data)
-    for path in list(folder.iterdir()):
-        (folder / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-        path.write_bytes(b"not read")
-    assert prepare(tmp_path, "--source", folder, name="again") == 0
-    image_sources.assert_holds(tmp_path, data, "again")
+    (tmp_path / "train-copy.idx").write_bytes(gzip.decompress(first.read_bytes()))
+    with pytest.raises(DataError, match="a second file for x_t"):
+        open_source(tmp_path / "train-copy.idx", first, *others)
 
 
 @pytest.mark.parametrize("binary", [True, False])
