@@ -22,6 +22,7 @@ from functa.runtime.storage import thread_map
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _PILLOW_MODES = {1: "L", 3: "RGB"}  # by the number of channels
+_METADATA = "dataset_info.json"
 _REPAIR = "copy or prepare the data set again"
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 Box = tuple[float, float, float, float]
@@ -32,16 +33,15 @@ def open_builder(name: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilde
     """Opens a prepared data set; prepares and downloads nothing.
 
     Raises:
-      ValueError: there is no such directory or data set, `name` must select one of several configs, or
+      DataError: there is no such directory or data set, `name` must select one of several configs, or
         the metadata cannot be read.
     """
     directory = _find(name, epath.Path(data_dir))
     try:
         return tfds.builder_from_directory(directory)
     except Exception as error:  # damaged files make the parsers raise errors of many types
-        raise ValueError(
-            f"the metadata in {directory} cannot be read ({error}); {_REPAIR}"
-        ) from error
+        problem = f"the metadata in {directory} cannot be read ({error}); {_REPAIR}"
+        raise DataError([problem]) from error
 
 
 def _find(name: str, data_dir: epath.Path) -> epath.Path:
@@ -50,34 +50,25 @@ def _find(name: str, data_dir: epath.Path) -> epath.Path:
     if not base or not folder.is_dir():
         content = "does not exist"
         if data_dir.is_dir():
-            names = sorted(path.name for path in data_dir.iterdir())
-            content = f"holds {', '.join(names[:10]) or 'nothing'}{', ...' * (len(names) > 10)}"
-        raise ValueError(
-            f"no data set {name!r} in data.data_dir: {data_dir} {content}. Set data.data_dir and "
-            f"data.name to a TFDS data set ({PREPARE})"
+            content = f"holds {', '.join(sorted(path.name for path in data_dir.iterdir())[:10])}"
+        raise DataError(
+            [
+                f"no data set {name!r} in data.data_dir: {data_dir} {content}. Set data.data_dir and"
+                f" data.name to a TFDS data set ({PREPARE})"
+            ]
         )
-    if (folder / "dataset_info.json").exists() and not version:
+    if not version and (folder / _METADATA).exists():
         return folder
-    configs = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
-    candidates = [
-        path
-        for config in configs
-        for path in config.iterdir()
-        if _VERSION.fullmatch(path.name)
-        and path.name == (version or path.name)
-        and (path / "dataset_info.json").exists()
-    ]
-    if not candidates:
-        raise ValueError(
-            f"{folder} holds no dataset_info.json, nor do its subfolders "
-            f"{version or 'VERSION'} or CONFIG/{version or 'VERSION'}: its preparation has not "
-            f"finished ({PREPARE})"
-        )
-    if len({path.parent for path in candidates}) > 1:
-        choices = sorted({str(path.parent.relative_to(data_dir)) for path in candidates})
-        raise ValueError(
-            f"{name!r} has several configs; set data.name to one of {', '.join(choices)}"
-        )
+    pattern = f"{version or '*'}/{_METADATA}"
+    files = [*folder.glob(pattern), *folder.glob(f"*/{pattern}")]
+    candidates = [file.parent for file in files if _VERSION.fullmatch(file.parent.name)]
+    configs = sorted({str(path.parent.relative_to(data_dir)) for path in candidates})
+    if not configs:
+        problem = f"neither {folder} nor its folders VERSION and CONFIG/VERSION hold {_METADATA}"
+        raise DataError([f"{problem}: its preparation has not finished ({PREPARE})"])
+    if len(configs) > 1:
+        problem = f"{name!r} has several configs; set data.name to one of {', '.join(configs)}"
+        raise DataError([problem])
     return max(candidates, key=lambda path: tuple(map(int, path.name.split("."))))
 
 
@@ -93,10 +84,11 @@ def validate_features(
         return [f"{path} has the features {sorted(features)}, but 'image' and 'label' are needed"]
     problems = []
     image, label = features["image"], features["label"]
-    matches = [
-        size in (None, wanted) for size, wanted in zip(image.shape, image_shape, strict=False)
+    declared = [
+        wanted if size is None else size
+        for size, wanted in zip(image.shape, image_shape, strict=False)
     ]
-    if len(image.shape) != 3 or not all(matches):
+    if len(image.shape) != 3 or declared != list(image_shape):
         problems.append(
             f"{path} holds images of shape {image.shape}, but data.image_shape is "
             f"{tuple(image_shape)}; set it to the shape of the images"
@@ -119,16 +111,16 @@ def validate_files(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
 
     Reads the end of every file but no example.
     """
+    path, splits = builder.data_path, builder.info.splits
     try:
-        instructions = builder.info.splits[split].file_instructions
+        instructions = splits[split].file_instructions
     except (KeyError, ValueError):
-        splits = ", ".join(builder.info.splits) or "none"
         return [
-            f"{builder.data_path} has no split {split!r}; set data.train_split and data.test_split to "
-            f"one of {splits}"
+            f"{path} has no split {split!r}; set data.train_split and data.test_split to one of"
+            f" {', '.join(splits) or 'none'}"
         ]
     if not sum(instruction.take for instruction in instructions):
-        return [f"split {split!r} of {builder.data_path} has 0 examples"]
+        return [f"split {split!r} of {path} has 0 examples"]
     return [problem for problem in thread_map(_file_problem, instructions) if problem]
 
 
@@ -138,9 +130,9 @@ def _file_problem(instruction: Any) -> str | None:
         return f"{path} with {expected} records is missing; {_REPAIR}"
     reader = array_record_module.ArrayRecordReader(str(path))
     count = reader.num_records()  # from the end of the file: 0 if it is truncated
+    reason = ""
     try:
         reader.close()
-        reason = ""
     except RuntimeError as error:
         reason = f" ({error})"
     if count == expected and not reason:

@@ -224,4 +224,4 @@ def _png(split: str, images: np.ndarray, index: int) -> EncodedImage:
     data = io.BytesIO()
     image.save(data, "PNG")
     size = (image.height, image.width)
-    return EncodedImage(f"{split} {index}", data.getvalue(), f"PNG {image.mode}", size, damage="")
+    return EncodedImage(f"{split} {index}", data.getvalue(), f"PNG {image.mode}", size)

@@ -132,16 +132,12 @@ def read_photo(photo: Photo, *, min_side: int) -> EncodedImage:
     Raises:
       OSError: it cannot be read, for example because a disk is away. Damage raises nothing.
     """
-    try:
-        data = _read(photo)
-    except FileNotFoundError:
-        if photo.num_bytes:  # the file existed when it was listed
-            raise
-        return _damaged(photo, "broken link")
+    damaged = functools.partial(EncodedImage, photo.name)
+    if not photo.num_bytes:
+        return damaged(damage="an empty file or a broken link")
+    data = _read(photo)
     if len(data) != photo.num_bytes:
-        return _damaged(photo, f"only {len(data):,} of {photo.num_bytes:,} bytes are there")
-    if not data:
-        return _damaged(photo, "the file is empty")
+        return damaged(damage=f"only {len(data):,} of {photo.num_bytes:,} bytes are there")
     try:
         with image_records.open_image(data) as image:
             # Pillow names a JPEG with a second picture behind it, as phones write them, MPO.
@@ -153,14 +149,10 @@ def read_photo(photo: Photo, *, min_side: int) -> EncodedImage:
     except MemoryError:  # no fault of the image
         raise
     except Exception as error:  # a damaged image can make Pillow raise anything
-        return _damaged(photo, _reason(error, data))
+        return damaged(damage=_reason(error, data))
     if min(size) < min_side:
-        return _damaged(photo, f"{size[0]}x{size[1]} pixels, --min-side is {min_side}")
-    return EncodedImage(photo.name, data, image_format, size, damage="")
-
-
-def _damaged(photo: Photo, reason: str) -> EncodedImage:
-    return EncodedImage(photo.name, b"", "", (0, 0), damage=reason)
+        return damaged(damage=f"{size[0]}x{size[1]} pixels, --min-side is {min_side}")
+    return EncodedImage(photo.name, data, image_format, size)
 
 
 def _read(photo: Photo) -> bytes:

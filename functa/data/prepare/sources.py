@@ -48,10 +48,10 @@ class EncodedImage(NamedTuple):
     """
 
     name: str
-    data: bytes
-    format: str
-    size: tuple[int, int]
-    damage: str
+    data: bytes = b""
+    format: str = ""
+    size: tuple[int, int] = (0, 0)
+    damage: str = ""
 
 
 class SourceSplit(NamedTuple):
