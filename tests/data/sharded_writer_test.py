@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import pathlib
 import types
 
 import numpy as np
@@ -64,15 +65,18 @@ def test_max_bytes_is_an_upper_bound(tmp_path):
         assert count * size < summary["shard"]["bytes"] <= shard.max_bytes
 
 
-@pytest.mark.parametrize("remote", [False, True])
-def test_a_finished_shard_and_its_summary(tmp_path, monkeypatch, remote):
+@pytest.fixture(params=[False, True])
+def remote(request, tmp_path, monkeypatch):
     """Shards for an object store are written to a local folder and copied."""
-    target = make_set(tmp_path / "set")
-    target.directory.mkdir()
+    (tmp_path / "set").mkdir()
     (tmp_path / "spool").mkdir()
     monkeypatch.setattr(sharded_writer.tempfile, "tempdir", str(tmp_path / "spool"))
-    if remote:
-        monkeypatch.setattr(sharded_writer.storage, "is_remote", lambda path: True)
+    monkeypatch.setattr(sharded_writer.storage, "is_remote", lambda path: request.param)
+    return request.param
+
+
+def test_a_finished_shard_and_its_summary(tmp_path, remote):
+    target = make_set(tmp_path / "set")
     shard = target.shards[1]
     with ShardWriter(target, shard) as shard_writer:
         shard_writer.append(RECORDS[2:3])
@@ -91,18 +95,12 @@ def test_a_finished_shard_and_its_summary(tmp_path, monkeypatch, remote):
     assert target.finished(target.shards, compare_digests=True) == {shard: summary}
 
 
-@pytest.mark.parametrize("remote", [False, True])
 def test_an_unfinished_shard_leaves_nothing(tmp_path, monkeypatch, remote):
     target = make_set(tmp_path / "set")
-    target.directory.mkdir()
-    monkeypatch.setattr(sharded_writer.tempfile, "tempdir", str(tmp_path))
-    if remote:
-        monkeypatch.setattr(sharded_writer.storage, "is_remote", lambda path: True)
     with pytest.raises(KeyError), ShardWriter(target, target.shards[0]) as shard_writer:  # noqa: PT012
         shard_writer.append(RECORDS[:2])
         raise KeyError
-    assert list(target.directory.iterdir()) == []
-    assert list(tmp_path.iterdir()) == [target.directory]
+    assert files(tmp_path) == []
 
     def fail(path, value):
         raise OSError(errno.EIO, "Input/output error")
@@ -122,41 +120,33 @@ def test_a_shard_that_is_written_again_has_no_summary_of_the_old_one(tmp_path, m
     assert list(target.finished(target.shards)) == target.shards[1:]
 
 
-def damage_shard(shard, summary):
-    shard.write_bytes(shard.read_bytes()[:-1])
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-1])
 
 
-def damage_summary(shard, summary):
-    summary.write_text(summary.read_text()[:-40])
-
-
-def empty_summary(shard, summary):
-    summary.write_text("[]")
-
-
-def other_spec(shard, summary):
-    summary.write_text(summary.read_text().replace("sha256:0", "sha256:1"))
+def set_other_spec(file):
+    file.write_text(file.read_text().replace("sha256:0", "sha256:1"))
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("folder", "suffix", "damage"),
     [
-        lambda shard, summary: shard.unlink(),
-        lambda shard, summary: summary.unlink(),
-        damage_shard,
-        damage_summary,
-        empty_summary,
-        other_spec,
+        ("", "", pathlib.Path.unlink),
+        ("", "", truncate),
+        ("summaries", ".json", pathlib.Path.unlink),
+        ("summaries", ".json", truncate),
+        ("summaries", ".json", lambda file: file.write_text("[]")),
+        ("summaries", ".json", set_other_spec),
     ],
 )
-def test_a_damaged_or_foreign_shard_is_not_finished(tmp_path, damage):
+def test_a_damaged_or_foreign_shard_is_not_finished(tmp_path, folder, suffix, damage):
     target = make_set(tmp_path)
     assert target.finished(target.shards) == {}
     write(target)
     complete = target.finished(target.shards)
     assert list(complete) == target.shards
     shard = target.shards[1]
-    damage(tmp_path / shard.file, tmp_path / "summaries" / f"{shard.file}.json")
+    damage(tmp_path / folder / f"{shard.file}{suffix}")
     del complete[shard]
     assert target.finished(target.shards) == complete
 
