@@ -72,8 +72,7 @@ class ShardedSet(NamedTuple):
     """A data set that is written as shards.
 
     Attributes:
-      directory: directory of the shards, a local path or gs://.
-      summaries: directory of the summaries.
+      directory: directory of the shards, a local path or gs://; summaries: that of the summaries.
       shards: shards of all splits, in order.
       spec_digest: digest of everything that determines the bytes of the shards.
       options: options of ArrayRecordWriter.
@@ -96,26 +95,22 @@ class ShardedSet(NamedTuple):
         Args:
           compare_digests: read all bytes of the shards too, not only their sizes.
         """
-        existing: set[str] = set()
-        with contextlib.suppress(FileNotFoundError):
-            existing = {file.name for file in self.summaries.iterdir()}
+        existing = {file.name for file in self.summaries.glob("*.json")}
         candidates = [shard for shard in shards if self.summary_file(shard).name in existing]
         read = functools.partial(self._read_summary, compare_digests=compare_digests)
-        summaries = storage.thread_map(read, candidates)
-        pairs = zip(candidates, summaries, strict=True)
-        return {shard: summary for shard, summary in pairs if summary is not None}
+        summaries = zip(candidates, storage.thread_map(read, candidates), strict=True)
+        return {shard: summary for shard, summary in summaries if summary is not None}
 
     def _read_summary(self, shard: Shard, *, compare_digests: bool) -> Summary | None:
         file = self.directory / shard.file
         try:
             summary = json.loads(self.summary_file(shard).read_text())
             entry = summary["shard"]
-            valid = summary["spec_digest"] == self.spec_digest
-            valid = valid and entry["bytes"] == file.stat().length
-            valid = valid and not (compare_digests and entry["sha256"] != file_digest(file))
+            if summary["spec_digest"] != self.spec_digest or entry["bytes"] != file.stat().length:
+                return None
+            return None if compare_digests and entry["sha256"] != file_digest(file) else summary
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None  # a damaged summary says nothing about its shard
-        return summary if valid else None
 
     def require_space(self, shards: Sequence[Shard]) -> None:
         """Raises OSError (ENOSPC), with both numbers, if the disk has no room for `shards`.

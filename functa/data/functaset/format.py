@@ -101,27 +101,19 @@ class RecordLayout:
         values.append(("latents", _BYTES_LIST, (STORAGE_DTYPES[self.dtype], self.latent_shape)))
         names, kinds, formats = zip(*values, strict=True)
         widths = [np.dtype(part).itemsize for part in formats]
-        headers = [
-            _entry_header(name, kind, width)
-            for name, kind, width in zip(names, kinds, widths, strict=True)
-        ]
+        headers = list(map(_entry_header, names, kinds, widths))
         body = sum(map(len, headers)) + sum(widths)
         record = bytearray(b"\x0a" + _varint(body))  # Example.features
-        offsets, fixed = [], [np.arange(len(record))]
+        offsets, fixed = [], list(range(len(record)))
         for header, width in zip(headers, widths, strict=True):
-            fixed.append(np.arange(len(record), len(record) + len(header)))
+            fixed += range(len(record), len(record) + len(header))
             record += header
             offsets.append(len(record))
             record += bytes(width)
-        fields: Any = {
-            "names": names,
-            "formats": formats,
-            "offsets": offsets,
-            "itemsize": len(record),
-        }
-        object.__setattr__(self, "struct", np.dtype(fields))
+        fields: Any = {"names": names, "formats": formats, "offsets": offsets}
+        object.__setattr__(self, "struct", np.dtype(fields | {"itemsize": len(record)}))
         object.__setattr__(self, "template", np.frombuffer(bytes(record), np.uint8))
-        object.__setattr__(self, "fixed", np.concatenate(fixed))
+        object.__setattr__(self, "fixed", np.array(fixed))
 
     @property
     def latent_bytes(self) -> int:

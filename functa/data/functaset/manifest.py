@@ -80,7 +80,7 @@ def complete_manifest(
     old = config.flatten(stored)
     new = config.flatten(spec.header() | {"examples": spec.num_records})
     differences = [
-        f"{key}: {old.get(key, '(absent)')} there, {new.get(key, '(absent)')} now"
+        f"{key}: {old.get(key)} there, {new.get(key)} now"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
@@ -189,12 +189,10 @@ def _write_metadata(
         "bfloat16": "bits of bfloat16: latents.view(ml_dtypes.bfloat16)",
         "int8": "multiply by scale",
     }
+    dtype = np.dtype(format.STORAGE_DTYPES[layout.dtype]).type
     connectors = {
         "latents": features.Tensor(
-            shape=layout.latent_shape,
-            dtype=np.dtype(format.STORAGE_DTYPES[layout.dtype]).type,
-            encoding="bytes",
-            doc=notes.get(layout.dtype),
+            shape=layout.latent_shape, dtype=dtype, encoding="bytes", doc=notes.get(layout.dtype)
         ),
         "label": features.Scalar(np.int64),
         "id": features.Scalar(np.int64, doc="index in the image data set's own split"),
@@ -210,25 +208,17 @@ def _write_metadata(
     sharded_writer.write_tfds_metadata(
         directory,
         features=features.FeaturesDict(connectors),
-        shards={
-            split: [each["shard"] for each in summaries] for split, summaries in splits.items()
-        },
-        description=f"Images as latents of a field, {layout.dtype}; statistics in"
-        f" {format.MANIFEST}.",
+        shards={split: [part["shard"] for part in parts] for split, parts in splits.items()},
+        description=f"Images as latents of a field, {layout.dtype}; statistics in {format.MANIFEST}.",
     )
 
 
 def _remove_other_files(target: ShardedSet) -> None:
     """Removes shards, summaries and unfinished files that are not of this set."""
-    shards = {shard.file for shard in target.shards}
-    summaries = {target.summary_file(shard).name for shard in target.shards}
-    others = [
-        file
-        for file in target.directory.iterdir()
-        if file.name.startswith(f"{format.NAME}-") and file.name not in shards
-    ]
-    others += [file for file in target.summaries.iterdir() if file.name not in summaries]
-    storage.thread_map(lambda file: file.unlink(), others)
+    own = {shard.file for shard in target.shards}
+    own |= {target.summary_file(shard).name for shard in target.shards}
+    files = [*target.directory.glob(f"{format.NAME}-*"), *target.summaries.iterdir()]
+    storage.thread_map(lambda file: file.unlink(), [file for file in files if file.name not in own])
 
 
 def _wait_until(directory: epath.Path, ready: Callable[[], Any], stop: Callable[[], None]) -> Any:

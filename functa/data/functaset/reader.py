@@ -85,12 +85,7 @@ class Manifest:
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Functaset:
-    """A complete functaset; see `open_functaset`.
-
-    Attributes:
-      path: its directory.
-      manifest: its Manifest.
-    """
+    """A complete functaset; see `open_functaset`."""
 
     path: epath.Path
     manifest: Manifest
