@@ -86,7 +86,7 @@ class Session:
         self.manifest, self.num_classes = functaset.manifest, int(self.config.data.num_classes)
         counts = {name: functaset.num_examples(name) for name in self.manifest.splits}
         self.splits = {name: count for name, count in counts.items() if count}
-        self._records = {name: functaset.source(name, cache="none") for name in self.splits}
+        self._records = {name: functaset.source(name) for name in self.splits}
         self.max_scale = min(_MAX_SCALE, max(2, _MAX_SIDE // max(self.field.image_shape[:2])))
         self.images_problem = self.generator_problem = ""
         # The page shows a few images at a time, so no split is cached.

@@ -15,14 +15,15 @@ import jax
 import numpy as np
 
 from functa.data import loader
-from functa.data.functaset.reader import Functaset, in_memory
-from functa.data.sources import FunctionSource, InMemorySource, Source
+from functa.data.functaset.reader import Functaset
+from functa.data.sources import FunctionSource, InMemorySource, Source, load_into_memory
 from functa.runtime import memory as memory_lib
 from functa.runtime import mesh as mesh_lib
 
 CACHES = ("none", "host", "device")
 COPIES = ("first", "all")
 _NAMES = ("latents", "scale", "label", "mask")  # the arrays that models use
+_BLOCK_SIZE = 256  # records decoded at once when a whole split is read
 _DEVICE_FRACTION = 0.5  # of the memory of a device; the rest is for the model
 
 
@@ -76,7 +77,7 @@ class LatentBatches:
     def _open_split(self, split: str) -> tuple[Source, Callable[[Any], Any]]:
         """A source, and a function of the batches that the loader makes of it."""
         stride = self._stride if split == "train" else 1
-        records: Any = self._functaset.source(split, "none")
+        records: Any = self._functaset.source(split)
         if stride > 1:
             read = records.read
             records = FunctionSource(
@@ -84,7 +85,7 @@ class LatentBatches:
             )
         if self._cache == "none":
             return records, _select
-        rows = in_memory(records)
+        rows = load_into_memory(records, block_size=_BLOCK_SIZE, threads=1)
         if self._cache == "host":
             return rows, _select
         indices = FunctionSource(rows.num_examples, lambda k: {"index": k.astype(np.int32)})

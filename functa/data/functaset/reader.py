@@ -30,12 +30,11 @@ from etils import epath
 
 from functa.data.functaset import format
 from functa.data.functaset.format import RecordLayout
-from functa.data.sources import Batch, InMemorySource, Source, check_indices, load_into_memory
+from functa.data.sources import Batch, check_indices
 from functa.runtime import digests, storage
 from functa.runtime.errors import DamagedFileError
 
 _MIN_RECORDS_PER_CALL = 100  # per shard; with fewer, reading one by one is faster
-_BLOCK_SIZE = 256  # records decoded at once when a whole split is read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,20 +93,9 @@ class Functaset:
         """Number of records of a split, with augmented copies."""
         return self._split(split)["examples"]
 
-    def source(self, split: str, cache: str) -> "InMemorySource | FileSource":
-        """Opens a split for random access.
-
-        Args:
-          split: train, validation or test.
-          cache: "host" decodes the split once and keeps it in memory; "none" reads and decodes at every
-            access. For the memory of devices see functaset/batches.py.
-        Returns:
-          A source; see RecordLayout.unpack for the arrays that it reads.
-        """
-        if cache not in ("host", "none"):
-            raise ValueError(f"cache must be host or none, not {cache!r}")
-        source = FileSource(path=self.path, split=self._split(split), layout=self.manifest.layout)
-        return source if cache == "none" else in_memory(source)
+    def source(self, split: str) -> "FileSource":
+        """Opens a split for random access; see RecordLayout.unpack for the arrays that it reads."""
+        return FileSource(path=self.path, split=self._split(split), layout=self.manifest.layout)
 
     def _split(self, split: str) -> dict[str, Any]:
         if split not in self.manifest.splits:
@@ -116,7 +104,7 @@ class Functaset:
 
 
 class FileSource:
-    """Reads and decodes records at every request. It can be pickled."""
+    """Reads and decodes records at every request."""
 
     def __init__(self, *, path: epath.Path, split: dict[str, Any], layout: RecordLayout):
         """split: its entry in the manifest."""
@@ -165,11 +153,6 @@ class FileSource:
             file = self._path / shard["file"]
             problems.append(file_problem(file, size=shard["bytes"], digest=shard["sha256"]))
         return "; ".join(f"{problem}; delete it and run again" for problem in problems if problem)
-
-
-def in_memory(source: Source) -> InMemorySource:
-    """Decodes a whole split into memory."""
-    return load_into_memory(source, block_size=_BLOCK_SIZE, threads=1)
 
 
 def open_functaset(path: epath.PathLike, *, field_digest: str | None) -> Functaset:

@@ -1,5 +1,4 @@
 import json
-import pickle
 import subprocess
 import sys
 
@@ -33,8 +32,8 @@ def functaset(tmp_path):
     return directory, json.loads((directory / "manifest.json").read_text())
 
 
-def open_source(functasets, dtype, split, cache):
-    return reader.open_functaset(functasets[dtype][0], field_digest=None).source(split, cache)
+def open_source(functasets, dtype, split):
+    return reader.open_functaset(functasets[dtype][0], field_digest=None).source(split)
 
 
 def documented_latents(record, dtype):
@@ -75,36 +74,30 @@ def test_other_programs_read_bfloat16_without_jax_and_tensorflow(functasets):
     assert result.stdout == "uint16 (2, 2, 3) 203\n"
 
 
-@pytest.mark.parametrize("cache", ["host", "none"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_read_returns_the_requested_records_ordered_results(functasets, dtype, cache):
+def test_read_returns_the_requested_records_in_order(functasets, dtype):
     expected = functasets[dtype][1]["train"]
-    source = open_source(functasets, dtype, "train", cache)
+    source = open_source(functasets, dtype, "train")
     assert source.num_examples == 45
     latents = format.dequantize(*format.quantize(expected["latents"], dtype))
     for indices in ([44, 0, 19, 20, 20, 21], list(range(45)), [7], []):
         indices = np.array(indices, np.int64)
-        for one in (source, pickle.loads(pickle.dumps(source))):
-            batch = one.read(indices)
-            np.testing.assert_array_equal(format.float32_latents(batch), latents[indices])
-            for name in ("label", "id", "copy", "psnr"):
-                np.testing.assert_array_equal(batch[name], expected[name][indices])
-            assert batch["latents"].dtype == np.dtype(dtype)
+        batch = source.read(indices)
+        np.testing.assert_array_equal(format.float32_latents(batch), latents[indices])
+        for name in ("label", "id", "copy", "psnr"):
+            np.testing.assert_array_equal(batch[name], expected[name][indices])
+        assert batch["latents"].dtype == np.dtype(dtype)
 
 
-@pytest.mark.parametrize("cache", ["host", "none"])
 @pytest.mark.parametrize("index", [-1, 45])
-def test_indices_outside_the_split_are_refused(functasets, cache, index):
-    source = open_source(functasets, "float16", "train", cache)
+def test_indices_outside_the_split_are_refused(functasets, index):
     with pytest.raises(IndexError, match="45"):
-        source.read(np.array([3, index]))
+        open_source(functasets, "float16", "train").read(np.array([3, index]))
 
 
-def test_unknown_splits_and_caches_are_refused(functasets):
+def test_unknown_splits_are_refused(functasets):
     with pytest.raises(ValueError, match="'dev'.* train, validation, test"):
-        open_source(functasets, "float16", "dev", "host")
-    with pytest.raises(ValueError, match="'disk'"):
-        open_source(functasets, "float16", "train", "disk")
+        open_source(functasets, "float16", "dev")
 
 
 def test_damaged_records_name_their_shard(functaset):
@@ -115,7 +108,7 @@ def test_damaged_records_name_their_shard(functaset):
     half = len(content) // 2
     content[:half] = bytes(half)
     file.write_bytes(content)
-    source = opened.source("train", "none")
+    source = opened.source("train")
     for index in (20, 39):  # the first and last record of the shard
         with pytest.raises(DamagedFileError, match=file.name):
             source.read(np.array([index]))
