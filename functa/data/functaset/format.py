@@ -73,6 +73,14 @@ def float32_latents(batch: dict[str, Any]) -> Any:
     return dequantize(batch["latents"], batch.get("scale"))
 
 
+class LayoutError(ValueError):
+    """A record does not have the layout of its functaset; `position` is its place in the batch."""
+
+    def __init__(self, position: int, reason: str):
+        super().__init__(f"record {position} {reason}")
+        self.position = position
+
+
 @dataclasses.dataclass(frozen=True)
 class RecordLayout:
     """Positions of the values in a record.
@@ -154,18 +162,15 @@ class RecordLayout:
           `float32_latents` on the device, after the transfer; label int32 [k], id int64 [k], copy
           int32 [k], psnr float32 [k].
         Raises:
-          ValueError: a record does not have this layout; names its position in `records`.
+          LayoutError: a record does not have this layout.
         """
-        wrong = [k for k, record in enumerate(records) if len(record) != self.record_bytes]
-        if wrong:
-            raise ValueError(
-                f"record {wrong[0]} has {len(records[wrong[0]])} bytes, not {self.record_bytes}"
-            )
+        for k, record in enumerate(records):
+            if len(record) != self.record_bytes:
+                raise LayoutError(k, f"has {len(record)} bytes, not {self.record_bytes}")
         rows = np.frombuffer(b"".join(records), np.uint8).reshape(-1, self.record_bytes)
         equal = (rows[:, self.fixed] == self.template[self.fixed]).all(axis=1)
         if not equal.all():
-            k = int(np.argmin(equal))
-            raise ValueError(f"record {k} is not a record of this functaset: its headers differ")
+            raise LayoutError(int(np.argmin(equal)), "is not a record of this functaset")
         values = rows.view(self.struct)[:, 0]
         latents = np.ascontiguousarray(values["latents"])
         if self.dtype == "bfloat16":

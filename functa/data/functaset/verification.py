@@ -72,7 +72,7 @@ def verify(path: epath.PathLike, *, field_digest: str | None, fraction: float) -
         if file.name.startswith(f"{format.NAME}-") and file.name not in names
     ]
     records = sum(shard["records"] for shard in shards)
-    decoded = sum(_sample_size(shard["records"], fraction) for shard in shards)
+    decoded = sum(math.ceil(fraction * shard["records"]) for shard in shards)
     return Verification(problems, len(shards), records, len(hashed), decoded)
 
 
@@ -92,13 +92,9 @@ def _metadata_problems(path: epath.Path, manifest: Manifest, field_digest: str |
     return [problem for problem in problems if problem]
 
 
-def _sample_size(count: int, fraction: float) -> int:
-    return math.ceil(fraction * count)
-
-
 def _sample(count: int, fraction: float, *, seed: int) -> np.ndarray:
     """Sorted random sample of range(count): one index of each of equally long intervals."""
-    size = _sample_size(count, fraction)
+    size = math.ceil(fraction * count)
     edges = np.arange(size + 1, dtype=np.int64) * count // max(1, size)
     # Raw bits are the same in every version of NumPy.
     bits = np.random.Philox(np.random.SeedSequence(seed)).random_raw(size)
@@ -116,13 +112,10 @@ def _record_problem(
             return f"{file} has {count} records, not {shard['records']}"
         for start in range(0, len(sample), block_size):
             numbers = sample[start : start + block_size]
-            records = reader.read(numbers.tolist())
             try:
-                block = layout.unpack(records)
-            except ValueError:
-                pairs = zip(numbers, records, strict=True)
-                bad = next(number for number, record in pairs if not _decodes(layout, record))
-                return f"{file}: record {bad} cannot be decoded"
+                block = layout.unpack(reader.read(numbers.tolist()))
+            except format.LayoutError as error:
+                return f"{file}: record {numbers[error.position]} cannot be decoded"
             latents = format.float32_latents(block)
             finite = np.isfinite(latents).all(axis=(1, 2, 3)) & np.isfinite(block["psnr"])
             if not finite.all():
@@ -134,11 +127,3 @@ def _record_problem(
     except (ValueError, RuntimeError, IndexError) as error:
         return f"{file}: a record cannot be read: {error}"
     return None
-
-
-def _decodes(layout: RecordLayout, record: bytes) -> bool:
-    try:
-        layout.unpack([record])
-    except ValueError:
-        return False
-    return True
