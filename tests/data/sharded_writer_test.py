@@ -182,7 +182,7 @@ def test_too_little_space_is_an_error_with_both_numbers(tmp_path, monkeypatch):
         target.require_space(target.shards)
 
 
-def test_a_full_disk_is_told_from_other_failures(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_and_other_errors_pass(tmp_path, monkeypatch):
     class FullDisk(array_record_module.ArrayRecordWriter):
         message = "write() failed: No space left on device"
 
