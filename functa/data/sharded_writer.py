@@ -197,7 +197,7 @@ class ShardWriter:
         return summary
 
     def abort(self) -> None:
-        """Removes an unfinished shard and the spool; does nothing else after `commit`."""
+        """Removes the temporary files."""
         if self._writer.is_open():
             with contextlib.suppress(RuntimeError):  # closing after a failed write fails again
                 self._writer.close()

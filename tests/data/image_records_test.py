@@ -6,6 +6,7 @@ from PIL import Image
 
 from functa.data import image_records
 from tests.support.image_sets import encode, pixels
+from tests.support.image_sources import gray_png_of_16_bits, png_of_16_bits
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "L", "1"])
@@ -18,10 +19,9 @@ def test_other_modes_become_rgb_as_pillow_converts_them(mode):
 
 
 def test_refuses_16_bit_images_and_truncated_files():
-    deep = io.BytesIO()
-    Image.fromarray(np.full((6, 5), 40000, np.uint16)).save(deep, "PNG")
-    with pytest.raises(ValueError, match="8 bits"):
-        image_records.decode_image(deep.getvalue(), channels=1)
+    for encoded in (gray_png_of_16_bits(), png_of_16_bits()):
+        with pytest.raises(ValueError, match="8 bits"):
+            image_records.decode_image(encoded, channels=1)
     with pytest.raises(OSError, match="truncated"):
         image_records.decode_image(encode(pixels(1)[0])[:-40], channels=3)
 

@@ -1,5 +1,6 @@
 import threading
 import time
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -62,13 +63,6 @@ def test_epochs_and_seeds_have_permutations_of_their_own():
     assert len({tuple(epoch) for epoch in epochs}) == 12
 
 
-def test_every_example_appears_at_every_position():
-    actual = np.array(train(4, batch_size=4, last=400))
-    for position in range(4):
-        counts = np.bincount(actual[:, position], minlength=4)
-        assert np.all(np.abs(counts - 100) < 40)
-
-
 def test_order_is_the_same_in_every_release():
     assert train(10, batch_size=5, last=3) == [[6, 3, 7, 2, 0], [5, 4, 1, 9, 8], [3, 9, 5, 0, 6]]
 
@@ -98,14 +92,9 @@ def test_threads_sort_an_order_once(monkeypatch):
 
     monkeypatch.setattr(rng, "stream_seed", slow_seed)
     options = {"num_examples": 12_347, "seed": 9}
-    threads = [
-        threading.Thread(target=loader.shuffled_examples, args=(np.arange(5),), kwargs=options)
-        for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with futures.ThreadPoolExecutor(8) as pool:
+        for _ in range(8):
+            pool.submit(loader.shuffled_examples, np.arange(5), **options)
     assert calls == [(9, "order", 0)]
 
 

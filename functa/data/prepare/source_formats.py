@@ -98,10 +98,8 @@ def _are_photo_tars(files: Sequence[epath.Path]) -> bool:
         first = next((os.path.basename(member.name) for member in tar if member.isreg()), "")
     if first == "readme.html" or arrays.CIFAR_NAME.fullmatch(first):
         return False
-    compressed = [str(path) for path in files if path.suffix != ".tar"]
-    if compressed and first:
-        raise UserError(f"{', '.join(compressed)}: compressed tars cannot be read; uncompress them")
-    remote = [str(path) for path in files if storage.is_remote(path)]
-    if remote and not compressed:
-        raise UserError(f"tars cannot be read from a store; copy to a disk: {', '.join(remote)}")
+    compressed = any(path.suffix != ".tar" for path in files)
+    if first if compressed else any(map(storage.is_remote, files)):
+        names = ", ".join(map(str, files))
+        raise UserError(f"{names}: tars of photographs must be uncompressed and on a local disk")
     return not compressed
