@@ -99,7 +99,8 @@ def _are_photo_tars(files: Sequence[epath.Path]) -> bool:
     if first == "readme.html" or arrays.CIFAR_NAME.fullmatch(first):
         return False
     compressed = any(path.suffix != ".tar" for path in files)
-    if first if compressed else any(map(storage.is_remote, files)):
+    remote = any(storage.is_remote(path) for path in files)
+    if (compressed and first) or (remote and not compressed):
         names = ", ".join(map(str, files))
         raise UserError(f"{names}: tars of photographs must be uncompressed and on a local disk")
     return not compressed
