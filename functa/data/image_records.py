@@ -250,25 +250,34 @@ class Records:
 
     def _read(self, indices: np.ndarray, *, resize: bool) -> dict[str, Any]:
         ids = self._ids[check_indices(indices, self.num_examples)]
-        try:
-            records = self._source.__getitems__(ids.tolist())
-        except RuntimeError as error:
-            raise DataError([self._damage(ids)]) from error
-        images = []
-        for index, record in zip(ids, records, strict=True):
+        images, labels = [], []
+        for index, record in zip(ids, self._fetch(ids), strict=True):
             try:
                 images.append(self._decode(record["image"], resize))
+                labels.append(self._checked_label(record["label"]))
             except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: a broken PNG file
-                raise DataError([f"{self._place(index)} cannot be read: {error}"]) from error
-        labels = np.array([record["label"] for record in records], np.int64)
-        wrong = np.flatnonzero((labels < 0) | (labels >= self._num_classes))
-        if wrong.size:
-            message = (
-                f"{self._place(ids[wrong[0]])} has label {labels[wrong[0]]}, but data.num_classes="
-                f"{self._num_classes} allows 0 to {self._num_classes - 1}"
+                raise DataError([f"{self._place(index)} cannot be used: {error}"]) from error
+        return {"image": images, "label": np.array(labels, np.int32), "id": ids}
+
+    def _fetch(self, ids: np.ndarray) -> Sequence[dict[str, Any]]:
+        try:
+            return self._source.__getitems__(ids.tolist())
+        except RuntimeError:
+            for index in ids:  # reads one by one to name the damaged record
+                try:
+                    self._source[int(index)]
+                except RuntimeError as error:
+                    problem = f"{self._place(index)} is damaged ({error}); {_REPAIR}"
+                    raise DataError([problem]) from error
+            raise
+
+    def _checked_label(self, label: int) -> int:
+        if not 0 <= label < self._num_classes:
+            raise ValueError(
+                f"label {label}, but data.num_classes={self._num_classes} allows 0 to"
+                f" {self._num_classes - 1}"
             )
-            raise DataError([message])
-        return {"image": images, "label": labels.astype(np.int32), "id": ids}
+        return label
 
     def _decode(self, stored: Any, resize: bool) -> np.ndarray:
         image = decode_image(stored, channels=self.image_shape[2]) if self._encoded else stored
@@ -280,18 +289,7 @@ class Records:
 
     def _place(self, index: int) -> str:
         """File and record of an example of the split, for messages."""
-        left = int(index)
-        for file in self._files:
-            if left < file.take:
-                return f"record {file.skip + left} of {file.filename}"
-            left -= file.take
-        raise IndexError(f"example {index} is in none of {len(self._files)} files")
-
-    def _damage(self, ids: np.ndarray) -> str:
-        """Reads records one by one to name the damaged one."""
-        for index in ids:
-            try:
-                self._source[int(index)]
-            except RuntimeError as error:
-                return f"{self._place(index)} is damaged ({error}); {_REPAIR}"
-        return f"records {ids.min()} to {ids.max()} can be read one by one but not together"
+        ends = np.cumsum([file.take for file in self._files])
+        k = int(np.searchsorted(ends, index, side="right"))
+        file = self._files[k]
+        return f"record {file.skip + index - ends[k] + file.take} of {file.filename}"

@@ -135,13 +135,22 @@ class LatentShardWriter(ShardWriter):
             self._write_block(latents[rows], label[rows], id[rows], copy[rows], psnr[rows])
 
     def _write_block(self, latents, label, id, copy, psnr) -> None:
+        def require_finite(name: str, values: np.ndarray) -> None:
+            finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            if not finite.all():
+                k = int(np.argmin(finite))
+                raise FloatingPointError(
+                    f"{name} not finite: {self._shard.split} example id {id[k]}, copy {copy[k]}."
+                    " Nothing of this shard is kept. Check the field (config.meta_learn) or set"
+                    " config.encode.dtype=float32"
+                )
+
         dtype = self._layout.dtype
-        example = {"split": self._shard.split, "id": id, "copy": copy}
-        _require_finite("latents are", latents, **example)
-        _require_finite("psnr is", psnr, **example)
+        require_finite("latents are", latents)
+        require_finite("psnr is", psnr)
         stored, scale = format.quantize(latents, dtype)
         rounded = format.dequantize(stored, scale)
-        _require_finite(f"latents as {dtype} are", rounded, **example)
+        require_finite(f"latents as {dtype} are", rounded)
         self.append(
             self._layout.pack(stored=stored, scale=scale, label=label, id=id, copy=copy, psnr=psnr)
         )
@@ -216,13 +225,3 @@ class ShardSequenceWriter:
         """Removes an unfinished shard."""
         if self._writer is not None:
             self._writer.abort()
-
-
-def _require_finite(name: str, values: np.ndarray, *, split: str, id, copy) -> None:
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if not finite.all():
-        k = int(np.argmin(finite))
-        raise FloatingPointError(
-            f"{name} not finite: {split} example id {id[k]}, copy {copy[k]}. Nothing of this shard"
-            " is kept. Check the field (config.meta_learn) or set config.encode.dtype=float32"
-        )
