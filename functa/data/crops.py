@@ -2,16 +2,13 @@
 
 import functools
 import itertools
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
-from functa.data.image_records import decode_image, open_image
+from functa.data.image_records import IMAGE_NAME, decode_image, open_image
 from functa.runtime.errors import DataError
-
-_NAME = re.compile(r".+\.(png|jpe?g)", re.IGNORECASE)
 
 
 def read_crops(
@@ -36,7 +33,7 @@ def read_crops(
     folder = epath.Path(folder)
     if not folder.is_dir():
         raise DataError([f"{folder} is not a folder of images"])
-    paths = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    paths = sorted(path for path in folder.iterdir() if IMAGE_NAME.fullmatch(path.name))
     sizes, problems = {}, []
     for path in paths:
         try:

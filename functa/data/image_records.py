@@ -23,6 +23,8 @@ from functa.runtime.storage import thread_map
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _PILLOW_MODES = {1: "L", 3: "RGB"}  # by the number of channels
 _METADATA = "dataset_info.json"
+# Files whose names begin with a dot are notes of an operating system.
+IMAGE_NAME = re.compile(r"[^.].*\.(png|jpe?g)", re.IGNORECASE)
 _REPAIR = "copy or prepare the data set again"
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 Box = tuple[float, float, float, float]

@@ -1,7 +1,7 @@
 """Batches of a source for training and evaluation.
 
 Threads of Grain map the number of a step to the examples of that step and read them with one call,
-so that an example costs no Python of its own. The examples of a step are a function of the seed and
+so that no Python runs per example. The examples of a step are a function of the seed and
 the step alone; they do not depend on the number of processes, on threads or on restarts.
 """
 

@@ -19,7 +19,7 @@ from functa.runtime import digests
 COMPRESSIONS = {"none": "uncompressed", "zstd": "zstd:3"}
 SUMMARIES = "shard_summaries"  # directory inside the functaset
 _MEGABYTE = 1e6
-_BLOCK_NUMBERS = 1 << 21  # latent numbers rounded at once, in 60 MB, whatever the batch size
+_BLOCK_NUMBERS = 1 << 21  # latent numbers rounded at once, in 60 MB
 
 
 def records_per_shard(shard_megabytes: float, layout: RecordLayout) -> int:

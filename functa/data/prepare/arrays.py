@@ -1,7 +1,4 @@
-"""Readers of published image arrays: MNIST-style idx files, CIFAR-10 archives and .npz files.
-
-All problems of a source are found before anything is written.
-"""
+"""Readers of published image arrays: MNIST-style idx files, CIFAR-10 archives and .npz files."""
 
 import functools
 import gzip

@@ -2,6 +2,7 @@
 
 from etils import epath
 
+from functa.data.image_records import IMAGE_NAME
 from functa.data.prepare import photographs
 from functa.data.prepare.photographs import Photo
 from functa.data.prepare.sources import Report
@@ -25,7 +26,7 @@ def list_photos(root: epath.Path, report: Report) -> list[Photo]:
         for path in classes:
             place = f"{name}/{path.name}".lstrip("/")
             files = list(path.iterdir())
-            images = sorted(file for file in files if photographs.NAME.fullmatch(file.name))
+            images = sorted(file for file in files if IMAGE_NAME.fullmatch(file.name))
             sizes = storage.thread_map(_num_bytes, images)
             found = [
                 Photo(split, path.name, f"{place}/{file.name}", str(file), None, size)
@@ -34,7 +35,7 @@ def list_photos(root: epath.Path, report: Report) -> list[Photo]:
             ]
             photographs.report_class(place, len(found), len(files) - len(found), report)
             photos += found
-    images_in_root = [p.name for p in root.iterdir() if photographs.NAME.fullmatch(p.name)]
+    images_in_root = [p.name for p in root.iterdir() if IMAGE_NAME.fullmatch(p.name)]
     if images_in_root and not photos:
         raise UserError(
             f"{root} holds images such as {images_in_root[0]}, but no class folders: move every"

@@ -1,4 +1,4 @@
-"""Photographs in files or tars: read and checked one by one, their bytes kept unchanged.
+"""Photographs in files or tars. They are read and checked one by one; their bytes stay unchanged.
 
 folders.py and tars.py list photographs; this module turns a list into the splits of a data set.
 """
@@ -6,7 +6,6 @@ folders.py and tars.py list photographs; this module turns a list into the split
 import functools
 import itertools
 import os
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,8 +20,6 @@ from functa.runtime.digests import json_digest
 from functa.runtime.errors import UserError
 
 SPLITS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
-# Files whose names begin with a dot are notes of an operating system.
-NAME = re.compile(r"[^.].*\.(png|jpe?g)", re.IGNORECASE)
 
 
 class Photo(NamedTuple):
@@ -50,9 +47,9 @@ def make_dataset(
 ) -> SourceDataset:
     """The splits of a list of photographs. Labels follow the sorted class names of train.
 
-    Examples follow `images.stratified_order` of the list sorted by name: a list has no order of its
-    own, and would come class by class. Damaged photographs are part of the splits; they are found
-    when they are read. Here every class is only checked to have one intact photograph.
+    Examples follow `images.stratified_order` of the sorted list, so that classes are mixed. Damaged
+    photographs are part of the splits and are detected when they are read. Here every class is only
+    checked to have one intact photograph.
 
     Args:
       test_fraction: part of every class that becomes the test split, for a source without splits.

@@ -9,11 +9,7 @@ from functa.runtime.errors import DataError
 
 
 class Report:
-    """Prints what a source holds as soon as it is known, and collects its problems.
-
-    Args:
-      print_line: prints a line.
-    """
+    """Prints lines about the parts of a source and collects its problems."""
 
     def __init__(self, print_line: Callable[[str], None]):
         self._print_line = print_line

@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 from etils import epath
 
+from functa.data.image_records import IMAGE_NAME
 from functa.data.prepare import photographs
 from functa.data.prepare.photographs import Photo
 from functa.data.prepare.sources import Report
@@ -136,7 +137,7 @@ def _walk(
             if member.isdir():
                 if inside:  # not "."
                     contents.folders.add(prefix + inside)
-            elif member.isreg() and photographs.NAME.fullmatch(file_name):
+            elif member.isreg() and IMAGE_NAME.fullmatch(file_name):
                 contents.members.append(_Member(prefix + inside, member.offset_data, member.size))
             elif member.isreg() and _TAR.fullmatch(file_name) and not prefix:
                 folder = (*inside[:-1], file_name[: -len(".tar")])

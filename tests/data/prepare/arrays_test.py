@@ -220,7 +220,8 @@ def test_unusable_arguments(tmp_path):
         open_source(tmp_path / "b.npz", tmp_path / "c.npz")
     for changes, flag in (
         ({"test_fraction": 0.1}, "--test-fraction"),
-        ({"test_fraction": 1.5}, "--test-fraction.*1.5"),
+        ({"test_fraction": 1.0}, "--test-fraction.*1.0"),
+        ({"test_fraction": 0.0}, "--test-fraction.*0.0"),
         ({"min_side": 8}, "--min-side"),
         ({"min_side": 0}, "--min-side.*0"),
         ({"labels": str(tmp_path / "a.npz")}, "--labels"),
