@@ -50,7 +50,7 @@ def test_every_cache_yields_the_same_batches(functasets, dtype):
 def test_first_copies_are_the_images_themselves(functasets, cache, monkeypatch):
     functaset, splits = functasets["float32"]
     count = functaset.num_examples("train")
-    copies = 3
+    copies = 2
     monkeypatch.setitem(functaset.manifest.config, "encode", {"num_augmentations": copies})
     batches = LatentBatches(functaset, cache=cache, **ONE | {"copies": "first"})
     steps = count // copies // 4
