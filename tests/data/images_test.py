@@ -111,9 +111,9 @@ def test_slices_and_limits_of_splits(small):
     splits = images.open_splits(**small[2] | {"max_examples": 3})
     ids = [read_all(source)["id"].tolist() for source in splits.values()]
     assert ids == [[0, 1, 2], [16, 17, 18], [0, 1, 2]]
-    changes = {"train_split": "train[10:]", "validation_examples": 2}
+    changes = {"train_split": "train[10:]", "validation_examples": 1}
     splits = images.open_splits(**small[2] | changes)
-    np.testing.assert_array_equal(read_all(splits["train"])["image"], small[0][10:21])
+    np.testing.assert_array_equal(read_all(splits["train"])["image"], small[0][10:22])
 
 
 def test_host_cache_decodes_each_image_once_for_all_threads(small, monkeypatch):

@@ -101,17 +101,18 @@ def test_unknown_splits_are_refused(functasets):
 
 
 def test_damaged_records_name_their_shard(functaset):
+    """The second and third shard of three are damaged."""
     directory, manifest = functaset
-    file = directory / manifest["splits"]["train"]["shards"][1]["file"]
-    content = bytearray(file.read_bytes())
-    opened = reader.open_functaset(directory, field_digest=None)
-    half = len(content) // 2
-    content[:half] = bytes(half)
-    file.write_bytes(content)
-    source = opened.source("train")
-    for index in (20, 39):  # the first and last record of the shard
-        with pytest.raises(DamagedFileError, match=file.name):
+    source = reader.open_functaset(directory, field_digest=None).source("train")
+    names = [shard["file"] for shard in manifest["splits"]["train"]["shards"]]
+    for name in names[1:]:
+        content = (directory / name).read_bytes()
+        half = len(content) // 2
+        (directory / name).write_bytes(bytes(half) + content[half:])
+    for index, shard in ((20, 1), (39, 1), (40, 2)):
+        with pytest.raises(DamagedFileError) as error:
             source.read(np.array([index]))
+        assert [name in str(error.value) for name in names] == [k == shard for k in range(3)]
     assert source.read(np.arange(20))["id"].tolist() == list(range(20))
 
 
