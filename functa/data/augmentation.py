@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from functa.data.image_records import crop_and_resize, resize_box
+from functa.data.image_arrays import crop_and_resize, resize_box
 from functa.data.images import ImageSource
 from functa.data.sources import Batch
 from functa.runtime import rng

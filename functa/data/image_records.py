@@ -16,6 +16,7 @@ from array_record.python import array_record_module
 from etils import epath
 from PIL import Image
 
+from functa.data.image_arrays import crop_and_resize
 from functa.data.sources import Batch, check_indices
 from functa.runtime.errors import DataError
 from functa.runtime.storage import thread_map
@@ -27,7 +28,6 @@ _METADATA = "dataset_info.json"
 IMAGE_NAME = re.compile(r"[^.].*\.(png|jpe?g)", re.IGNORECASE)
 _REPAIR = "copy or prepare the data set again"
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
-Box = tuple[float, float, float, float]
 PREPARE = "`functa prepare NAME --source PATH... --data-dir=DIR` makes one"
 
 
@@ -172,41 +172,6 @@ def decode_image(encoded: bytes, *, channels: int) -> np.ndarray:
     with open_image(encoded) as image:
         pixels = image.convert(_PILLOW_MODES[channels])
         return np.asarray(pixels).reshape(image.height, image.width, channels)
-
-
-def crop_and_resize(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Resizes the largest centered part of an image that has the aspect ratio of `shape`.
-
-    This equals resizing the short side and then cropping.
-
-    Args:
-      image: [H, W, c] uint8, c 1 or 3.
-      shape: (h, w).
-    Returns:
-      [h, w, c] uint8.
-    """
-    (height, width, _), (h, w) = image.shape, shape
-    if (height, width) == (h, w):
-        return image
-    scale = min(width / w, height / h)
-    # Rounding must not push the box over the border, which Pillow refuses.
-    left, top = max(0.0, (width - w * scale) / 2), max(0.0, (height - h * scale) / 2)
-    return resize_box(image, shape, (left, top, width - left, height - top))
-
-
-def resize_box(image: np.ndarray, shape: Sequence[int], box: Box) -> np.ndarray:
-    """Resizes a part of an image with Pillow's antialiased bicubic filter.
-
-    Args:
-      image: [H, W, c] uint8, c 1 or 3.
-      shape: (h, w).
-      box: left, top, right, bottom in pixels; may lie between pixels.
-    Returns:
-      [h, w, c] uint8.
-    """
-    pixels = Image.fromarray(np.squeeze(image, -1) if image.shape[-1] == 1 else image)
-    resized = pixels.resize((shape[1], shape[0]), Image.Resampling.BICUBIC, box)
-    return np.asarray(resized).reshape(*shape, -1)
 
 
 class Records:

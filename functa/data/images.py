@@ -60,7 +60,7 @@ def open_splits(
         cache are not used) or "tfds".
       name: TFDS name; NAME/CONFIG:VERSION selects one of several configs or versions.
       image_shape: (h, w, c). A data set whose images vary in size is cropped and resized to it, see
-        image_records.crop_and_resize; other data sets must have this shape.
+        image_arrays.crop_and_resize; other data sets must have this shape.
       num_classes: labels must lie in [0, num_classes).
       train_split, test_split: TFDS splits; slices such as "train[:80%]" work.
       validation_examples: examples at the end of the train split that form the validation split.

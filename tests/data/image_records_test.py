@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from functa.data import image_records
+from functa.data import image_arrays, image_records
 from tests.support.image_sets import encode, pixels
 from tests.support.image_sources import gray_png_of_16_bits, png_of_16_bits
 
@@ -28,4 +28,4 @@ def test_refuses_16_bit_images_and_truncated_files():
 
 def test_rounding_does_not_push_the_crop_over_the_border():
     image = pixels(1, (30, 27, 1))[0]  # 13 * (27 / 13) > 27
-    assert image_records.crop_and_resize(image, (13, 13)).shape == (13, 13, 1)
+    assert image_arrays.crop_and_resize(image, (13, 13)).shape == (13, 13, 1)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from functa.data import image_records, images
+from functa.data import image_arrays, image_records, images
 from functa.runtime.errors import DataError
 from tests.support.image_sets import SMALL, encode, pixels, write, write_random
 
@@ -282,7 +282,7 @@ def test_opens_imagenet_as_tfds_prepares_it(tmp_path):
     test = read_all(splits["test"])
     assert test["label"].tolist() == [999 - k for k in range(20)]
     expected = image_records.decode_image(photographs[-1], channels=3)
-    expected = image_records.crop_and_resize(expected, (16, 16))
+    expected = image_arrays.crop_and_resize(expected, (16, 16))
     np.testing.assert_array_equal(test["image"][0], expected)
     names = {key: config[key] for key in ("source", "name", "data_dir", "num_classes")}
     assert images.class_names(**names) == classes
