@@ -46,7 +46,11 @@ class LatentBatches:
           copies: "all" augmented copies of the training images, or only the "first", which is the image
             itself.
           process_index, process_count: the share of every global batch to yield.
+        Raises:
+          ValueError: the cache is unknown.
         """
+        if cache not in CACHES:
+            raise ValueError(f"cache must be one of {', '.join(CACHES)}, not {cache!r}")
         self._functaset, self._cache = functaset, cache
         self._processes = {"process_index": process_index, "process_count": process_count}
         self._stride = 1  # between training records

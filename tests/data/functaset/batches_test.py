@@ -98,3 +98,8 @@ def test_a_cache_that_does_not_fit_is_refused(monkeypatch, cache, memory_bytes):
     problem = memory_problem(**arguments, cache=cache)
     assert (f"cache={cache}" in problem) == (cache != "none")
     assert ("1,000 bytes" in problem) == (cache != "none")
+
+
+def test_an_unknown_cache_is_refused(functasets):
+    with pytest.raises(ValueError, match="'disk'"):
+        LatentBatches(functasets["float16"][0], cache="disk", **ONE)
