@@ -82,7 +82,7 @@ def read_latents(
     Raises:
       ValueError: the split lacks some of the records.
     """
-    source = functaset.source(split, cache="none")
+    source = functaset.source(split)
     latents: dict[int, np.ndarray] = {}
     stop = 0
     for shard in functaset.manifest.splits[split]["shards"]:

@@ -99,7 +99,7 @@ def write_sheet(
     problem = reader.field_problem(functaset.path, functaset.manifest, checkpoint.digest(params))
     if problem:
         raise ValueError(problem)
-    source = functaset.source(split, cache="none")
+    source = functaset.source(split)
     if not source.num_examples:
         raise ValueError(f"{functaset.path}: the split {split} has no records to show")
     count = min(max_images, source.num_examples)

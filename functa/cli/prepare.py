@@ -77,7 +77,6 @@ def run(args: argparse.Namespace) -> int:
                 test_fraction=args.test_fraction,
                 labels=args.labels,
                 min_side=args.min_side,
-                jobs=jobs,
             )
             splits = writer.write(
                 dataset, name=args.name, data_dir=data_dir, jobs=jobs, report=report

@@ -5,27 +5,18 @@ can make any copy, and a shard that is made again has the same bytes.
 """
 
 import math
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from functa.data.image_arrays import crop_and_resize, resize_box
 from functa.data.images import ImageSource
 from functa.data.sources import Batch
 from functa.runtime import rng
 
-CROPS = ("none", "pad", "resize")
-
 
 def read_copies(
-    source: ImageSource,
-    indices: np.ndarray,
-    copies: np.ndarray,
-    *,
-    seed: int,
-    flip: bool,
-    crop: str,
-    crop_padding: int,
-    crop_min_area: float,
+    source: ImageSource, indices: np.ndarray, copies: np.ndarray, **settings: Any
 ) -> Batch:
     """Reads copy copies[k] of example indices[k]; copy 0 is the image itself.
 
@@ -34,37 +25,33 @@ def read_copies(
 
     Args:
       indices, copies: [n] integers.
-      seed, flip, crop, crop_padding, crop_min_area: see `augment`.
+      settings: seed, flip, crop, crop_padding and crop_min_area of `augment`.
     Returns:
       The arrays of ImageSource.read, [n, ...].
     """
     examples, positions = np.unique(indices, return_inverse=True)
-    augmented = np.flatnonzero(copies)
-    if crop == "resize" and augmented.size:
-        batch, originals = source.read_with_originals(examples)
-    else:
-        batch = source.read(examples)
-        originals = list(batch["image"])
+    reads_originals = settings["crop"] == "resize" and np.any(copies)
+    read: Any = source.read_originals if reads_originals else source.read
+    batch = read(examples)
+    originals = batch.pop("image")
     batch = {name: values[positions] for name, values in batch.items()}
-    for k in augmented:
-        batch["image"][k] = augment(
-            originals[positions[k]],
-            shape=batch["image"].shape[1:3],
-            seed=seed,
-            example_id=int(batch["id"][k]),
-            copy=int(copies[k]),
-            flip=flip,
-            crop=crop,
-            crop_padding=crop_padding,
-            crop_min_area=crop_min_area,
+    images = [
+        augment(
+            originals[position],
+            shape=source.image_shape[:2],
+            example_id=int(example_id),
+            copy=int(copy),
+            **settings,
         )
-    return batch
+        for position, example_id, copy in zip(positions, batch["id"], copies, strict=True)
+    ]
+    return batch | {"image": np.stack(images)}
 
 
 def augment(
     image: np.ndarray,
     *,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     seed: int,
     example_id: int,
     copy: int,
@@ -73,40 +60,24 @@ def augment(
     crop_padding: int,
     crop_min_area: float,
 ) -> np.ndarray:
-    """Makes one copy of one image; copy 0 is the image itself.
+    """Makes one copy of one image.
 
     Args:
-      image: [H, W, c] uint8. Its shape may differ from `shape` with crop="resize" only.
+      image: [H, W, c] uint8. With crop="none" and "pad", [h, w, c].
       shape: (h, w) of the copies.
-      example_id: the id of the example in its data set.
-      copy: number of the copy.
+      copy: number of the copy. Copy 0 is the image itself, cropped and resized if necessary.
       flip: mirror left-right with probability 1/2.
       crop: "none"; "pad": pad every side with `crop_padding` black pixels and cut out a random window
         of h x w pixels; "resize": cut out a random box and resize it to h x w.
       crop_min_area: smallest area of a box as a fraction of the image, in (0, 1]; crop="resize" only.
     Returns:
       [h, w, c] uint8.
-    Raises:
-      ValueError: `image` is not one uint8 image, `crop` is unknown, or a value is out of range.
     Source: "pad": He et al. 2016, section 4.2. "resize": Szegedy et al. 2015, section 6; `_crop_resize`
       has the deviation.
     """
-    if image.ndim != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image must be [h, w, c] uint8, not {image.shape} {image.dtype}")
-    if crop not in CROPS:
-        raise ValueError(f"crop={crop!r} is unknown; choose from {', '.join(CROPS)}")
-    if image.shape[:2] != tuple(shape) and (crop != "resize" or copy == 0):
-        raise ValueError(
-            f"copy {copy} of an image of {image.shape[:2]} pixels cannot have the shape {tuple(shape)} "
-            f"with crop={crop}"
-        )
-    if crop_padding < 0 or not 0 < crop_min_area <= 1:
-        raise ValueError(
-            f"crop_padding={crop_padding} must be >= 0 and crop_min_area={crop_min_area} in (0, 1]"
-        )
     if copy == 0:
-        return image
-    random = np.random.default_rng(rng.stream_seed(seed, "augment", int(example_id), int(copy)))
+        return crop_and_resize(image, shape)
+    random = np.random.default_rng(rng.stream_seed(seed, "augment", example_id, copy))
     # The number is drawn even if it is not used: crops are the same with and without flips.
     mirror = random.random() < 0.5
     if flip and mirror:
@@ -126,7 +97,7 @@ def _crop_pad(image: np.ndarray, random: np.random.Generator, padding: int) -> n
 
 
 def _crop_resize(
-    image: np.ndarray, random: np.random.Generator, min_area: float, shape: tuple[int, int]
+    image: np.ndarray, random: np.random.Generator, min_area: float, shape: tuple[int, ...]
 ) -> np.ndarray:
     """Cuts out a random box and resizes it with the bicubic filter.
 
@@ -135,7 +106,7 @@ def _crop_resize(
     long that no such box fits, the nearest ratio that fits is taken. Deviation from the published code,
     which draws up to ten times and then gives up; also, boxes may start between pixels.
     """
-    (height, width, c), (h, w) = image.shape, shape
+    (height, width, _), (h, w) = image.shape, shape
     area = random.uniform(min_area, 1.0)
     log_ratio = math.log(width * h / (height * w))  # of the whole image, relative to `shape`
     margin = math.log(1 / area)
@@ -148,8 +119,4 @@ def _crop_resize(
     box_w = min(side * math.sqrt(w / h * ratio), width)
     top, left = random.uniform(0, height - box_h), random.uniform(0, width - box_w)
     box = (left, top, min(left + box_w, width), min(top + box_h, height))
-    channels = [
-        np.asarray(Image.fromarray(image[..., k]).resize((w, h), Image.Resampling.BICUBIC, box))
-        for k in range(c)
-    ]
-    return np.stack(channels, axis=-1)
+    return resize_box(image, shape, box)

@@ -1,20 +1,14 @@
 """Crops of one size from a folder of PNG and JPEG files."""
 
-import re
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import functools
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
-from functa.data.image_records import open_image
+from functa.data.image_records import IMAGE_NAME, decode_image, open_image
 from functa.runtime.errors import DataError
-
-_NAME = re.compile(r".+\.(png|jpe?g)", re.IGNORECASE)
-_MODES = {1: "L", 3: "RGB"}  # Pillow mode by number of channels
-
-Result = TypeVar("Result")
 
 
 def read_crops(
@@ -33,75 +27,56 @@ def read_crops(
     Returns:
       [count, h, w, channels] uint8 for each shape.
     Raises:
-      DataError: no such folder, no image in it, images that cannot be read or are smaller than a
-        crop, or fewer crops than `count`.
+      DataError: no such folder, images that cannot be read or are smaller than a crop, or fewer crops
+        than `count`.
     """
     folder = epath.Path(folder)
     if not folder.is_dir():
         raise DataError([f"{folder} is not a folder of images"])
-    paths = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
-    if not paths:
-        raise DataError([f"{folder} holds no PNG or JPEG file"])
-    problems: list[str] = []
-    sizes = [_read(path, lambda image: (image.height, image.width), problems) for path in paths]
-    for path, size in zip(paths, sizes, strict=True):
-        small = [f"{h}x{w}" for h, w in shapes if size and (h > size[0] or w > size[1])]
-        if small and size:
-            problems.append(
-                f"{path} has {size[0]}x{size[1]} pixels: too small for a crop of {' or '.join(small)}"
-            )
-    _raise_problems(problems)
-    corners = [_corners([size for size in sizes if size], shape) for shape in shapes]
+    paths = sorted(path for path in folder.iterdir() if IMAGE_NAME.fullmatch(path.name))
+    sizes, problems = {}, []
+    for path in paths:
+        try:
+            with open_image(path.read_bytes()) as image:
+                sizes[path] = image.height, image.width
+        except Exception as error:  # a damaged image can make Pillow raise anything
+            problems.append(_read_problem(path, error))
+    for (height, width), (path, size) in itertools.product(shapes, sizes.items()):
+        if size[0] < height or size[1] < width:
+            problems.append(f"{path} has {size[0]}x{size[1]} pixels, fewer than {height}x{width}")
+    corners = [_corners(sizes, shape) for shape in shapes]
     for (h, w), every in zip(shapes, corners, strict=True):
-        if len(every) < count:
-            problems.append(
-                f"{folder} gives {len(every)} crops of {h}x{w} pixels, fewer than the {count} needed"
-            )
-    _raise_problems(problems)
-    chosen = [
-        [every[k] for k in np.linspace(0, len(every) - 1, count).astype(int)] for every in corners
-    ]
-    crops = [np.empty((count, h, w, channels), np.uint8) for h, w in shapes]
-    for number in sorted({corner[0] for corners in chosen for corner in corners}):
-        pixels = _read(paths[number], lambda image: _pixels(image, channels), problems)
-        for target, corners_of_shape, (h, w) in zip(crops, chosen, shapes, strict=True):
-            for k, (image, row, column) in enumerate(corners_of_shape):
-                if image == number and pixels is not None:
-                    target[k] = pixels[row : row + h, column : column + w]
-    _raise_problems(problems)
-    return crops
-
-
-def _raise_problems(problems: list[str]) -> None:
+        if len(every) < count and not problems:
+            problems.append(f"{folder} gives {len(every)} crops of {h}x{w} pixels, not {count}")
     if problems:
         raise DataError(problems)
 
+    @functools.lru_cache(maxsize=1)
+    def decode(path: epath.Path) -> np.ndarray:
+        try:
+            return decode_image(path.read_bytes(), channels=channels)
+        except Exception as error:
+            raise DataError([_read_problem(path, error)]) from error
 
-def _read(
-    path: epath.Path, function: Callable[[Image.Image], Result], problems: list[str]
-) -> Result | None:
-    """function(image) of a file; None and a problem if the image is damaged."""
-    try:
-        with open_image(path.read_bytes()) as image:
-            return function(image)
-    except Exception as error:  # a damaged image can make Pillow raise anything
-        problems.append(f"{path} cannot be read ({type(error).__name__}: {error})")
-        return None
+    crops = []
+    for (h, w), every in zip(shapes, corners, strict=True):
+        chosen = [every[k] for k in np.linspace(0, len(every) - 1, count).astype(int)]
+        crops.append(np.stack([decode(path)[i : i + h, j : j + w] for path, i, j in chosen]))
+    return crops
 
 
-def _pixels(image: Image.Image, channels: int) -> np.ndarray:
-    """[h, w, channels] uint8."""
-    return np.asarray(image.convert(_MODES[channels])).reshape(image.height, image.width, channels)
+def _read_problem(path: epath.Path, error: Exception) -> str:
+    return f"{path} cannot be read ({type(error).__name__}: {error})"
 
 
 def _corners(
-    sizes: Sequence[tuple[int, int]], shape: tuple[int, int]
-) -> list[tuple[int, int, int]]:
-    """(index of the image, first row, first column) of every crop that fits."""
+    sizes: dict[epath.Path, tuple[int, int]], shape: tuple[int, int]
+) -> list[tuple[epath.Path, int, int]]:
+    """(image, first row, first column) of every crop that fits."""
     h, w = shape
     return [
-        (index, row, column)
-        for index, (height, width) in enumerate(sizes)
+        (path, row, column)
+        for path, (height, width) in sizes.items()
         for row in range(height % h // 2, height - h + 1, h)
         for column in range(width % w // 2, width - w + 1, w)
     ]

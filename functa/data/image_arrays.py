@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 RESIZE = ("crop", "stretch")
+Box = tuple[float, float, float, float]
 _MAX_ERROR = 1e-3  # by which float images may leave [0, 1], for example after a bicubic filter
 
 
@@ -46,7 +47,8 @@ def to_batch(
                 f"the images have {batch.shape[1]}x{batch.shape[2]} pixels, but the field encodes {h}x{w}: "
                 "resize them, or choose resize='crop' or resize='stretch'"
             )
-        floats = np.stack([_resize_floats(image, image_shape, resize) for image in floats])
+        resized = [resize_image(image, image_shape[:2], resize) for image in floats]
+        floats = np.stack(resized).clip(0, 1)
     return floats, is_single
 
 
@@ -70,23 +72,49 @@ def _to_float(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32).clip(0, 1)
 
 
-def resize_image(image: Image.Image, image_shape: Sequence[int], resize: str) -> np.ndarray:
-    """Resizes a Pillow image to [h, w, c], in its dtype; see `to_batch`."""
-    h, w, c = image_shape
-    width, height = image.size
+def resize_image(image: np.ndarray, shape: Sequence[int], resize: str) -> np.ndarray:
+    """Resizes [H, W, c] uint8 or float32 to [h, w, c], of the same dtype; see `to_batch`."""
+    if resize == "crop":
+        return crop_and_resize(image, shape)
+    height, width, _ = image.shape
+    return resize_box(image, shape, (0, 0, width, height))
+
+
+def crop_and_resize(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Resizes the largest centered part of an image that has the aspect ratio of `shape`.
+
+    This equals resizing the short side and then cropping.
+
+    Args:
+      image: [H, W, c] uint8 or float32.
+      shape: (h, w).
+    Returns:
+      [h, w, c] of the same dtype.
+    """
+    (height, width, _), (h, w) = image.shape, shape
+    if (height, width) == (h, w):
+        return image
     scale = min(width / w, height / h)
-    left, top = ((width - w * scale) / 2, (height - h * scale) / 2) if resize == "crop" else (0, 0)
-    box = (max(0, left), max(0, top), width - max(0, left), height - max(0, top))
-    if image.size != (w, h):
-        image = image.resize((w, h), Image.Resampling.BICUBIC, box)
-    return np.asarray(image).reshape(h, w, c)
+    # Rounding must not push the box over the border, which Pillow refuses.
+    left, top = max(0.0, (width - w * scale) / 2), max(0.0, (height - h * scale) / 2)
+    return resize_box(image, shape, (left, top, width - left, height - top))
 
 
-def _resize_floats(image: np.ndarray, image_shape: tuple[int, ...], resize: str) -> np.ndarray:
-    """Resizes [h, w, c] float32, channel by channel: Pillow has no image of three floats."""
-    shape = (*image_shape[:2], 1)
-    channels = [
-        resize_image(Image.fromarray(channel), shape, resize)
-        for channel in np.moveaxis(image, 2, 0)
+def resize_box(image: np.ndarray, shape: Sequence[int], box: Box) -> np.ndarray:
+    """Resizes a part of an image with Pillow's antialiased bicubic filter.
+
+    Args:
+      image: [H, W, c] uint8 or float32.
+      shape: (h, w).
+      box: left, top, right, bottom in pixels; may lie between pixels.
+    Returns:
+      [h, w, c] of the same dtype.
+    """
+    h, w = shape
+    # Pillow has no image of three floats.
+    is_rgb = image.dtype == np.uint8 and image.shape[2] == 3
+    bands = [image] if is_rgb else np.moveaxis(image, 2, 0)
+    resized = [
+        Image.fromarray(band).resize((w, h), Image.Resampling.BICUBIC, box) for band in bands
     ]
-    return np.concatenate(channels, axis=2).clip(0, 1)
+    return np.concatenate([np.asarray(band).reshape(h, w, -1) for band in resized], axis=2)

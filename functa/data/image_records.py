@@ -7,7 +7,7 @@ and "label" are read.
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,16 @@ from array_record.python import array_record_module
 from etils import epath
 from PIL import Image
 
+from functa.data.image_arrays import crop_and_resize
 from functa.data.sources import Batch, check_indices
 from functa.runtime.errors import DataError
 from functa.runtime.storage import thread_map
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _PILLOW_MODES = {1: "L", 3: "RGB"}  # by the number of channels
+_METADATA = "dataset_info.json"
+# Files whose names begin with a dot are notes of an operating system.
+IMAGE_NAME = re.compile(r"[^.].*\.(png|jpe?g)", re.IGNORECASE)
 _REPAIR = "copy or prepare the data set again"
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 PREPARE = "`functa prepare NAME --source PATH... --data-dir=DIR` makes one"
@@ -31,16 +35,15 @@ def open_builder(name: str, data_dir: epath.PathLike) -> tfds.core.DatasetBuilde
     """Opens a prepared data set; prepares and downloads nothing.
 
     Raises:
-      ValueError: there is no such directory or data set, `name` must select one of several configs, or
+      DataError: there is no such directory or data set, `name` must select one of several configs, or
         the metadata cannot be read.
     """
     directory = _find(name, epath.Path(data_dir))
     try:
         return tfds.builder_from_directory(directory)
     except Exception as error:  # damaged files make the parsers raise errors of many types
-        raise ValueError(
-            f"the metadata in {directory} cannot be read ({error}); {_REPAIR}"
-        ) from error
+        problem = f"the metadata in {directory} cannot be read ({error}); {_REPAIR}"
+        raise DataError([problem]) from error
 
 
 def _find(name: str, data_dir: epath.Path) -> epath.Path:
@@ -49,34 +52,25 @@ def _find(name: str, data_dir: epath.Path) -> epath.Path:
     if not base or not folder.is_dir():
         content = "does not exist"
         if data_dir.is_dir():
-            names = sorted(path.name for path in data_dir.iterdir())
-            content = f"holds {', '.join(names[:10]) or 'nothing'}{', ...' * (len(names) > 10)}"
-        raise ValueError(
-            f"no data set {name!r} in data.data_dir: {data_dir} {content}. Set data.data_dir and "
-            f"data.name to a TFDS data set ({PREPARE})"
+            content = f"holds {', '.join(sorted(path.name for path in data_dir.iterdir())[:10])}"
+        raise DataError(
+            [
+                f"no data set {name!r} in data.data_dir: {data_dir} {content}. Set data.data_dir and"
+                f" data.name to a TFDS data set ({PREPARE})"
+            ]
         )
-    if (folder / "dataset_info.json").exists() and not version:
+    if not version and (folder / _METADATA).exists():
         return folder
-    configs = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
-    candidates = [
-        path
-        for config in configs
-        for path in config.iterdir()
-        if _VERSION.fullmatch(path.name)
-        and path.name == (version or path.name)
-        and (path / "dataset_info.json").exists()
-    ]
-    if not candidates:
-        raise ValueError(
-            f"{folder} holds no dataset_info.json, nor do its subfolders "
-            f"{version or 'VERSION'} or CONFIG/{version or 'VERSION'}: its preparation has not "
-            f"finished ({PREPARE})"
-        )
-    if len({path.parent for path in candidates}) > 1:
-        choices = sorted({str(path.parent.relative_to(data_dir)) for path in candidates})
-        raise ValueError(
-            f"{name!r} has several configs; set data.name to one of {', '.join(choices)}"
-        )
+    pattern = f"{version or '*'}/{_METADATA}"
+    files = [*folder.glob(pattern), *folder.glob(f"*/{pattern}")]
+    candidates = [file.parent for file in files if _VERSION.fullmatch(file.parent.name)]
+    configs = sorted({str(path.parent.relative_to(data_dir)) for path in candidates})
+    if not configs:
+        problem = f"neither {folder} nor its folders VERSION and CONFIG/VERSION hold {_METADATA}"
+        raise DataError([f"{problem}: its preparation has not finished ({PREPARE})"])
+    if len(configs) > 1:
+        problem = f"{name!r} has several configs; set data.name to one of {', '.join(configs)}"
+        raise DataError([problem])
     return max(candidates, key=lambda path: tuple(map(int, path.name.split("."))))
 
 
@@ -92,10 +86,11 @@ def validate_features(
         return [f"{path} has the features {sorted(features)}, but 'image' and 'label' are needed"]
     problems = []
     image, label = features["image"], features["label"]
-    matches = [
-        size in (None, wanted) for size, wanted in zip(image.shape, image_shape, strict=False)
+    declared = [
+        wanted if size is None else size
+        for size, wanted in zip(image.shape, image_shape, strict=False)
     ]
-    if len(image.shape) != 3 or not all(matches):
+    if len(image.shape) != 3 or declared != list(image_shape):
         problems.append(
             f"{path} holds images of shape {image.shape}, but data.image_shape is "
             f"{tuple(image_shape)}; set it to the shape of the images"
@@ -118,16 +113,16 @@ def validate_files(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
 
     Reads the end of every file but no example.
     """
+    path, splits = builder.data_path, builder.info.splits
     try:
-        instructions = builder.info.splits[split].file_instructions
+        instructions = splits[split].file_instructions
     except (KeyError, ValueError):
-        splits = ", ".join(builder.info.splits) or "none"
         return [
-            f"{builder.data_path} has no split {split!r}; set data.train_split and data.test_split to "
-            f"one of {splits}"
+            f"{path} has no split {split!r}; set data.train_split and data.test_split to one of"
+            f" {', '.join(splits) or 'none'}"
         ]
     if not sum(instruction.take for instruction in instructions):
-        return [f"split {split!r} of {builder.data_path} has 0 examples"]
+        return [f"split {split!r} of {path} has 0 examples"]
     return [problem for problem in thread_map(_file_problem, instructions) if problem]
 
 
@@ -137,9 +132,9 @@ def _file_problem(instruction: Any) -> str | None:
         return f"{path} with {expected} records is missing; {_REPAIR}"
     reader = array_record_module.ArrayRecordReader(str(path))
     count = reader.num_records()  # from the end of the file: 0 if it is truncated
+    reason = ""
     try:
         reader.close()
-        reason = ""
     except RuntimeError as error:
         reason = f" ({error})"
     if count == expected and not reason:
@@ -164,45 +159,19 @@ def open_image(encoded: bytes) -> Image.Image:
     return image
 
 
-def decode_image(encoded: bytes, *, image_shape: Sequence[int], resize: bool) -> np.ndarray:
-    """Decodes PNG or JPEG bytes to [h, w, c] uint8.
+def decode_image(encoded: bytes, *, channels: int) -> np.ndarray:
+    """Decodes PNG or JPEG bytes to [H, W, channels] uint8.
 
-    Args:
-      encoded: bytes of the file.
-      image_shape, resize: see `convert_image`.
+    Gray becomes RGB or RGB gray (ITU-R 601); palettes are looked up, alpha channels dropped, CMYK is
+    converted. EXIF orientation is ignored, as in published work on such data sets.
+
     Raises:
-      ValueError: more than 8 bits per channel, or see `convert_image`.
+      ValueError: more than 8 bits per channel.
       OSError, SyntaxError: the bytes are not a complete PNG or JPEG file.
     """
     with open_image(encoded) as image:
-        image.load()
-        return convert_image(image, image_shape=image_shape, resize=resize)
-
-
-def convert_image(image: Image.Image, *, image_shape: Sequence[int], resize: bool) -> np.ndarray:
-    """Converts a decoded image to [h, w, c] uint8.
-
-    Gray becomes RGB or RGB gray (ITU-R 601) as c requires; palettes are looked up, alpha channels
-    dropped, CMYK is converted. EXIF orientation is ignored, as in published work on such data sets.
-
-    Args:
-      image: a Pillow image whose pixels are loaded.
-      image_shape: (h, w, c), c 1 or 3.
-      resize: cut out the largest centered part with the aspect ratio w : h and resize it to h x w with
-        Pillow's antialiased bicubic filter. This equals resizing the short side and then cropping.
-    Raises:
-      ValueError: the image has another size and `resize` is false.
-    """
-    h, w, c = image_shape
-    pixels = image if image.mode == _PILLOW_MODES[c] else image.convert(_PILLOW_MODES[c])
-    if resize and pixels.size != (w, h):
-        scale = min(pixels.width / w, pixels.height / h)
-        left, top = (pixels.width - w * scale) / 2, (pixels.height - h * scale) / 2
-        box = (left, top, pixels.width - left, pixels.height - top)
-        pixels = pixels.resize((w, h), Image.Resampling.BICUBIC, box)
-    if pixels.size != (w, h):
-        raise ValueError(f"the image is {pixels.height}x{pixels.width}, not {h}x{w}")
-    return np.asarray(pixels).reshape(h, w, c)
+        pixels = image.convert(_PILLOW_MODES[channels])
+        return np.asarray(pixels).reshape(image.height, image.width, channels)
 
 
 class Records:
@@ -238,72 +207,56 @@ class Records:
 
     def read(self, indices: np.ndarray) -> Batch:
         """See images.ImageSource."""
-        images, labels = self._read(indices, self._decode)
-        return self._batch(images, labels)
+        batch = self._read(indices, resize=self.resizes)
+        images = np.array(batch["image"], np.uint8).reshape(-1, *self.image_shape)
+        return batch | {"image": images}
 
-    def read_with_originals(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
+    def read_originals(self, indices: np.ndarray) -> dict[str, Any]:
         """See images.ImageSource."""
-        if not self.resizes:
-            batch = self.read(indices)
-            return batch, list(batch["image"])
-        pairs, labels = self._read(indices, self._decode_with_original)
-        return self._batch([image for image, _ in pairs], labels), [whole for _, whole in pairs]
+        return self._read(indices, resize=False)
 
-    def _batch(self, images: list[np.ndarray], labels: Batch) -> Batch:
-        return {"image": np.array(images, np.uint8).reshape(-1, *self.image_shape)} | labels
-
-    def _read(self, indices: np.ndarray, decode: Callable[[Any], Any]) -> tuple[list[Any], Batch]:
-        """Results of `decode` for the stored images, and the arrays "label" and "id"."""
+    def _read(self, indices: np.ndarray, *, resize: bool) -> dict[str, Any]:
         ids = self._ids[check_indices(indices, self.num_examples)]
-        try:
-            records = self._source.__getitems__(ids.tolist())
-        except RuntimeError as error:
-            raise DataError([self._damage(ids)]) from error
-        decoded = []
-        for index, record in zip(ids, records, strict=True):
+        images, labels = [], []
+        for index, record in zip(ids, self._fetch(ids), strict=True):
             try:
-                decoded.append(decode(record["image"]))
+                images.append(self._decode(record["image"], resize))
+                labels.append(self._checked_label(record["label"]))
             except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: a broken PNG file
-                raise DataError([f"{self._place(index)} cannot be read: {error}"]) from error
-        labels = np.array([record["label"] for record in records], np.int64)
-        wrong = np.flatnonzero((labels < 0) | (labels >= self._num_classes))
-        if wrong.size:
-            message = (
-                f"{self._place(ids[wrong[0]])} has label {labels[wrong[0]]}, but data.num_classes="
-                f"{self._num_classes} allows 0 to {self._num_classes - 1}"
+                raise DataError([f"{self._place(index)} cannot be used: {error}"]) from error
+        return {"image": images, "label": np.array(labels, np.int32), "id": ids}
+
+    def _fetch(self, ids: np.ndarray) -> Sequence[dict[str, Any]]:
+        try:
+            return self._source.__getitems__(ids.tolist())
+        except RuntimeError:
+            for index in ids:  # reads one by one to name the damaged record
+                try:
+                    self._source[int(index)]
+                except RuntimeError as error:
+                    problem = f"{self._place(index)} is damaged ({error}); {_REPAIR}"
+                    raise DataError([problem]) from error
+            raise
+
+    def _checked_label(self, label: int) -> int:
+        if not 0 <= label < self._num_classes:
+            raise ValueError(
+                f"label {label}, but data.num_classes={self._num_classes} allows 0 to"
+                f" {self._num_classes - 1}"
             )
-            raise DataError([message])
-        return decoded, {"label": labels.astype(np.int32), "id": ids}
+        return label
 
-    def _decode(self, stored: Any) -> np.ndarray:
-        if self._encoded:
-            return decode_image(stored, image_shape=self.image_shape, resize=self.resizes)
-        if stored.shape != self.image_shape:
-            raise ValueError(f"the image is {stored.shape}, not {self.image_shape}")
-        return stored
-
-    def _decode_with_original(self, stored: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """The image [h, w, c] and the stored image [H, W, c]."""
-        with open_image(stored) as picture:
-            picture.load()
-            image = convert_image(picture, image_shape=self.image_shape, resize=True)
-            shape = (picture.height, picture.width, self.image_shape[2])
-            return image, convert_image(picture, image_shape=shape, resize=False)
+    def _decode(self, stored: Any, resize: bool) -> np.ndarray:
+        image = decode_image(stored, channels=self.image_shape[2]) if self._encoded else stored
+        if resize:
+            return crop_and_resize(image, self.image_shape[:2])
+        if image.shape != self.image_shape and not self.resizes:
+            raise ValueError(f"the image is {image.shape}, not {self.image_shape}")
+        return image
 
     def _place(self, index: int) -> str:
         """File and record of an example of the split, for messages."""
-        left = int(index)
-        for file in self._files:
-            if left < file.take:
-                return f"record {file.skip + left} of {file.filename}"
-            left -= file.take
-        raise IndexError(f"example {index} is in none of {len(self._files)} files")
-
-    def _damage(self, ids: np.ndarray) -> str:
-        """Reads records one by one to name the damaged one."""
-        for index in ids:
-            try:
-                self._source[int(index)]
-            except RuntimeError as error:
-                return f"{self._place(index)} is damaged ({error}); {_REPAIR}"
-        return f"records {ids.min()} to {ids.max()} can be read one by one but not together"
+        ends = np.cumsum([file.take for file in self._files])
+        k = int(np.searchsorted(ends, index, side="right"))
+        file = self._files[k]
+        return f"record {file.skip + index - ends[k] + file.take} of {file.filename}"

@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
@@ -29,8 +29,15 @@ class ImageSource(Source, Protocol):
     raises DataError if a record is damaged or does not suit the config.
     """
 
-    def read_with_originals(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
-        """Returns `read(indices)` and the stored images [H, W, c] uint8, neither cropped nor resized."""
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(h, w, c) of the images that `read` returns."""
+
+    def read_originals(self, indices: np.ndarray) -> dict[str, Any]:
+        """`read` without cropping and resizing: "image" is a sequence of arrays [H, W, c] uint8."""
+
+
+OpenRange = Callable[[str, range], ImageSource]
 
 
 def open_splits(
@@ -53,7 +60,7 @@ def open_splits(
         cache are not used) or "tfds".
       name: TFDS name; NAME/CONFIG:VERSION selects one of several configs or versions.
       image_shape: (h, w, c). A data set whose images vary in size is cropped and resized to it, see
-        image_records.decode_image; other data sets must have this shape.
+        image_arrays.crop_and_resize; other data sets must have this shape.
       num_classes: labels must lie in [0, num_classes).
       train_split, test_split: TFDS splits; slices such as "train[:80%]" work.
       validation_examples: examples at the end of the train split that form the validation split.
@@ -67,15 +74,16 @@ def open_splits(
     tfds_splits = {"train": train_split, "validation": train_split, "test": test_split}
     if source == "digits":
         problems += _digits_problems(image_shape, num_classes, train_split, test_split)
-        data_set = _open_digits()
+        train, test, open_range = _open_digits()
     elif source == "tfds":
         try:
-            data_set = _open_tfds(name, data_dir, tfds_splits, image_shape, num_classes, cache)
+            train, test, open_range = _open_tfds(
+                name, data_dir, tfds_splits, image_shape, num_classes, cache
+            )
         except DataError as error:
             raise DataError(problems + error.problems) from error
     else:
         raise DataError(problems)
-    train, test = data_set.train_examples, data_set.test_examples
     if not 0 < validation_examples < train:
         problems.append(
             f"data.validation_examples={validation_examples} must lie between 1 and {train - 1}: the "
@@ -85,10 +93,7 @@ def open_splits(
         raise DataError(problems)
     end = train - validation_examples
     ranges = {"train": range(end), "validation": range(end, train), "test": range(test)}
-    return {
-        split: data_set.open_range(split, ids[: max_examples or None])
-        for split, ids in ranges.items()
-    }
+    return {split: open_range(split, ids[: max_examples or None]) for split, ids in ranges.items()}
 
 
 def validate_splits(splits: dict[str, ImageSource]) -> list[str]:
@@ -139,22 +144,17 @@ def stratified_order(labels: np.ndarray) -> np.ndarray:
 def _value_problems(
     source: str, image_shape: Sequence[int], num_classes: int, max_examples: int, cache: str
 ) -> list[str]:
-    problems = []
-    for key, value, choices in (
-        ("source", source, ("digits", "tfds")),
-        ("cache", cache, ("host", "none")),
-    ):
-        if value not in choices:
-            problems.append(f"data.{key}={value!r} is unknown; choose from {', '.join(choices)}")
+    choices = {"source": (source, ("digits", "tfds")), "cache": (cache, ("host", "none"))}
+    problems = [
+        f"data.{key}={value!r} is unknown; choose from {', '.join(known)}"
+        for key, (value, known) in choices.items()
+        if value not in known
+    ]
     sizes_are_valid = all(isinstance(size, int) and size > 0 for size in image_shape)
     if len(image_shape) != 3 or not sizes_are_valid or image_shape[2] not in (1, 3):
         problems.append(f"data.image_shape={tuple(image_shape)} must be (h, w, c) with c 1 or 3")
-    return problems + range_errors(
-        {
-            "data.num_classes": (num_classes, 1, 10**9),
-            "data.max_examples": (max_examples, 0, 10**12),  # 0: all
-        }
-    )
+    problems += range_errors({"data.num_classes": (num_classes, 1, 10**9)})
+    return problems + range_errors({"data.max_examples": (max_examples, 0, 10**12)})
 
 
 def _digits_problems(
@@ -173,15 +173,8 @@ def _digits_problems(
     ]
 
 
-class _DataSet(NamedTuple):
-    """A data set: sizes of its train and test splits, and (split, range of ids) -> source."""
-
-    train_examples: int
-    test_examples: int
-    open_range: Callable[[str, range], ImageSource]
-
-
-def _open_digits() -> _DataSet:
+def _open_digits() -> tuple[int, int, OpenRange]:
+    """Sizes of the train and test splits, and a function that opens a range of a split."""
     from sklearn import datasets  # takes a second to import
 
     digits = datasets.load_digits()
@@ -191,12 +184,11 @@ def _open_digits() -> _DataSet:
     train = len(images) - _DIGITS_TEST_EXAMPLES
 
     def open_range(split: str, ids: range) -> ImageSource:
-        first = train if split == "test" else 0
-        rows = slice(first + ids.start, first + ids.stop)
         indices = np.arange(ids.start, ids.stop, dtype=np.int64)
+        rows = indices + (train if split == "test" else 0)
         return _InMemoryImages({"image": images[rows], "label": labels[rows], "id": indices})
 
-    return _DataSet(train, _DIGITS_TEST_EXAMPLES, open_range)
+    return train, _DIGITS_TEST_EXAMPLES, open_range
 
 
 def _open_tfds(
@@ -206,15 +198,11 @@ def _open_tfds(
     image_shape: Sequence[int],
     num_classes: int,
     cache: str,
-) -> _DataSet:
-    """Opens a TFDS data set; tfds_splits: name of our split -> TFDS split that it is a part of."""
-    try:
-        builder = image_records.open_builder(name, data_dir)
-    except ValueError as error:
-        raise DataError([str(error)]) from error
-    problems = image_records.validate_features(
-        builder, image_shape=image_shape, num_classes=num_classes
-    )
+) -> tuple[int, int, OpenRange]:
+    """Like `_open_digits`; tfds_splits: name of our split -> TFDS split that it is a part of."""
+    builder = image_records.open_builder(name, data_dir)
+    config: dict[str, Any] = {"image_shape": image_shape, "num_classes": num_classes}
+    problems = image_records.validate_features(builder, **config)
     if builder.info.file_format == image_records.FORMAT:
         for split in dict.fromkeys(tfds_splits.values()):
             problems += image_records.validate_files(builder, split)
@@ -222,9 +210,7 @@ def _open_tfds(
         raise DataError(problems)
 
     def open_range(split: str, ids: range) -> ImageSource:
-        records = image_records.Records(
-            builder, tfds_splits[split], ids, image_shape=image_shape, num_classes=num_classes
-        )
+        records = image_records.Records(builder, tfds_splits[split], ids, **config)
         return _CachedImages(records) if cache == "host" else records
 
     splits = builder.info.splits
@@ -236,28 +222,30 @@ def _open_tfds(
         except ValueError as error:
             raise DataError([f"{builder.data_path}: {error}"]) from error
     train, test = (splits[tfds_splits[split]].num_examples for split in ("train", "test"))
-    return _DataSet(train, test, open_range)
+    return train, test, open_range
 
 
 class _InMemoryImages(InMemorySource):
     """Images in memory in their stored shape."""
 
-    def read_with_originals(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
-        batch = self.read(indices)
-        return batch, list(batch["image"])
+    read_originals = InMemorySource.read
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return self.arrays["image"].shape[1:]
 
 
 class _CachedImages:
     """Images that the first read decodes and keeps in memory; other threads wait for it."""
 
     def __init__(self, records: image_records.Records):
-        self.num_examples = records.num_examples
+        self.num_examples, self.image_shape = records.num_examples, records.image_shape
         self._records = records
         self._lock = threading.Lock()
         self._images: InMemorySource | None = None
 
     def read(self, indices: np.ndarray) -> Batch:
-        h, w, _ = self._records.image_shape
+        h, w, _ = self.image_shape
         threads = (os.cpu_count() or 1) if h * w >= _MIN_PIXELS_FOR_THREADS else 1
         with self._lock:
             if self._images is None:
@@ -266,8 +254,6 @@ class _CachedImages:
                 )
         return self._images.read(indices)
 
-    def read_with_originals(self, indices: np.ndarray) -> tuple[Batch, list[np.ndarray]]:
-        if self._records.resizes:  # the images in memory are resized
-            return self._records.read_with_originals(indices)
-        batch = self.read(indices)
-        return batch, list(batch["image"])
+    def read_originals(self, indices: np.ndarray) -> dict[str, Any]:
+        # The images in memory are resized.
+        return (self._records.read_originals if self._records.resizes else self.read)(indices)

@@ -1,7 +1,7 @@
 """Batches of a source for training and evaluation.
 
 Threads of Grain map the number of a step to the examples of that step and read them with one call,
-so that an example costs no Python of its own. The examples of a step are a function of the seed and
+so that no Python runs per example. The examples of a step are a function of the seed and
 the step alone; they do not depend on the number of processes, on threads or on restarts.
 """
 
@@ -43,28 +43,17 @@ def train_batches(
       batch_size: global batch size.
       seed: of the order, which also depends on the number of examples.
     Raises:
-      ValueError: the source is empty, the processes do not divide the batch, or first_step is greater
-        than last_step.
+      ValueError: the processes do not divide the batch.
       InputTimeoutError: a read hangs; raised by the iterator.
     """
-    share = _share(batch_size, process_index, process_count)
-    if source.num_examples < 1:
-        raise ValueError("cannot train on a split of 0 examples")
-    if not 0 <= first_step <= last_step:
-        raise ValueError(f"steps must satisfy 0 <= first <= last, not {first_step}, {last_step}")
+    positions = _share(batch_size, process_index, process_count)
 
     def read(step: int) -> Batch:
-        start = step * batch_size + process_index * share
-        positions = np.arange(start, start + share, dtype=np.int64)
-        return source.read(
-            shuffled_examples(positions, num_examples=source.num_examples, seed=seed)
-        )
+        examples = shuffled_examples(positions(step), num_examples=source.num_examples, seed=seed)
+        return source.read(examples)
 
-    # Messages count steps from one.
-    return _prefetch(
-        grain.MapDataset.range(first_step, last_step).map(read),
-        lambda number: f"step {first_step + number + 1}",
-    )
+    batches = grain.MapDataset.range(first_step, last_step).map(read)
+    return _prefetch(batches, lambda number: f"step {first_step + number + 1}")  # from one
 
 
 def eval_batches(
@@ -78,20 +67,33 @@ def eval_batches(
     Yields:
       The arrays of the source, and "mask" [b] float32: 1, or 0 for padding.
     Raises:
-      ValueError: the processes do not divide the batch.
+      See `train_batches`.
     """
-    share = _share(batch_size, process_index, process_count)
+    positions = _share(batch_size, process_index, process_count)
 
     def read(batch: int) -> Batch:
-        start = batch * batch_size + process_index * share
-        positions = np.arange(start, start + share, dtype=np.int64)
-        examples = source.read(np.minimum(positions, source.num_examples - 1))
-        return examples | {"mask": (positions < source.num_examples).astype(np.float32)}
+        rows = positions(batch)
+        examples = source.read(np.minimum(rows, source.num_examples - 1))
+        return examples | {"mask": (rows < source.num_examples).astype(np.float32)}
 
-    return _prefetch(
-        grain.MapDataset.range(-(-source.num_examples // batch_size)).map(read),
-        lambda number: f"batch {number + 1} of an evaluation",
-    )
+    batches = grain.MapDataset.range(-(-source.num_examples // batch_size)).map(read)
+    return _prefetch(batches, lambda number: f"batch {number + 1} of an evaluation")
+
+
+def _share(batch_size: int, process_index: int, process_count: int) -> Callable[[int], np.ndarray]:
+    """Returns number of a global batch -> positions of this process's examples, [k] int64."""
+    if batch_size % process_count:
+        raise ValueError(
+            f"{process_count} processes do not divide a batch of {batch_size} examples"
+        )
+    share = batch_size // process_count
+    rows = process_index * share + np.arange(share, dtype=np.int64)
+    return lambda number: number * batch_size + rows
+
+
+def _prefetch(batches: grain.MapDataset, name: Callable[[int], str]) -> Iterator[Batch]:
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS + 1)
+    return with_timeout(iter(batches.to_iter_dataset(options)), name)
 
 
 def shuffled_examples(positions: np.ndarray, *, num_examples: int, seed: int) -> np.ndarray:
@@ -123,19 +125,3 @@ def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     entropy = np.random.SeedSequence(rng.stream_seed(seed, "order", epoch))
     bits = np.random.Philox(entropy).random_raw(num_examples)
     return np.argsort(bits, kind="stable")
-
-
-def _share(batch_size: int, process_index: int, process_count: int) -> int:
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"a batch of {batch_size} examples does not divide by {process_count} processes; "
-            f"choose a multiple of {process_count}"
-        )
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process {process_index} of {process_count} does not exist")
-    return batch_size // process_count
-
-
-def _prefetch(batches: grain.MapDataset, name: Callable[[int], str]) -> Iterator[Batch]:
-    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS + 1)
-    return with_timeout(iter(batches.to_iter_dataset(options)), name)

@@ -57,4 +57,6 @@ def read_picture(path: pathlib.Path, *, image_shape: Sequence[int], resize: str)
             pixels = pixels.convert(_MODES[image_shape[2]])
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is not a readable picture: {error}") from error
-    return image_arrays.resize_image(pixels, image_shape, resize)
+    h, w, c = image_shape
+    array = np.asarray(pixels).reshape(pixels.height, pixels.width, c)
+    return image_arrays.resize_image(array, (h, w), resize)

@@ -7,12 +7,10 @@ the thread that trains can warn and, in the end, stop.
 import collections
 import itertools
 import logging
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent import futures
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from functa.runtime.errors import InputTimeoutError
 
@@ -20,13 +18,14 @@ _WARN_SECONDS = 60.0
 # Half of the time for which processes on CPUs wait for each other in a collective: the other
 # processes must still be alive to learn of the failure.
 _TIMEOUT_SECONDS = 900.0
+_END: Any = object()
 
 _log = logging.getLogger("functa")
 Item = TypeVar("Item")
 
 
 def with_timeout(items: Iterator[Item], name: Callable[[int], str]) -> Iterator[Item]:
-    """Yields `items`; a thread of its own reads one item ahead.
+    """Yields `items`; a separate thread reads one item ahead.
 
     Args:
       items: an iterator whose `next` may hang.
@@ -34,68 +33,54 @@ def with_timeout(items: Iterator[Item], name: Callable[[int], str]) -> Iterator[
     Raises:
       InputTimeoutError: an item did not arrive within _TIMEOUT_SECONDS.
     """
-    requests: queue.SimpleQueue = queue.SimpleQueue()
-    answers: queue.SimpleQueue = queue.SimpleQueue()
-
-    def serve() -> None:
-        while requests.get():
-            try:
-                answers.put((next(items), None))
-            except BaseException as error:  # raised again by the thread that needs the item
-                answers.put((None, error))
-                return
-
-    threading.Thread(target=serve, name="input", daemon=True).start()
-    requests.put(True)
+    pool = futures.ThreadPoolExecutor(1, thread_name_prefix="input")
     try:
+        future = pool.submit(next, items, _END)
         for number in itertools.count():
-            item, error = _wait(answers, name(number))
-            if isinstance(error, StopIteration):
+            item = _wait(future, name(number))
+            if item is _END:
                 return
-            if error is not None:
-                raise error
-            requests.put(True)
+            future = pool.submit(next, items, _END)
             yield item
     finally:
-        requests.put(False)
+        pool.shutdown(wait=False)
 
 
-def ordered_results(
-    pool: futures.Executor, tasks: Iterable[Callable[[], Item]], limit: int
-) -> Iterator[Item]:
-    """Yields the results of `tasks` in order; at most `limit` of them are in the pool."""
-    pending: collections.deque[futures.Future[Item]] = collections.deque()
-    for task in tasks:
-        pending.append(pool.submit(task))
-        if len(pending) >= limit:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def prefetch(tasks: Iterable[Callable[[], Item]], *, threads: int) -> Iterator[Item]:
-    """Yields the results of `tasks` in order, computed by threads.
-
-    Closing the iterator does not wait for the threads, since one of them may hang.
-    """
-    pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="input")
-    try:
-        yield from ordered_results(pool, tasks, threads)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _wait(answers: queue.SimpleQueue, name: str) -> tuple:
+def _wait(future: futures.Future[Item], name: str) -> Item:
     begin = time.monotonic()
     while True:
         left = _TIMEOUT_SECONDS - (time.monotonic() - begin)
-        try:
-            return answers.get(timeout=max(0.0, min(_WARN_SECONDS, left)))
-        except queue.Empty:
-            waited = time.monotonic() - begin
+        futures.wait([future], timeout=max(0.0, min(_WARN_SECONDS, left)))
+        if future.done():
+            return future.result()
+        waited = time.monotonic() - begin
         if waited >= _TIMEOUT_SECONDS:
             raise InputTimeoutError(
                 f"no input of {name} for {waited:.0f} s: a read of the data hangs. Check its disk or "
                 "file system; then the same command resumes the run"
             )
         _log.warning("has been waiting for input of %s for %.0f s", name, waited)
+
+
+def prefetch(
+    tasks: Iterable[Callable[[], Item]], *, threads: int, queue_size: int = 0
+) -> Generator[Item, None, None]:
+    """Yields the results of `tasks` in order, computed by threads.
+
+    Closing the iterator does not wait for the threads, since one of them may hang.
+
+    Args:
+      queue_size: largest number of tasks that are computed before their result is needed; at least,
+        and by default, one per thread.
+    """
+    pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="input")
+    pending: collections.deque[futures.Future[Item]] = collections.deque()
+    try:
+        for task in tasks:
+            pending.append(pool.submit(task))
+            if len(pending) >= max(threads, queue_size):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

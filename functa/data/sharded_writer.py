@@ -20,13 +20,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from array_record.python import array_record_module
 from etils import epath
 
-from functa.data.functaset.format import file_digest
 from functa.runtime import config, storage
+from functa.runtime.digests import file_digest
 
 TEMPORARY = ".tmp"
 _RECORD_OVERHEAD = 256  # upper bound of what ArrayRecord adds to a record, 64 KiB blocks included
@@ -72,8 +72,7 @@ class ShardedSet(NamedTuple):
     """A data set that is written as shards.
 
     Attributes:
-      directory: directory of the shards, a local path or gs://.
-      summaries: directory of the summaries.
+      directory: directory of the shards, a local path or gs://; summaries: that of the summaries.
       shards: shards of all splits, in order.
       spec_digest: digest of everything that determines the bytes of the shards.
       options: options of ArrayRecordWriter.
@@ -96,26 +95,22 @@ class ShardedSet(NamedTuple):
         Args:
           compare_digests: read all bytes of the shards too, not only their sizes.
         """
-        existing: set[str] = set()
-        with contextlib.suppress(FileNotFoundError):
-            existing = {file.name for file in self.summaries.iterdir()}
+        existing = {file.name for file in self.summaries.glob("*.json")}
         candidates = [shard for shard in shards if self.summary_file(shard).name in existing]
         read = functools.partial(self._read_summary, compare_digests=compare_digests)
-        summaries = storage.thread_map(read, candidates)
-        pairs = zip(candidates, summaries, strict=True)
-        return {shard: summary for shard, summary in pairs if summary is not None}
+        summaries = zip(candidates, storage.thread_map(read, candidates), strict=True)
+        return {shard: summary for shard, summary in summaries if summary is not None}
 
     def _read_summary(self, shard: Shard, *, compare_digests: bool) -> Summary | None:
         file = self.directory / shard.file
         try:
             summary = json.loads(self.summary_file(shard).read_text())
             entry = summary["shard"]
-            valid = summary["spec_digest"] == self.spec_digest
-            valid = valid and entry["bytes"] == file.stat().length
-            valid = valid and not (compare_digests and entry["sha256"] != file_digest(file))
+            if summary["spec_digest"] != self.spec_digest or entry["bytes"] != file.stat().length:
+                return None
+            return None if compare_digests and entry["sha256"] != file_digest(file) else summary
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None  # a damaged summary says nothing about its shard
-        return summary if valid else None
 
     def require_space(self, shards: Sequence[Shard]) -> None:
         """Raises OSError (ENOSPC), with both numbers, if the disk has no room for `shards`.
@@ -138,7 +133,7 @@ class ShardedSet(NamedTuple):
 
 
 class ShardWriter:
-    """Writes one shard. Unless `finish` returns, it leaves neither a shard nor a summary.
+    """Writes one shard. Unless `commit` returns, it leaves neither a shard nor a summary.
 
     A context manager; `num_records` counts the records written so far.
 
@@ -160,52 +155,49 @@ class ShardWriter:
                 str(self._temporary), sharded_set.options
             )
 
-    def __enter__(self) -> "ShardWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.abort()
 
-    def write(self, records: Iterable[bytes]) -> None:
+    def append(self, records: Iterable[bytes]) -> None:
         """Appends records."""
         with self._explain_disk_full():
             for record in records:
                 self._writer.write(record)
                 self.num_records += 1
 
-    def finish(self, statistics: dict[str, Any]) -> Summary:
+    def commit(self, statistics: dict[str, Any]) -> Summary:
         """Syncs, hashes and renames the shard, then writes its summary.
 
         Args:
           statistics: JSON values that the summary holds beside the shard's size and digest.
         """
         summary_file = self._set.summary_file(self._shard)
-        try:
-            with self._explain_disk_full():
-                self._writer.close()
-                with open(self._temporary, "rb") as file:
-                    os.fsync(file.fileno())  # the summary must not survive a power cut alone
-                entry = {
-                    "file": self._shard.file,
-                    "records": self.num_records,
-                    "bytes": self._temporary.stat().length,
-                    "sha256": file_digest(self._temporary),
-                }
-                summary_file.unlink(missing_ok=True)  # it describes an earlier file
-                if self._spool is None:
-                    self._temporary.replace(self._file)
-                else:
-                    with self._temporary.open("rb") as source, self._file.open("wb") as target:
-                        shutil.copyfileobj(source, target, _COPY_BYTES)
-                summary = {"spec_digest": self._set.spec_digest, "shard": entry, **statistics}
-                summary_file.parent.mkdir(parents=True, exist_ok=True)
-                config.write_json(summary_file, summary)
-        finally:
-            self.abort()
+        with self._explain_disk_full():
+            self._writer.close()
+            with open(self._temporary, "rb") as file:
+                os.fsync(file.fileno())  # the summary must not survive a power cut alone
+            entry = {
+                "file": self._shard.file,
+                "records": self.num_records,
+                "bytes": self._temporary.stat().length,
+                "sha256": file_digest(self._temporary),
+            }
+            summary_file.unlink(missing_ok=True)  # it describes an earlier file
+            if self._spool is None:
+                self._temporary.replace(self._file)
+            else:
+                with self._temporary.open("rb") as source, self._file.open("wb") as target:
+                    shutil.copyfileobj(source, target, _COPY_BYTES)
+            summary = {"spec_digest": self._set.spec_digest, "shard": entry, **statistics}
+            summary_file.parent.mkdir(parents=True, exist_ok=True)
+            config.write_json(summary_file, summary)
         return summary
 
     def abort(self) -> None:
-        """Removes an unfinished shard; does nothing after `finish`."""
+        """Removes the temporary files."""
         if self._writer.is_open():
             with contextlib.suppress(RuntimeError):  # closing after a failed write fails again
                 self._writer.close()

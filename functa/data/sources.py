@@ -1,7 +1,8 @@
-"""Random access to the examples of one split: the interface, and the source that holds all in memory."""
+"""Random access to the examples of one split: the interface, and sources in memory."""
 
 import functools
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,6 +27,13 @@ class Source(Protocol):
         Raises:
           IndexError: an index lies outside [0, num_examples).
         """
+
+
+class FunctionSource(NamedTuple):
+    """A source whose `read` is a function."""
+
+    num_examples: int
+    read: Callable[[np.ndarray], Batch]
 
 
 class InMemorySource:

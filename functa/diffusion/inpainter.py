@@ -100,7 +100,7 @@ class Inpainter:
         return images.reshape(len(image_ids), count, *images.shape[1:])
 
     def _measure_denoiser(self, split: str) -> jax.Array:
-        source = self._trained.functaset.source(split, cache="none")
+        source = self._trained.functaset.source(split)
         count = min(_MSE_EXAMPLES, source.num_examples)
         records = source.read(np.arange(count) * source.num_examples // count)
         normalization = self._trained.generator.normalization

@@ -111,5 +111,5 @@ class TrainedGenerator:
         count = self.functaset.num_examples("test")
         if max(indices) >= count:
             raise ValueError(f"test image {max(indices)} does not exist: use 0 to {count - 1}")
-        records = self.functaset.source("test", cache="none").read(np.asarray(indices))
+        records = self.functaset.source("test").read(np.asarray(indices))
         return np.asarray(float32_latents(records)), records["label"]

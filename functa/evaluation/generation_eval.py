@@ -87,7 +87,7 @@ class Evaluator:
         copies = functaset.manifest.config["encode"]["num_augmentations"]
         rows = {"train": np.arange(len(self.train["label"])) * copies, "test": np.arange(count)}
         self.train_latents, self.test_latents = (
-            np.asarray(float32_latents(functaset.source(split, cache="none").read(rows[split])))
+            np.asarray(float32_latents(functaset.source(split).read(rows[split])))
             for split in ("train", "test")
         )
         self.extractor = make_extractor(

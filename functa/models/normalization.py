@@ -63,7 +63,7 @@ def make_normalization(functaset: Functaset, *, kind: str) -> Normalization:
 
 
 def _whitening(functaset: Functaset) -> Normalization:
-    source = functaset.source("train", cache="none")
+    source = functaset.source("train")
     if source.num_examples == 0:
         raise ValueError("normalization=whitened needs training examples; the split is empty")
     values_per_example = math.prod(functaset.manifest.latent_shape)

@@ -108,7 +108,7 @@ def encode(run: Run) -> dict[str, Any]:
 def _stored_psnr(run: Run, functaset: reader.Functaset, params: Any) -> float:
     """Mean PSNR in dB of the test images decoded from the stored (quantized) latents."""
     field, size = run.fitter.field, run.config.encode.batch_size  # of one device
-    latents, images = functaset.source("test", cache="none"), run.sources["test"]
+    latents, images = functaset.source("test"), run.sources["test"]
 
     @jax.jit
     def batch_psnr(params, latents, images):
@@ -175,7 +175,7 @@ def generate(run: Run) -> dict[str, Any]:
             raise StopRequested("generate stopped; complete blocks of samples are kept")
 
     count = min(settings.samples, functaset.num_examples("test"))
-    labels = functaset.source("test", cache="none").read(np.arange(count))["label"]
+    labels = functaset.source("test").read(np.arange(count))["label"]
     samples = EvaluationSamples(
         directory=run.workdir / "generate" / "samples",
         generator=generator,

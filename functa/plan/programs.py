@@ -135,7 +135,7 @@ def _with_spec(tree: Any, mesh: AnyMesh, spec: P) -> Any:
 class _StubFunctaset(Functaset):
     """Functaset without files; its latents are standard normal numbers."""
 
-    def source(self, split: str, cache: str) -> Any:
+    def source(self, split: str) -> Any:
         return SimpleNamespace(num_examples=self.num_examples(split), read=self._read)
 
     def _read(self, indices: np.ndarray) -> dict[str, np.ndarray]:

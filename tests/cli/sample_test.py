@@ -45,7 +45,7 @@ def sample_command(run, out, *arguments):
 def sample_records(run, out, *arguments):
     """All records of the functaset that the command writes."""
     assert sample_command(run, out, "--functaset", "--scale=1", *arguments) == 0
-    source = reader.open_functaset(out / "functaset", field_digest=None).source("train", "none")
+    source = reader.open_functaset(out / "functaset", field_digest=None).source("train")
     return source.read(np.arange(source.num_examples))
 
 

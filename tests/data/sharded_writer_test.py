@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import pathlib
 import types
 
 import numpy as np
@@ -27,8 +28,8 @@ def make_set(directory, *, spec_digest="sha256:0", options="group_size:1"):
 def write(sharded_set, shards=None):
     for shard in shards or sharded_set.shards:
         with ShardWriter(sharded_set, shard) as shard_writer:
-            shard_writer.write(RECORDS[shard.start : shard.stop])
-            shard_writer.finish({"number": shard.start})
+            shard_writer.append(RECORDS[shard.start : shard.stop])
+            shard_writer.commit({"number": shard.start})
 
 
 def files(directory):
@@ -59,28 +60,31 @@ def test_max_bytes_is_an_upper_bound(tmp_path):
         (shard,) = sharded_writer.plan_shards("name", "train", **plan)
         target = make_set(tmp_path, options=options)._replace(shards=[shard])
         with ShardWriter(target, shard) as shard_writer:
-            shard_writer.write(random.bytes(size) for _ in range(count))
-            summary = shard_writer.finish({})
+            shard_writer.append(random.bytes(size) for _ in range(count))
+            summary = shard_writer.commit({})
         assert count * size < summary["shard"]["bytes"] <= shard.max_bytes
 
 
-@pytest.mark.parametrize("remote", [False, True])
-def test_a_finished_shard_and_its_summary(tmp_path, monkeypatch, remote):
+@pytest.fixture(params=[False, True])
+def remote(request, tmp_path, monkeypatch):
     """Shards for an object store are written to a local folder and copied."""
-    target = make_set(tmp_path / "set")
-    target.directory.mkdir()
+    (tmp_path / "set").mkdir()
     (tmp_path / "spool").mkdir()
     monkeypatch.setattr(sharded_writer.tempfile, "tempdir", str(tmp_path / "spool"))
-    if remote:
-        monkeypatch.setattr(sharded_writer.storage, "is_remote", lambda path: True)
+    monkeypatch.setattr(sharded_writer.storage, "is_remote", lambda path: request.param)
+    return request.param
+
+
+def test_a_finished_shard_and_its_summary(tmp_path, remote):
+    target = make_set(tmp_path / "set")
     shard = target.shards[1]
     with ShardWriter(target, shard) as shard_writer:
-        shard_writer.write(RECORDS[2:3])
-        shard_writer.write(RECORDS[3:4])
+        shard_writer.append(RECORDS[2:3])
+        shard_writer.append(RECORDS[3:4])
         assert shard_writer.num_records == 2
         spooled = list((tmp_path / "spool").rglob("*.tmp"))
         assert len(spooled) == remote
-        summary = shard_writer.finish({"number": 7})
+        summary = shard_writer.commit({"number": 7})
     assert files(tmp_path) == [shard.file, f"{shard.file}.json"]
     assert list((tmp_path / "spool").iterdir()) == []
     reader = array_record_module.ArrayRecordReader(str(target.directory / shard.file))
@@ -91,18 +95,12 @@ def test_a_finished_shard_and_its_summary(tmp_path, monkeypatch, remote):
     assert target.finished(target.shards, compare_digests=True) == {shard: summary}
 
 
-@pytest.mark.parametrize("remote", [False, True])
 def test_an_unfinished_shard_leaves_nothing(tmp_path, monkeypatch, remote):
     target = make_set(tmp_path / "set")
-    target.directory.mkdir()
-    monkeypatch.setattr(sharded_writer.tempfile, "tempdir", str(tmp_path))
-    if remote:
-        monkeypatch.setattr(sharded_writer.storage, "is_remote", lambda path: True)
     with pytest.raises(KeyError), ShardWriter(target, target.shards[0]) as shard_writer:  # noqa: PT012
-        shard_writer.write(RECORDS[:2])
+        shard_writer.append(RECORDS[:2])
         raise KeyError
-    assert list(target.directory.iterdir()) == []
-    assert list(tmp_path.iterdir()) == [target.directory]
+    assert files(tmp_path) == []
 
     def fail(path, value):
         raise OSError(errno.EIO, "Input/output error")
@@ -122,41 +120,33 @@ def test_a_shard_that_is_written_again_has_no_summary_of_the_old_one(tmp_path, m
     assert list(target.finished(target.shards)) == target.shards[1:]
 
 
-def damage_shard(shard, summary):
-    shard.write_bytes(shard.read_bytes()[:-1])
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-1])
 
 
-def damage_summary(shard, summary):
-    summary.write_text(summary.read_text()[:-40])
-
-
-def empty_summary(shard, summary):
-    summary.write_text("[]")
-
-
-def other_spec(shard, summary):
-    summary.write_text(summary.read_text().replace("sha256:0", "sha256:1"))
+def set_other_spec(file):
+    file.write_text(file.read_text().replace("sha256:0", "sha256:1"))
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("folder", "suffix", "damage"),
     [
-        lambda shard, summary: shard.unlink(),
-        lambda shard, summary: summary.unlink(),
-        damage_shard,
-        damage_summary,
-        empty_summary,
-        other_spec,
+        ("", "", pathlib.Path.unlink),
+        ("", "", truncate),
+        ("summaries", ".json", pathlib.Path.unlink),
+        ("summaries", ".json", truncate),
+        ("summaries", ".json", lambda file: file.write_text("[]")),
+        ("summaries", ".json", set_other_spec),
     ],
 )
-def test_a_damaged_or_foreign_shard_is_not_finished(tmp_path, damage):
+def test_a_damaged_or_foreign_shard_is_not_finished(tmp_path, folder, suffix, damage):
     target = make_set(tmp_path)
     assert target.finished(target.shards) == {}
     write(target)
     complete = target.finished(target.shards)
     assert list(complete) == target.shards
     shard = target.shards[1]
-    damage(tmp_path / shard.file, tmp_path / "summaries" / f"{shard.file}.json")
+    damage(tmp_path / folder / f"{shard.file}{suffix}")
     del complete[shard]
     assert target.finished(target.shards) == complete
 
@@ -192,7 +182,7 @@ def test_too_little_space_is_an_error_with_both_numbers(tmp_path, monkeypatch):
         target.require_space(target.shards)
 
 
-def test_a_full_disk_is_told_from_other_failures(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_and_other_errors_pass(tmp_path, monkeypatch):
     class FullDisk(array_record_module.ArrayRecordWriter):
         message = "write() failed: No space left on device"
 

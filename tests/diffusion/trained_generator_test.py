@@ -24,7 +24,7 @@ def test_interpolation_of_samples_includes_both_samples(trained):
 
 def test_interpolation_of_test_examples_includes_both_examples(trained):
     latents, labels = trained.test_examples((9, 2))
-    source = trained.functaset.source("test", cache="none")
+    source = trained.functaset.source("test")
     for k, index in enumerate((9, 2)):
         record = source.read(np.array([index]))
         np.testing.assert_array_equal(latents[k], record["latents"][0].astype(np.float32))

@@ -45,7 +45,7 @@ class StubFunctaset:
         labels = self.labels[split]
         return random_latents(len(labels), split == "test", labels / 4)
 
-    def source(self, split, cache):
+    def source(self, split):
         latents = self.latents(split)
         if split == "train":  # an augmented copy is far from the image
             latents = np.stack([latents, 100 + latents], axis=1).reshape(-1, 1, 1, 2)

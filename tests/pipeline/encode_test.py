@@ -110,7 +110,7 @@ def test_the_manifest_counts_and_averages_what_is_stored(encoded):
     opened = reader.open_functaset(directory, field_digest=functaset_sets.DIGEST)
     manifest = opened.manifest
     read = {
-        split: opened.source(split, cache="none").read(np.arange(opened.num_examples(split)))
+        split: opened.source(split).read(np.arange(opened.num_examples(split)))
         for split in ("train", "validation", "test")
     }
     stored = read["train"]["latents"].astype(np.float64)
@@ -246,9 +246,7 @@ def test_ids_beyond_32_bits_are_kept(tmp_path):
     assert functaset_sets.problems(directory) == []
     ids = [2**40 + k for k in range(9) for _ in range(3)]
     opened = reader.open_functaset(directory, field_digest=None)
-    for cache in ("host", "none"):
-        source = opened.source("train", cache)
-        assert source.read(np.arange(27))["id"].tolist() == ids
+    assert opened.source("train").read(np.arange(27))["id"].tolist() == ids
     source = tfds.builder_from_directory(directory).as_data_source("train")
     assert [int(record["id"]) for record in source] == ids
 
@@ -613,10 +611,9 @@ def test_a_set_without_validation_images_is_whole(tmp_path):
     )
     assert "validation_psnr" not in result
     opened = reader.open_functaset(directory, field_digest=None)
-    for cache in ("host", "none"):
-        empty = opened.source("validation", cache=cache)
-        assert empty.num_examples == 0
-        assert empty.read(np.arange(0))["latents"].shape == (0, *functaset_sets.LATENT_SHAPE)
+    empty = opened.source("validation")
+    assert empty.num_examples == 0
+    assert empty.read(np.arange(0))["latents"].shape == (0, *functaset_sets.LATENT_SHAPE)
     assert functaset_sets.problems(directory) == []
     assert set(tfds.builder_from_directory(directory).info.splits) == {"train", "test"}
 

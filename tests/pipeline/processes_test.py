@@ -49,9 +49,7 @@ def test_two_processes_of_two_devices_give_the_numbers_of_one(pair, finished):
     jax.tree.map(lambda *leaves: np.testing.assert_allclose(*leaves, rtol=1e-4, atol=1e-5), *fields)
     for split in ("train", "validation", "test"):
         ours, theirs = (
-            reader.open_functaset(workdir / "functaset", field_digest=None).source(
-                split, cache="none"
-            )
+            reader.open_functaset(workdir / "functaset", field_digest=None).source(split)
             for workdir in (finished[0], pair)
         )
         every = np.arange(ours.num_examples)

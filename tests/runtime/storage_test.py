@@ -25,7 +25,7 @@ import numpy as np
 from functa.data.functaset import reader
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, int(sys.argv[2])))
 opened = reader.open_functaset(sys.argv[1], field_digest=None)
-sources = [opened.source(split, "none") for split in ("train", "test")]
+sources = [opened.source(split) for split in ("train", "test")]
 print([len(each.read(np.arange(each.num_examples))["label"]) for each in sources])
 """
 

@@ -1,6 +1,6 @@
-"""Small functasets for tests: invented images, a linear "fit", and encode as a program of its own.
+"""Small functasets for tests: random images, a linear "fit", and a program that encodes them.
 
-python -m tests.functaset_sets DIRECTORY PROCESS_INDEX PROCESS_COUNT SECONDS_A_BATCH
+python -m tests.support.functaset_sets DIRECTORY PROCESS_INDEX PROCESS_COUNT SECONDS_A_BATCH
 """
 
 import os
@@ -30,7 +30,9 @@ SIZES = {"train": 22, "validation": 7, "test": 25}
 
 
 class Images:
-    """An ImageSource of invented images; ids begin at `first_id`."""
+    """An ImageSource of random images; ids begin at `first_id`."""
+
+    image_shape = IMAGE_SHAPE
 
     def __init__(self, num_examples, *, first_id=0):
         self.num_examples = num_examples
@@ -53,12 +55,12 @@ def make_splits():
 
 
 def megabytes(records):
-    """encode.shard_megabytes that makes shards of so many of the invented records."""
+    """encode.shard_megabytes of shards of so many records."""
     return records * RecordLayout(LATENT_SHAPE, "float16").record_bytes / 1e6
 
 
 def make_config(**changes):
-    """Three copies a training image, shards of 20 records, four images a device."""
+    """Three copies per training image, shards of 20 records, four images per device."""
     config = common.base()
     config.name = "invented"
     config.data.image_shape = IMAGE_SHAPE
@@ -97,7 +99,7 @@ def slow_fit(seconds):
 
 
 def encode(directory, **changes):
-    """encode.encode with everything invented that `changes` does not name."""
+    """encode.encode with random images, the linear fit and `changes`."""
     arguments = {
         "directory": directory,
         "splits": make_splits(),
@@ -160,7 +162,7 @@ def write(
 
 
 def problems(directory, *, field_digest=None):
-    """What a reading of everything finds."""
+    """Problems of a verification of all bytes and records."""
     result = verification.verify(directory, field_digest=field_digest, fraction=1.0)
     whole = (result.hashed_shards, result.decoded_records) == (result.shards, result.records)
     assert result.problems or whole
@@ -168,7 +170,7 @@ def problems(directory, *, field_digest=None):
 
 
 def contents(directory):
-    """{name: bytes} of what makes a functaset: shards, manifest and what TFDS reads."""
+    """{name: bytes} of the shards, the manifest and the metadata."""
     return {f.name: f.read_bytes() for f in sorted(directory.iterdir()) if f.is_file()}
 
 

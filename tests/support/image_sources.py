@@ -25,7 +25,7 @@ def prepare(out, *arguments, name="small"):
 
 
 def open_source(*paths, **changes):
-    arguments = {"test_fraction": None, "labels": None, "min_side": None, "jobs": 2} | changes
+    arguments = {"test_fraction": None, "labels": None, "min_side": None} | changes
     return source_formats.open_source(paths, Report(lambda line: None), **arguments)
 
 

@@ -78,7 +78,7 @@ def prepare_images(root: Path) -> Path:
     ):
         quiet = sources.Report(lambda line: None)
         dataset = source_formats.open_source(
-            [root / source], quiet, test_fraction=fraction, labels=None, min_side=None, jobs=2
+            [root / source], quiet, test_fraction=fraction, labels=None, min_side=None
         )
         writer.write(dataset, name=name, data_dir=epath.Path(root / place), jobs=2, report=quiet)
     return root

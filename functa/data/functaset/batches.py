@@ -15,17 +15,16 @@ import jax
 import numpy as np
 
 from functa.data import loader
-from functa.data.functaset import format
-from functa.data.functaset.reader import FileSource, Functaset, in_memory
-from functa.data.sources import Batch, InMemorySource, Source
+from functa.data.functaset.reader import Functaset
+from functa.data.sources import FunctionSource, InMemorySource, Source, load_into_memory
 from functa.runtime import memory as memory_lib
 from functa.runtime import mesh as mesh_lib
 
 CACHES = ("none", "host", "device")
 COPIES = ("first", "all")
 _NAMES = ("latents", "scale", "label", "mask")  # the arrays that models use
+_BLOCK_SIZE = 256  # records decoded at once when a whole split is read
 _DEVICE_FRACTION = 0.5  # of the memory of a device; the rest is for the model
-_MAX_DEVICE_EXAMPLES = 1 << 31  # examples on devices have int32 indices
 
 
 class LatentBatches:
@@ -40,28 +39,23 @@ class LatentBatches:
         process_index: int,
         process_count: int,
     ):
-        """Checks the arguments; the first batch of a split opens it.
+        """The first batch of a split opens it.
 
         Args:
-          functaset: an open functaset.
           cache: one of CACHES; see the module.
           copies: "all" augmented copies of the training images, or only the "first", which is the image
             itself.
           process_index, process_count: the share of every global batch to yield.
         Raises:
-          ValueError: the cache is unknown, or the splits do not fit into memory.
+          ValueError: the cache is unknown.
         """
         if cache not in CACHES:
             raise ValueError(f"cache must be one of {', '.join(CACHES)}, not {cache!r}")
         self._functaset, self._cache = functaset, cache
         self._processes = {"process_index": process_index, "process_count": process_count}
-        records = {split: functaset.num_examples(split) for split in format.SPLITS}
         self._stride = 1  # between training records
         if copies == "first":
             self._stride = functaset.manifest.config["encode"]["num_augmentations"]
-            records["train"] //= self._stride
-        if problem := memory_problem(records, functaset.manifest.layout.latent_bytes, cache=cache):
-            raise ValueError(problem)
         self._open = functools.cache(self._open_split)
 
     def train(
@@ -86,36 +80,20 @@ class LatentBatches:
 
     def _open_split(self, split: str) -> tuple[Source, Callable[[Any], Any]]:
         """A source, and a function of the batches that the loader makes of it."""
-        records: Any = self._functaset.source(split, "none")
-        if split == "train" and self._stride > 1:
-            records = _StridedSource(records, self._stride)
+        stride = self._stride if split == "train" else 1
+        records: Any = self._functaset.source(split)
+        if stride > 1:
+            read = records.read
+            records = FunctionSource(
+                records.num_examples // stride, lambda indices: read(stride * indices)
+            )
         if self._cache == "none":
             return records, _select
-        rows = in_memory(records)
+        rows = load_into_memory(records, block_size=_BLOCK_SIZE, threads=1)
         if self._cache == "host":
             return rows, _select
-        return _IndexSource(rows.num_examples), _gather(rows, mesh_lib.make_mesh())
-
-
-class _StridedSource:
-    """Examples 0, stride, 2 stride, ... of a source."""
-
-    def __init__(self, source: FileSource, stride: int):
-        self._source, self._stride = source, stride
-        self.num_examples = source.num_examples // stride
-
-    def read(self, indices: np.ndarray) -> Batch:
-        return self._source.read(np.asarray(indices) * self._stride)
-
-
-class _IndexSource:
-    """A source whose examples are their own indices."""
-
-    def __init__(self, num_examples: int):
-        self.num_examples = num_examples
-
-    def read(self, indices: np.ndarray) -> Batch:
-        return {"index": indices.astype(np.int32)}
+        indices = FunctionSource(rows.num_examples, lambda k: {"index": k.astype(np.int32)})
+        return indices, _gather(rows, mesh_lib.make_mesh())
 
 
 def _gather(source: InMemorySource, mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
@@ -149,25 +127,18 @@ def memory_problem(records: dict[str, int], latent_bytes: int, *, cache: str) ->
       latent_bytes: of one record.
       cache: one of CACHES.
     """
-    size = sum(records.values()) * latent_bytes
-    host = memory_lib.host_bytes()
-    if cache == "host" and size > host:
-        return (
-            f"cache=host: the latents need {size:,} bytes in each process, but this machine has {host:,} "
-            "bytes of memory; use none"
-        )
-    if cache != "device":
+    if cache == "none":
         return ""
-    largest = max(records.values())
-    if largest >= _MAX_DEVICE_EXAMPLES:
-        return (
-            f"cache=device: a split has {largest:,} examples, but at most {_MAX_DEVICE_EXAMPLES - 1:,} can "
-            "be indexed; use host or none"
-        )
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if size > _DEVICE_FRACTION * stats.get("bytes_limit", np.inf):
-        return (
-            f"cache=device: the latents need {size:,} bytes on each device, which has "
-            f"{stats['bytes_limit']:,} bytes of memory; use host or none"
-        )
-    return ""
+    if cache == "host":
+        place, available, alternative = "machine", memory_lib.host_bytes(), "none"
+    else:
+        stats = jax.local_devices()[0].memory_stats() or {}
+        available = _DEVICE_FRACTION * stats.get("bytes_limit", np.inf)
+        place, alternative = "device", "host or none"
+    size = sum(records.values()) * latent_bytes
+    if size <= available:
+        return ""
+    return (
+        f"cache={cache}: the latents need {size:,} bytes, but at most {available:,.0f} bytes of a"
+        f" {place} can hold them; use {alternative}"
+    )

@@ -7,20 +7,17 @@ of records is one NumPy view, and no record is parsed.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from etils import epath
 
 FORMAT_VERSION = 4
 NAME = "functaset"
 MANIFEST = "manifest.json"
 # Files that TFDS reads; the last one exists if the class names are known.
 METADATA = ("dataset_info.json", "features.json", "label.labels.txt")
-TEMPORARY = ".tmp"  # suffix of files that are being written
 SPLITS = ("train", "validation", "test")
 
 # dtype of the latents -> dtype in a record. bfloat16 is stored as its bits: NumPy supports it only after
@@ -29,17 +26,6 @@ STORAGE_DTYPES = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "int8":
 
 _VARINT_WIDTHS = {"label": 10, "id": 7, "copy": 3}  # groups of 7 bits; 10 groups hold any int64
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"  # field tags of tf.train.Feature
-
-
-def shard_name(split: str, shard: int, num_shards: int) -> str:
-    """File name of a shard as TFDS expects it: functaset-train.array_record-00000-of-00009."""
-    return f"{NAME}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
-
-
-def file_digest(file: epath.PathLike) -> str:
-    """Digest "sha256:..." of the bytes of a file."""
-    with epath.Path(file).open("rb") as stream:
-        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def quantize(latents: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -87,6 +73,14 @@ def float32_latents(batch: dict[str, Any]) -> Any:
     return dequantize(batch["latents"], batch.get("scale"))
 
 
+class LayoutError(ValueError):
+    """A record does not have the layout of its functaset; `position` is its place in the batch."""
+
+    def __init__(self, position: int, reason: str):
+        super().__init__(f"record {position} {reason}")
+        self.position = position
+
+
 @dataclasses.dataclass(frozen=True)
 class RecordLayout:
     """Positions of the values in a record.
@@ -115,27 +109,19 @@ class RecordLayout:
         values.append(("latents", _BYTES_LIST, (STORAGE_DTYPES[self.dtype], self.latent_shape)))
         names, kinds, formats = zip(*values, strict=True)
         widths = [np.dtype(part).itemsize for part in formats]
-        headers = [
-            _entry_header(name, kind, width)
-            for name, kind, width in zip(names, kinds, widths, strict=True)
-        ]
+        headers = list(map(_entry_header, names, kinds, widths))
         body = sum(map(len, headers)) + sum(widths)
         record = bytearray(b"\x0a" + _varint(body))  # Example.features
-        offsets, fixed = [], [np.arange(len(record))]
+        offsets, fixed = [], list(range(len(record)))
         for header, width in zip(headers, widths, strict=True):
-            fixed.append(np.arange(len(record), len(record) + len(header)))
+            fixed += range(len(record), len(record) + len(header))
             record += header
             offsets.append(len(record))
             record += bytes(width)
-        fields: Any = {
-            "names": names,
-            "formats": formats,
-            "offsets": offsets,
-            "itemsize": len(record),
-        }
-        object.__setattr__(self, "struct", np.dtype(fields))
+        fields: Any = {"names": names, "formats": formats, "offsets": offsets}
+        object.__setattr__(self, "struct", np.dtype(fields | {"itemsize": len(record)}))
         object.__setattr__(self, "template", np.frombuffer(bytes(record), np.uint8))
-        object.__setattr__(self, "fixed", np.concatenate(fixed))
+        object.__setattr__(self, "fixed", np.array(fixed))
 
     @property
     def latent_bytes(self) -> int:
@@ -176,18 +162,15 @@ class RecordLayout:
           `float32_latents` on the device, after the transfer; label int32 [k], id int64 [k], copy
           int32 [k], psnr float32 [k].
         Raises:
-          ValueError: a record does not have this layout; names its position in `records`.
+          LayoutError: a record does not have this layout.
         """
-        wrong = [k for k, record in enumerate(records) if len(record) != self.record_bytes]
-        if wrong:
-            raise ValueError(
-                f"record {wrong[0]} has {len(records[wrong[0]])} bytes, not {self.record_bytes}"
-            )
+        for k, record in enumerate(records):
+            if len(record) != self.record_bytes:
+                raise LayoutError(k, f"has {len(record)} bytes, not {self.record_bytes}")
         rows = np.frombuffer(b"".join(records), np.uint8).reshape(-1, self.record_bytes)
         equal = (rows[:, self.fixed] == self.template[self.fixed]).all(axis=1)
         if not equal.all():
-            k = int(np.argmin(equal))
-            raise ValueError(f"record {k} is not a record of this functaset: its headers differ")
+            raise LayoutError(int(np.argmin(equal)), "is not a record of this functaset")
         values = rows.view(self.struct)[:, 0]
         latents = np.ascontiguousarray(values["latents"])
         if self.dtype == "bfloat16":

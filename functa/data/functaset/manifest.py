@@ -21,8 +21,7 @@ from functa.runtime import config, digests, errors, storage
 _POLL_SECONDS = 0.5
 _STALL_SECONDS = 600.0  # without a change in the directory, the other processes are taken for dead
 # In an object store a poll takes several requests, and a shard appears only when it is complete.
-_REMOTE_POLL_SECONDS = 2.0
-_REMOTE_STALL_SECONDS = 3600.0
+_REMOTE_FACTOR = 6
 
 
 def write_manifest(directory: epath.PathLike, spec: FunctasetSpec) -> None:
@@ -48,7 +47,7 @@ def write_manifest(directory: epath.PathLike, spec: FunctasetSpec) -> None:
     manifest |= {
         "splits": {split: _split_entry(summaries) for split, summaries in splits.items()},
         "files": {
-            name: format.file_digest(target.directory / name)
+            name: digests.file_digest(target.directory / name)
             for name in format.METADATA
             if (target.directory / name).exists()
         },
@@ -81,7 +80,7 @@ def complete_manifest(
     old = config.flatten(stored)
     new = config.flatten(spec.header() | {"examples": spec.num_records})
     differences = [
-        f"{key}: {old.get(key, '(absent)')} there, {new.get(key, '(absent)')} now"
+        f"{key}: {old.get(key)} there, {new.get(key)} now"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
@@ -190,12 +189,10 @@ def _write_metadata(
         "bfloat16": "bits of bfloat16: latents.view(ml_dtypes.bfloat16)",
         "int8": "multiply by scale",
     }
+    dtype = np.dtype(format.STORAGE_DTYPES[layout.dtype]).type
     connectors = {
         "latents": features.Tensor(
-            shape=layout.latent_shape,
-            dtype=np.dtype(format.STORAGE_DTYPES[layout.dtype]).type,
-            encoding="bytes",
-            doc=notes.get(layout.dtype),
+            shape=layout.latent_shape, dtype=dtype, encoding="bytes", doc=notes.get(layout.dtype)
         ),
         "label": features.Scalar(np.int64),
         "id": features.Scalar(np.int64, doc="index in the image data set's own split"),
@@ -211,31 +208,23 @@ def _write_metadata(
     sharded_writer.write_tfds_metadata(
         directory,
         features=features.FeaturesDict(connectors),
-        shards={
-            split: [each["shard"] for each in summaries] for split, summaries in splits.items()
-        },
-        description=f"Images as latents of a field, {layout.dtype}; statistics in"
-        f" {format.MANIFEST}.",
+        shards={split: [part["shard"] for part in parts] for split, parts in splits.items()},
+        description=f"Images as latents of a field, {layout.dtype}; statistics in {format.MANIFEST}.",
     )
 
 
 def _remove_other_files(target: ShardedSet) -> None:
     """Removes shards, summaries and unfinished files that are not of this set."""
-    shards = {shard.file for shard in target.shards}
-    summaries = {target.summary_file(shard).name for shard in target.shards}
-    others = [
-        file
-        for file in target.directory.iterdir()
-        if file.name.startswith(f"{format.NAME}-") and file.name not in shards
-    ]
-    others += [file for file in target.summaries.iterdir() if file.name not in summaries]
-    storage.thread_map(lambda file: file.unlink(), others)
+    own = {shard.file for shard in target.shards}
+    own |= {target.summary_file(shard).name for shard in target.shards}
+    files = [*target.directory.glob(f"{format.NAME}-*"), *target.summaries.iterdir()]
+    storage.thread_map(lambda file: file.unlink(), [file for file in files if file.name not in own])
 
 
 def _wait_until(directory: epath.Path, ready: Callable[[], Any], stop: Callable[[], None]) -> Any:
     """First true result of `ready`, as long as other processes change files in `directory`."""
-    remote = storage.is_remote(directory)
-    stall_seconds = _REMOTE_STALL_SECONDS if remote else _STALL_SECONDS
+    factor = _REMOTE_FACTOR if storage.is_remote(directory) else 1
+    stall_seconds = factor * _STALL_SECONDS
     sizes: dict[str, int] = {}
     since = time.monotonic()
     while not (result := ready()):
@@ -247,7 +236,7 @@ def _wait_until(directory: epath.Path, ready: Callable[[], Any], stop: Callable[
                 " have stopped. Finished shards stay valid; the same command resumes"
             )
         stop()
-        time.sleep(_REMOTE_POLL_SECONDS if remote else _POLL_SECONDS)
+        time.sleep(factor * _POLL_SECONDS)
     return result
 
 

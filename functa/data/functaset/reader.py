@@ -30,12 +30,11 @@ from etils import epath
 
 from functa.data.functaset import format
 from functa.data.functaset.format import RecordLayout
-from functa.data.sources import Batch, InMemorySource, check_indices, load_into_memory
+from functa.data.sources import Batch, check_indices
 from functa.runtime import digests, storage
 from functa.runtime.errors import DamagedFileError
 
 _MIN_RECORDS_PER_CALL = 100  # per shard; with fewer, reading one by one is faster
-_BLOCK_SIZE = 256  # records decoded at once when a whole split is read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,12 +84,7 @@ class Manifest:
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Functaset:
-    """A complete functaset; see `open_functaset`.
-
-    Attributes:
-      path: its directory.
-      manifest: its Manifest.
-    """
+    """A complete functaset; see `open_functaset`."""
 
     path: epath.Path
     manifest: Manifest
@@ -99,20 +93,9 @@ class Functaset:
         """Number of records of a split, with augmented copies."""
         return self._split(split)["examples"]
 
-    def source(self, split: str, cache: str) -> "InMemorySource | FileSource":
-        """Opens a split for random access.
-
-        Args:
-          split: train, validation or test.
-          cache: "host" decodes the split once and keeps it in memory; "none" reads and decodes at every
-            access. For the memory of devices see functaset/batches.py.
-        Returns:
-          A source; see RecordLayout.unpack for the arrays that it reads.
-        """
-        if cache not in ("host", "none"):
-            raise ValueError(f"cache must be host or none, not {cache!r}")
-        source = FileSource(path=self.path, split=self._split(split), layout=self.manifest.layout)
-        return source if cache == "none" else in_memory(source)
+    def source(self, split: str) -> "FileSource":
+        """Opens a split for random access; see RecordLayout.unpack for the arrays that it reads."""
+        return FileSource(path=self.path, split=self._split(split), layout=self.manifest.layout)
 
     def _split(self, split: str) -> dict[str, Any]:
         if split not in self.manifest.splits:
@@ -121,7 +104,7 @@ class Functaset:
 
 
 class FileSource:
-    """Reads and decodes records at every request. It can be pickled."""
+    """Reads and decodes records at every request."""
 
     def __init__(self, *, path: epath.Path, split: dict[str, Any], layout: RecordLayout):
         """split: its entry in the manifest."""
@@ -168,15 +151,8 @@ class FileSource:
         for number in self._shards_of(indices):
             shard = self._shards[number]
             file = self._path / shard["file"]
-            problems.append(
-                size_problem(file, shard["bytes"]) or digest_problem(file, shard["sha256"])
-            )
+            problems.append(file_problem(file, size=shard["bytes"], digest=shard["sha256"]))
         return "; ".join(f"{problem}; delete it and run again" for problem in problems if problem)
-
-
-def in_memory(source: FileSource) -> InMemorySource:
-    """Decodes a whole split into memory."""
-    return load_into_memory(source, block_size=_BLOCK_SIZE, threads=1)
 
 
 def open_functaset(path: epath.PathLike, *, field_digest: str | None) -> Functaset:
@@ -192,39 +168,38 @@ def open_functaset(path: epath.PathLike, *, field_digest: str | None) -> Functas
     """
     path = epath.Path(path)
     manifest = read_manifest(path)
-    if field_digest is not None and (problem := field_problem(path, manifest, field_digest)):
+    if problem := field_problem(path, manifest, field_digest):
         raise ValueError(problem)
     if not storage.is_remote(path):
         storage.allow_open_files(len(manifest.shards))  # shards stay open
     problems = storage.thread_map(
-        lambda shard: size_problem(path / shard["file"], shard["bytes"]), manifest.shards
+        lambda shard: file_problem(path / shard["file"], size=shard["bytes"]), manifest.shards
     )
     for problem in filter(None, problems):
         raise ValueError(f"{problem}; run the encode stage again")
     return Functaset(path=path, manifest=manifest)
 
 
-def size_problem(file: epath.Path, size: int) -> str | None:
-    """Reports a file that is missing or does not have `size` bytes. Takes one request."""
+def file_problem(
+    file: epath.Path, *, size: int | None = None, digest: str | None = None
+) -> str | None:
+    """Reports a file that is missing or has another size or digest than given.
+
+    The size takes one request; the digest reads the whole file.
+    """
     try:
-        actual = file.stat().length
+        if size is not None and (actual := file.stat().length) != size:
+            return f"{file} has {actual} bytes, not {size}"
+        if digest is not None and (found := digests.file_digest(file)) != digest:
+            return f"{file} is damaged: its digest is {found}, not {digest}"
     except FileNotFoundError:
         return f"{file} is missing"
-    return None if actual == size else f"{file} has {actual} bytes, not {size}"
+    return None
 
 
-def digest_problem(file: epath.Path, digest: str) -> str | None:
-    """Reports a file that is missing or does not have `digest`. Reads the whole file."""
-    try:
-        actual = format.file_digest(file)
-    except FileNotFoundError:
-        return f"{file} is missing"
-    return None if actual == digest else f"{file} is damaged: its digest is {actual}, not {digest}"
-
-
-def field_problem(path: epath.Path, manifest: Manifest, field_digest: str) -> str | None:
-    """Reports a functaset that another field made."""
-    if field_digest == manifest.field_digest:
+def field_problem(path: epath.Path, manifest: Manifest, field_digest: str | None) -> str | None:
+    """Reports a functaset that another field made; `field_digest` None accepts any field."""
+    if field_digest in (None, manifest.field_digest):
         return None
     return (
         f"{path} was encoded with the field {manifest.field_digest}, this field is {field_digest}; "

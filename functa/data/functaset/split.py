@@ -27,7 +27,7 @@ class FunctasetSplit:
     """
 
     def __init__(self, functaset: Functaset, name: str):
-        self._source = functaset.source(name, cache="none")
+        self._source = functaset.source(name)
         self.name = name
         self.latent_shape = tuple(functaset.manifest.latent_shape)
 

@@ -19,7 +19,7 @@ from functa.runtime import digests
 COMPRESSIONS = {"none": "uncompressed", "zstd": "zstd:3"}
 SUMMARIES = "shard_summaries"  # directory inside the functaset
 _MEGABYTE = 1e6
-_BLOCK_NUMBERS = 1 << 21  # latent numbers rounded at once, in 60 MB, whatever the batch size
+_BLOCK_NUMBERS = 1 << 21  # latent numbers rounded at once, in 60 MB
 
 
 def records_per_shard(shard_megabytes: float, layout: RecordLayout) -> int:
@@ -107,36 +107,19 @@ def sharded_set(directory: epath.PathLike, spec: FunctasetSpec) -> ShardedSet:
     )
 
 
-class LatentShardWriter:
+class LatentShardWriter(ShardWriter):
     """Writes one shard of a functaset and the statistics of its records.
 
-    A context manager. Unless `finish` returns, it leaves neither a shard nor a summary.
-
     Raises (from any method):
-      OSError: no space left (ENOSPC, EDQUOT, EFBIG); names the file and the bytes it needs.
+      OSError: see ShardWriter.
       FloatingPointError: latents or PSNR are not finite, or too large for the dtype; names the
         example.
     """
 
     def __init__(self, directory: epath.PathLike, *, shard: Shard, spec: FunctasetSpec):
-        self._shard, self._layout = shard, spec.layout
-        self._writer = ShardWriter(sharded_set(directory, spec), shard)
+        super().__init__(sharded_set(directory, spec), shard)
+        self._layout = spec.layout
         self._blocks: list[dict[str, np.ndarray]] = []
-
-    def __enter__(self) -> "LatentShardWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.abort()
-
-    def abort(self) -> None:
-        """Removes an unfinished shard; does nothing after `finish`."""
-        self._writer.abort()
-
-    @property
-    def num_records(self) -> int:
-        """Records written so far."""
-        return self._writer.num_records
 
     def write(self, *, latents, label, id, copy, psnr) -> None:
         """Appends records.
@@ -152,14 +135,23 @@ class LatentShardWriter:
             self._write_block(latents[rows], label[rows], id[rows], copy[rows], psnr[rows])
 
     def _write_block(self, latents, label, id, copy, psnr) -> None:
+        def require_finite(name: str, values: np.ndarray) -> None:
+            finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            if not finite.all():
+                k = int(np.argmin(finite))
+                raise FloatingPointError(
+                    f"{name} not finite: {self._shard.split} example id {id[k]}, copy {copy[k]}."
+                    " Nothing of this shard is kept. Check the field (config.meta_learn) or set"
+                    " config.encode.dtype=float32"
+                )
+
         dtype = self._layout.dtype
-        example = {"split": self._shard.split, "id": id, "copy": copy}
-        _require_finite("latents are", latents, **example)
-        _require_finite("psnr is", psnr, **example)
+        require_finite("latents are", latents)
+        require_finite("psnr is", psnr)
         stored, scale = format.quantize(latents, dtype)
         rounded = format.dequantize(stored, scale)
-        _require_finite(f"latents as {dtype} are", rounded, **example)
-        self._writer.write(
+        require_finite(f"latents as {dtype} are", rounded)
+        self.append(
             self._layout.pack(stored=stored, scale=scale, label=label, id=id, copy=copy, psnr=psnr)
         )
         # Sums per record, not per block: they must not depend on the block size. They take 16 d
@@ -190,7 +182,7 @@ class LatentShardWriter:
                 f" {self._shard.num_records} planned"
             )
         rows = {name: np.concatenate([b[name] for b in self._blocks]) for name in self._blocks[0]}
-        self._writer.finish(
+        self.commit(
             {
                 "ids": [int(rows["id"].min()), int(rows["id"].max())],
                 "sum": rows["sum"].sum(axis=0).tolist(),
@@ -215,32 +207,21 @@ class ShardSequenceWriter:
         """Appends the next records of `shard`; rows of the padding are dropped."""
         if self._failed:
             return  # the failure was raised by an earlier block
-        try:
-            if self._writer is None:
-                self._writer = LatentShardWriter(self._directory, shard=shard, spec=self._spec)
-            count = len(batch["id"])
-            self._writer.write(
-                latents=np.asarray(latents)[:count], psnr=np.asarray(psnr)[:count], **batch
-            )
-            if self._writer.num_records == shard.num_records:
-                now = time.perf_counter()
-                self._writer.finish(seconds=now - self._mark)
-                self._writer, self._mark = None, now
-        except BaseException:
-            self._failed = True
-            raise
+        self._failed = True  # until the block is written
+        if self._writer is None:
+            self._writer = LatentShardWriter(self._directory, shard=shard, spec=self._spec)
+        count = len(batch["id"])
+        self._writer.write(
+            latents=np.asarray(latents)[:count], psnr=np.asarray(psnr)[:count], **batch
+        )
+        if self._writer.num_records == shard.num_records:
+            now = time.perf_counter()
+            with self._writer as complete:
+                complete.finish(seconds=now - self._mark)
+            self._writer, self._mark = None, now
+        self._failed = False
 
     def close(self) -> None:
         """Removes an unfinished shard."""
         if self._writer is not None:
             self._writer.abort()
-
-
-def _require_finite(name: str, values: np.ndarray, *, split: str, id, copy) -> None:
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if not finite.all():
-        k = int(np.argmin(finite))
-        raise FloatingPointError(
-            f"{name} not finite: {split} example id {id[k]}, copy {copy[k]}. Nothing of this shard"
-            " is kept. Check the field (config.meta_learn) or set config.encode.dtype=float32"
-        )

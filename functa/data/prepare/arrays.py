@@ -1,10 +1,8 @@
-"""Readers of published image arrays: MNIST-style idx files, CIFAR-10 archives and .npz files.
-
-All problems of a source are found before anything is written.
-"""
+"""Readers of published image arrays: MNIST-style idx files, CIFAR-10 archives and .npz files."""
 
 import functools
 import gzip
+import hashlib
 import io
 import math
 import os
@@ -14,15 +12,15 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
-from functa.data.prepare import sources
 from functa.data.prepare.sources import EncodedImage, Report, SourceDataset, SourceSplit
+from functa.runtime.digests import json_digest
 
 # train-images-idx3-ubyte.gz, train-images.idx, ... but not the class_to_idx.json of image folders
 IDX_NAME = re.compile(r"idx\d|ubyte|\.idx(\.gz)?$", re.IGNORECASE)
@@ -41,11 +39,7 @@ def read_idx(paths: Sequence[epath.Path], report: Report) -> SourceDataset:
     Source: the format is described on the MNIST page, LeCun et al. 1998.
     """
     arrays: dict[str, np.ndarray] = {}
-    names = {path.name for path in paths}
     for path in paths:
-        if path.suffix == ".gz" and path.stem in names:
-            report.info(path.name, "not read; the uncompressed file is used")
-            continue
         try:
             array = _idx_array(path.read_bytes())
         except _UNREADABLE as error:
@@ -79,27 +73,28 @@ def read_cifar(path: epath.Path, report: Report) -> SourceDataset:
     Source: Krizhevsky 2009; the layouts are described on the page of the data set.
     """
     files = _cifar_files(path, report)
-    suffix = ".bin" if any(name.endswith(".bin") for name in files) else ""
-    batches: dict[str, list[np.ndarray]] = {key: [] for key in _KEYS}
+    binary = any(name.endswith(".bin") for name in files)
+
+    def parse(name: str, function: Callable[[bytes], Any]) -> Any:
+        """function(content) of a file, or None and a problem."""
+        try:
+            return function(files[name])
+        except Exception as error:  # a damaged pickle can raise anything
+            report.add_problem(name, f"damaged: {error}" if name in files else "missing")
+            return None
+
+    arrays: dict[str, np.ndarray] = {}
+    parse_batch = functools.partial(_cifar_batch, binary=binary)
     for split, names in _CIFAR_SPLITS.items():
-        for name in (f"{name}{suffix}" for name in names):
-            try:
-                images, labels = _cifar_batch(files[name], binary=bool(suffix))
-            except Exception as error:  # a damaged pickle can raise anything
-                report.add_problem(name, _reason(error))
-                continue
-            batches[f"x_{split}"].append(images)
-            batches[f"y_{split}"].append(labels)
-    meta = "batches.meta.txt" if suffix else "batches.meta"
-    class_names: tuple[str, ...] = ()
-    try:
-        content = files[meta]
-        names = content.decode().split() if suffix else _unpickle(content)["label_names"]
-        class_names = tuple(map(str, names))
-    except Exception as error:
-        report.add_problem(meta, _reason(error))
-    arrays = {key: np.concatenate(parts) for key, parts in batches.items() if parts}
-    return _dataset(arrays, class_names=class_names, report=report)
+        batches = [parse(name + ".bin" * binary, parse_batch) for name in names]
+        if all(batches):
+            images, labels = zip(*batches, strict=True)
+            arrays |= {f"x_{split}": np.concatenate(images), f"y_{split}": np.concatenate(labels)}
+    if binary:
+        class_names = parse("batches.meta.txt", lambda content: content.decode().split())
+    else:
+        class_names = parse("batches.meta", lambda content: _unpickle(content)["label_names"])
+    return _dataset(arrays, class_names=tuple(map(str, class_names or ())), report=report)
 
 
 def _cifar_files(path: epath.Path, report: Report) -> dict[str, bytes]:
@@ -118,10 +113,6 @@ def _cifar_files(path: epath.Path, report: Report) -> dict[str, bytes]:
     except _UNREADABLE as error:
         report.add_problem(path.name, f"truncated or damaged after {len(files)} files: {error}")
     return files
-
-
-def _reason(error: Exception) -> str:
-    return "missing" if isinstance(error, KeyError) else f"damaged: {error}"
 
 
 def _cifar_batch(data: bytes, *, binary: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -187,31 +178,30 @@ def _dataset(
             report.add_problem(key, "missing")
     report.raise_problems()
     num_classes = len(class_names) or int(arrays["y_train"].max(initial=0)) + 1
-    splits = {}
-    chunks: list[bytes | memoryview] = list(map(str.encode, class_names))
-    image_shape: tuple[int, ...] = ()
+    splits: dict[str, SourceSplit] = {}
+    digests: list[Any] = [class_names]
     for split in ("train", "test"):
         images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
-        images = images[..., None] if images.ndim == 3 else images
-        labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-        image_shape = image_shape or images.shape[1:]
-        problem = _array_problem(images, labels, num_classes)
-        if not problem and images.shape[1:] != image_shape:
-            problem = f"images have shape {images.shape[1:]}, those of train {image_shape}"
-        if problem:
+        if problem := _array_problem(images, labels, arrays["x_train"].shape[1:], num_classes):
             report.add_problem(f"{split} split", problem)
             continue
-        labels = labels.astype(np.int64)
+        labels = labels.reshape(-1).astype(np.int64)
         splits[split] = SourceSplit(labels, functools.partial(_png, split, images), images.nbytes)
-        chunks += [str(images.shape).encode(), np.ascontiguousarray(images).data, labels.data]
+        sha256 = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+        digests.append((images.shape, sha256, labels.tolist()))
     report.raise_problems()
-    return SourceDataset(splits, class_names, num_classes, sources.digest(chunks))
+    return SourceDataset(splits, class_names, num_classes, json_digest(digests))
 
 
-def _array_problem(images: np.ndarray, labels: np.ndarray, num_classes: int) -> str:
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3):
+def _array_problem(
+    images: np.ndarray, labels: np.ndarray, train_shape: tuple[int, ...], num_classes: int
+) -> str:
+    channels = images.shape[3] if images.ndim == 4 else 1
+    if images.ndim not in (3, 4) or images.dtype != np.uint8 or channels not in (1, 3):
         return f"images {images.dtype} {images.shape}, not uint8 [n, h, w] or [n, h, w, 1 or 3]"
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    if images.shape[1:] != train_shape:
+        return f"images have shape {images.shape[1:]}, those of train {train_shape}"
+    if labels.shape not in ((len(labels),), (len(labels), 1)) or labels.dtype.kind not in "iu":
         return f"labels {labels.dtype} {labels.shape}, not integers [n]"
     if len(labels) != len(images) or not len(labels):
         return f"{len(images)} images, but {len(labels)} labels"
@@ -221,9 +211,9 @@ def _array_problem(images: np.ndarray, labels: np.ndarray, num_classes: int) -> 
 
 
 def _png(split: str, images: np.ndarray, index: int) -> EncodedImage:
-    pixels = images[index, ..., 0] if images.shape[3] == 1 else images[index]
-    image = Image.fromarray(np.ascontiguousarray(pixels))
+    pixels = np.ascontiguousarray(images[index])
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
     data = io.BytesIO()
     image.save(data, "PNG")
     size = (image.height, image.width)
-    return EncodedImage(f"{split} {index}", data.getvalue(), f"PNG {image.mode}", size, damage="")
+    return EncodedImage(f"{split} {index}", data.getvalue(), f"PNG {image.mode}", size)

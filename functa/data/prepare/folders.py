@@ -1,10 +1,8 @@
 """Lists photographs in class folders, the layout of an unpacked ImageNet."""
 
-import os
-from collections.abc import Iterator
-
 from etils import epath
 
+from functa.data.image_records import IMAGE_NAME
 from functa.data.prepare import photographs
 from functa.data.prepare.photographs import Photo
 from functa.data.prepare.sources import Report
@@ -27,18 +25,17 @@ def list_photos(root: epath.Path, report: Report) -> list[Photo]:
             report.info(name, "has no class folders; not read")
         for path in classes:
             place = f"{name}/{path.name}".lstrip("/")
-            files = dict(_files(path))
-            images = {
-                file: size
-                for file, size in files.items()
-                if size is not None and photographs.NAME.fullmatch(file)
-            }
-            photographs.report_class(place, len(images), len(files) - len(images), report)
-            photos += [
-                Photo(split, path.name, f"{place}/{file}", f"{path}/{file}", None, size)
-                for file, size in images.items()
+            files = list(path.iterdir())
+            images = sorted(file for file in files if IMAGE_NAME.fullmatch(file.name))
+            sizes = storage.thread_map(_num_bytes, images)
+            found = [
+                Photo(split, path.name, f"{place}/{file.name}", str(file), None, size)
+                for file, size in zip(images, sizes, strict=True)
+                if size is not None
             ]
-    images_in_root = [p.name for p in root.iterdir() if photographs.NAME.fullmatch(p.name)]
+            photographs.report_class(place, len(found), len(files) - len(found), report)
+            photos += found
+    images_in_root = [p.name for p in root.iterdir() if IMAGE_NAME.fullmatch(p.name)]
     if images_in_root and not photos:
         raise UserError(
             f"{root} holds images such as {images_in_root[0]}, but no class folders: move every"
@@ -47,16 +44,10 @@ def list_photos(root: epath.Path, report: Report) -> list[Photo]:
     return photos
 
 
-def _files(folder: epath.Path) -> Iterator[tuple[str, int | None]]:
-    """Name and size in bytes of every entry: None for a folder, 0 for a broken link."""
-    if not storage.is_remote(folder):
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                try:
-                    yield entry.name, None if entry.is_dir() else entry.stat().st_size
-                except FileNotFoundError:
-                    yield entry.name, 0
-        return
-    paths = list(folder.iterdir())
-    for path, stat in zip(paths, storage.thread_map(epath.Path.stat, paths), strict=True):
-        yield path.name, None if stat.is_directory else stat.length
+def _num_bytes(file: epath.Path) -> int | None:
+    """Size of a file: None for a folder, 0 for a broken link."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return 0
+    return None if stat.is_directory else stat.length

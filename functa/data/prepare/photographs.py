@@ -1,4 +1,4 @@
-"""Photographs in files or tars: read and checked one by one, their bytes kept unchanged.
+"""Photographs in files or tars. They are read and checked one by one; their bytes stay unchanged.
 
 folders.py and tars.py list photographs; this module turns a list into the splits of a data set.
 """
@@ -6,9 +6,7 @@ folders.py and tars.py list photographs; this module turns a list into the split
 import functools
 import itertools
 import os
-import re
 from collections.abc import Sequence
-from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +14,12 @@ from etils import epath
 from PIL import Image
 
 from functa.data import image_records, images
-from functa.data.prepare import sources
 from functa.data.prepare.sources import EncodedImage, Report, SourceDataset, SourceSplit
+from functa.runtime import storage
+from functa.runtime.digests import json_digest
 from functa.runtime.errors import UserError
 
 SPLITS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
-# Files whose names begin with a dot are notes of an operating system.
-NAME = re.compile(r"[^.].*\.(png|jpe?g)", re.IGNORECASE)
 
 
 class Photo(NamedTuple):
@@ -46,23 +43,17 @@ class Photo(NamedTuple):
 
 
 def make_dataset(
-    photos: Sequence[Photo],
-    report: Report,
-    *,
-    test_fraction: float | None,
-    min_side: int,
-    jobs: int,
+    photos: Sequence[Photo], report: Report, *, test_fraction: float | None, min_side: int
 ) -> SourceDataset:
     """The splits of a list of photographs. Labels follow the sorted class names of train.
 
-    Examples follow `images.stratified_order` of the list sorted by name: a list has no order of its
-    own, and would come class by class. Damaged photographs are part of the splits; they are found
-    when they are read. Here every class is only checked to have one intact photograph.
+    Examples follow `images.stratified_order` of the sorted list, so that classes are mixed. Damaged
+    photographs are part of the splits and are detected when they are read. Here every class is only
+    checked to have one intact photograph.
 
     Args:
       test_fraction: part of every class that becomes the test split, for a source without splits.
       min_side: photographs with a shorter side, in pixels, count as damaged.
-      jobs: number of threads.
     Raises:
       UserError: the source has splits and test_fraction is set, or neither.
       DataError: a class has no intact photograph, or train does not have it.
@@ -70,19 +61,19 @@ def make_dataset(
     photos = sorted(photos, key=lambda photo: (photo.split, photo.class_name, photo.name))
     parts = _split_photos(photos, divided=test_fraction is not None)
     class_names = tuple(sorted({photo.class_name for photo in parts["train"]}))
+    labels = {name: label for label, name in enumerate(class_names)}
     for name in class_names:
         if os.fsencode(name).decode(errors="ignore") != name:
             report.add_problem(f"class {name}", "its name is not UTF-8; rename the folder")
-    labels = {name: label for label, name in enumerate(class_names)}
-    with futures.ThreadPoolExecutor(jobs) as pool:
-        for split, part in parts.items():
-            classes: dict[str, list[Photo]] = {}
-            for photo in part:
-                classes.setdefault(photo.class_name, []).append(photo)
-            check = functools.partial(_class_problem, labels=labels, min_side=min_side)
-            for name, problem in zip(classes, pool.map(check, classes.values()), strict=True):
-                if problem:
-                    report.add_problem(f"{split}: class {name}", problem)
+    classes = [
+        list(group)
+        for part in parts.values()
+        for _, group in itertools.groupby(part, key=lambda photo: photo.class_name)
+    ]
+    check = functools.partial(_class_problem, labels=labels, min_side=min_side)
+    for (photo, *_), problem in zip(classes, storage.thread_map(check, classes), strict=True):
+        if problem:
+            report.add_problem(f"{photo.split or 'train'}: class {photo.class_name}", problem)
     report.raise_problems()
     for split, part in parts.items():
         order = images.stratified_order(np.array([labels[photo.class_name] for photo in part]))
@@ -94,11 +85,16 @@ def make_dataset(
             raise UserError(
                 f"--test-fraction={test_fraction} of {len(photos)} images leaves an empty split"
             )
+    # Hashing every byte would take as long as writing the set.
+    listing = {
+        split: [(photo.class_name, photo.name, photo.num_bytes) for photo in part]
+        for split, part in parts.items()
+    }
     return SourceDataset(
         splits={split: _source_split(part, labels, min_side) for split, part in parts.items()},
         class_names=class_names,
         num_classes=len(class_names),
-        digest=_digest(parts, class_names, min_side),
+        digest=json_digest([listing, class_names, min_side]),
     )
 
 
@@ -133,16 +129,12 @@ def read_photo(photo: Photo, *, min_side: int) -> EncodedImage:
     Raises:
       OSError: it cannot be read, for example because a disk is away. Damage raises nothing.
     """
-    try:
-        data = _read(photo)
-    except FileNotFoundError:
-        if photo.num_bytes:  # the file existed when it was listed
-            raise
-        return _damaged(photo, "broken link")
+    damaged = functools.partial(EncodedImage, photo.name)
+    if not photo.num_bytes:
+        return damaged(damage="an empty file or a broken link")
+    data = _read(photo)
     if len(data) != photo.num_bytes:
-        return _damaged(photo, f"only {len(data):,} of {photo.num_bytes:,} bytes are there")
-    if not data:
-        return _damaged(photo, "the file is empty")
+        return damaged(damage=f"only {len(data):,} of {photo.num_bytes:,} bytes are there")
     try:
         with image_records.open_image(data) as image:
             # Pillow names a JPEG with a second picture behind it, as phones write them, MPO.
@@ -154,14 +146,10 @@ def read_photo(photo: Photo, *, min_side: int) -> EncodedImage:
     except MemoryError:  # no fault of the image
         raise
     except Exception as error:  # a damaged image can make Pillow raise anything
-        return _damaged(photo, _reason(error, data))
+        return damaged(damage=_reason(error, data))
     if min(size) < min_side:
-        return _damaged(photo, f"{size[0]}x{size[1]} pixels, --min-side is {min_side}")
-    return EncodedImage(photo.name, data, image_format, size, damage="")
-
-
-def _damaged(photo: Photo, reason: str) -> EncodedImage:
-    return EncodedImage(photo.name, b"", "", (0, 0), damage=reason)
+        return damaged(damage=f"{size[0]}x{size[1]} pixels, --min-side is {min_side}")
+    return EncodedImage(photo.name, data, image_format, size)
 
 
 def _read(photo: Photo) -> bytes:
@@ -195,16 +183,4 @@ def _source_split(photos: Sequence[Photo], labels: dict[str, int], min_side: int
         labels=np.array([labels[photo.class_name] for photo in photos], np.int64),
         read=lambda index: read_photo(photos[index], min_side=min_side),
         num_bytes=sum(photo.num_bytes for photo in photos),
-    )
-
-
-def _digest(parts: dict[str, list[Photo]], class_names: Sequence[str], min_side: int) -> str:
-    """Digest of names, sizes and order: hashing every byte would take as long as writing the set."""
-    lines = (
-        os.fsencode(f"{split} {photo.class_name} {photo.name} {photo.num_bytes}")
-        for split, part in parts.items()
-        for photo in part
-    )
-    return sources.digest(
-        itertools.chain([str(min_side).encode(), *map(os.fsencode, class_names)], lines)
     )

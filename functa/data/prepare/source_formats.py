@@ -24,14 +24,13 @@ def open_source(
     test_fraction: float | None,
     labels: str | None,
     min_side: int | None,
-    jobs: int,
 ) -> SourceDataset:
     """Opens a source. Arrays are read; of photographs, only the locations.
 
     Args:
       paths: a folder, or one or more files.
       labels: see tars.list_photos.
-      test_fraction, min_side, jobs: see photographs.make_dataset; min_side None means 1.
+      test_fraction, min_side: see photographs.make_dataset; min_side None means 1.
     Raises:
       UserError: a path does not exist, the format is unknown, or an argument is not for it.
       DataError: the source is damaged or incomplete.
@@ -51,7 +50,7 @@ def open_source(
         else:
             photos = tars.list_photos([str(path) for path in files], report, labels=labels)
         return photographs.make_dataset(
-            photos, report, test_fraction=test_fraction, min_side=min_side or 1, jobs=jobs
+            photos, report, test_fraction=test_fraction, min_side=min_side or 1
         )
     if test_fraction is not None:
         raise UserError("--test-fraction is for photographs; this source has its own test split")
@@ -99,10 +98,9 @@ def _are_photo_tars(files: Sequence[epath.Path]) -> bool:
         first = next((os.path.basename(member.name) for member in tar if member.isreg()), "")
     if first == "readme.html" or arrays.CIFAR_NAME.fullmatch(first):
         return False
-    compressed = [str(path) for path in files if path.suffix != ".tar"]
-    if compressed and first:
-        raise UserError(f"{', '.join(compressed)}: compressed tars cannot be read; uncompress them")
-    remote = [str(path) for path in files if storage.is_remote(path)]
-    if remote and not compressed:
-        raise UserError(f"tars cannot be read from a store; copy to a disk: {', '.join(remote)}")
+    compressed = any(path.suffix != ".tar" for path in files)
+    remote = any(storage.is_remote(path) for path in files)
+    if (compressed and first) or (remote and not compressed):
+        names = ", ".join(map(str, files))
+        raise UserError(f"{names}: tars of photographs must be uncompressed and on a local disk")
     return not compressed

@@ -1,7 +1,6 @@
 """Image sources that are ready to be written: labels, images read one by one, and problems."""
 
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,21 +9,17 @@ from functa.runtime.errors import DataError
 
 
 class Report:
-    """Prints what a source holds as soon as it is known, and collects its problems.
-
-    Args:
-      print_line: prints a line.
-    """
+    """Prints lines about the parts of a source and collects its problems."""
 
     def __init__(self, print_line: Callable[[str], None]):
         self._print_line = print_line
         self._problems: list[str] = []
 
     def info(self, path: str, text: str) -> None:
-        self._print_line(printable(f"{path}: {text}"))
+        self._print_line(_printable(f"{path}: {text}"))
 
     def add_problem(self, path: str, reason: str) -> None:
-        self._problems.append(printable(f"{path}: {reason}"))
+        self._problems.append(_printable(f"{path}: {reason}"))
 
     def raise_problems(self) -> None:
         """Raises DataError with all problems, if there are any."""
@@ -32,7 +27,7 @@ class Report:
             raise DataError(self._problems)
 
 
-def printable(text: str) -> str:
+def _printable(text: str) -> str:
     """Escapes the bytes of file names that are not UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
@@ -49,10 +44,10 @@ class EncodedImage(NamedTuple):
     """
 
     name: str
-    data: bytes
-    format: str
-    size: tuple[int, int]
-    damage: str
+    data: bytes = b""
+    format: str = ""
+    size: tuple[int, int] = (0, 0)
+    damage: str = ""
 
 
 class SourceSplit(NamedTuple):
@@ -83,13 +78,3 @@ class SourceDataset(NamedTuple):
     class_names: tuple[str, ...]
     num_classes: int
     digest: str
-
-
-def digest(chunks: Iterable[bytes | memoryview]) -> str:
-    """`sha256:...` of contiguous chunks and their lengths."""
-    sha256 = hashlib.sha256()
-    for chunk in chunks:
-        view = memoryview(chunk).cast("B")
-        sha256.update(len(view).to_bytes(8, "little"))
-        sha256.update(view)
-    return f"sha256:{sha256.hexdigest()}"

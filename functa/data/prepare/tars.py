@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 from etils import epath
 
+from functa.data.image_records import IMAGE_NAME
 from functa.data.prepare import photographs
 from functa.data.prepare.photographs import Photo
 from functa.data.prepare.sources import Report
@@ -86,29 +87,25 @@ def read_labels(path: str, members: Sequence[_Member]) -> Mapping[str, str]:
     sorted file names.
 
     Raises:
-      UserError: another number of lines, or numbers instead of names. The numbers in ImageNet's
-        ILSVRC2012_validation_ground_truth.txt follow meta.mat, not the order of the names.
+      UserError: another number of lines, or numbers instead of names.
     """
     lines = [line.split() for line in epath.Path(path).read_text().splitlines() if line.strip()]
     names = sorted(member.path[-1] for member in members)
     if len(lines) != len(names):
         raise UserError(f"{path} has {len(lines):,} labels for {len(names):,} images")
-    widths = {len(line) for line in lines}
-    if widths == {2}:
-        classes = dict(lines)
-        missing = [name for name in names if name not in classes]
-        if missing:
-            raise UserError(f"{path} has no line for {len(missing)} images, such as {missing[0]}")
-        return classes
-    if widths != {1}:
-        raise UserError(f"{path}: every line must be CLASS, or every line FILE CLASS")
-    if all(line[0].isdecimal() for line in lines):
+    if all(len(line) == 1 for line in lines) and not all(line[0].isdecimal() for line in lines):
+        return {name: line[0] for name, line in zip(names, lines, strict=True)}
+    if any(len(line) != 2 for line in lines):
         raise UserError(
-            f"{path} holds numbers such as {lines[0][0]} instead of class names. The numbers of"
-            " ILSVRC2012_validation_ground_truth.txt follow meta.mat of the development kit, not"
-            " the order of the names; write the names (n01440764 ...) or lines of FILE CLASS"
+            f"{path}: every line must be CLASS, or every line FILE CLASS, and classes are names such"
+            " as n01440764. The numbers of ILSVRC2012_validation_ground_truth.txt follow meta.mat of"
+            " the development kit, not the order of the names"
         )
-    return {name: line[0] for name, line in zip(names, lines, strict=True)}
+    classes = dict(lines)
+    missing = [name for name in names if name not in classes]
+    if missing:
+        raise UserError(f"{path} has no line for {len(missing)} images, such as {missing[0]}")
+    return classes
 
 
 def _read_contents(path: str, report: Report) -> _Contents:
@@ -140,7 +137,7 @@ def _walk(
             if member.isdir():
                 if inside:  # not "."
                     contents.folders.add(prefix + inside)
-            elif member.isreg() and photographs.NAME.fullmatch(file_name):
+            elif member.isreg() and IMAGE_NAME.fullmatch(file_name):
                 contents.members.append(_Member(prefix + inside, member.offset_data, member.size))
             elif member.isreg() and _TAR.fullmatch(file_name) and not prefix:
                 folder = (*inside[:-1], file_name[: -len(".tar")])

@@ -1,9 +1,9 @@
 """Writes an image set as a TFDS data set, shard by shard, and resumes after a kill.
 
-    DATA_DIR/NAME/1.0.0.lock                                      held while a program is writing
-                  1.0.0.unfinished/shard_summaries/SHARD.json     see data/sharded_writer.py
-                                   set/SHARD                      shards, at the end the metadata
-                  1.0.0                                           `set`, renamed when complete
+    DATA_DIR/NAME/1.0.0.lock                                    held while a program is writing
+                  1.0.0.unfinished/SHARD                        see data/sharded_writer.py
+                  1.0.0.unfinished/shard_summaries/SHARD.json   removed at the end
+                  1.0.0                                         1.0.0.unfinished, renamed when complete
 
 A shard is a range of a split's images in their order. Damaged images belong to the range but are
 not written. So every image is read once, and a resumed run writes the same bytes.
@@ -17,25 +17,24 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from concurrent import futures
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from functa.data import image_records, sharded_writer
+from functa.data import sharded_writer
 from functa.data.prepare.sources import EncodedImage, Report, SourceDataset
-from functa.data.read_timeout import ordered_results
+from functa.data.read_timeout import prefetch
 from functa.data.sharded_writer import Shard, ShardedSet, ShardWriter, Summary
 from functa.runtime import storage
 from functa.runtime.digests import json_digest
-from functa.runtime.errors import DataError, UserError
+from functa.runtime.errors import UserError
 
-# Of a shard or split: "formats", number of images by "JPEG RGB" and the like; "labels", number of
-# images by label; "sizes", the (height, width) that occur; "damaged", (name, reason) of images left out.
-Statistics = dict[str, Any]
+# Of the images of a shard or split: numbers of images by "formats" ("JPEG RGB"), by "labels" and by
+# "sizes" ("480x640"), and "damaged", {name: reason} of the images that are left out.
+Statistics = dict[str, dict[str, Any]]
 
 VERSION = "1.0.0"
 DAMAGED = "damaged.txt"
@@ -46,13 +45,14 @@ _QUEUED = 4  # images per thread that may wait in memory for their turn to be wr
 
 def require_absent(name: str, data_dir: epath.Path) -> None:
     """Raises UserError if the data set exists."""
-    target = _target(name, data_dir)
-    if not target.exists():
-        return
-    unfinished = unfinished_folder(name, data_dir)
-    if not (unfinished / "set").exists():  # left by a run that was killed after the rename
-        shutil.rmtree(unfinished, ignore_errors=True)
-    raise UserError(f"{target} exists; delete it first, or choose another NAME or --data-dir")
+    target = data_dir / name / VERSION
+    if target.exists():
+        raise UserError(f"{target} exists; delete it first, or choose another NAME or --data-dir")
+
+
+def unfinished_folder(name: str, data_dir: epath.Path) -> epath.Path:
+    """Folder of a data set that is not complete."""
+    return data_dir / name / f"{VERSION}.unfinished"
 
 
 def write(
@@ -65,39 +65,27 @@ def write(
     Returns:
       Statistics of every split.
     Raises:
-      UserError: the data set exists, another program is writing it, an earlier run began it from
-        another source, or a split has no intact image.
+      UserError: the data set exists, another program is writing it, or an earlier run began it from
+        another source.
       OSError, RuntimeError: it cannot be written, for example because the disk is full. If a shard
         is finished, `unfinished_folder` keeps it.
     """
-    target, folder = _target(name, data_dir), unfinished_folder(name, data_dir)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = target.parent / f"{VERSION}.lock"
+    folder = unfinished_folder(name, data_dir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sharded_set = _sharded_set(folder, dataset, name)
+    lock = folder.parent / f"{VERSION}.lock"
     with storage.locked(lock):
         try:
             require_absent(name, data_dir)  # another program may have finished it
-            sharded_set = _sharded_set(folder, dataset, name)
-            try:
-                _prepare_folder(sharded_set)
-                statistics = _write_set(sharded_set, dataset, jobs=jobs, report=report)
-            except BaseException as error:
-                if isinstance(error, DataError) or not list(_summary_files(sharded_set)):
-                    shutil.rmtree(folder, ignore_errors=True)  # nothing to resume from
-                raise
-            sharded_set.directory.rename(target)
-            shutil.rmtree(folder, ignore_errors=True)
+            _prepare_folder(sharded_set)
+            statistics = _write_set(sharded_set, dataset, jobs=jobs, report=report)
+            target = folder.rename(folder.parent / VERSION)
+            shutil.rmtree(target / sharded_set.summaries.name)
         finally:
+            if not _spec_digests(sharded_set):  # nothing to resume from
+                shutil.rmtree(folder, ignore_errors=True)
             lock.unlink(missing_ok=True)
     return statistics
-
-
-def unfinished_folder(name: str, data_dir: epath.Path) -> epath.Path:
-    """Folder of the shards of a data set that is not complete."""
-    return data_dir / name / f"{VERSION}.unfinished"
-
-
-def _target(name: str, data_dir: epath.Path) -> epath.Path:
-    return data_dir / name / VERSION
 
 
 def _sharded_set(folder: epath.Path, dataset: SourceDataset, name: str) -> ShardedSet:
@@ -113,7 +101,7 @@ def _sharded_set(folder: epath.Path, dataset: SourceDataset, name: str) -> Shard
         )
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     return ShardedSet(
-        directory=folder / "set",
+        directory=folder,
         summaries=folder / "shard_summaries",
         shards=shards,
         spec_digest=json_digest([dataset.digest, [shard[:4] for shard in shards], versions]),
@@ -121,8 +109,13 @@ def _sharded_set(folder: epath.Path, dataset: SourceDataset, name: str) -> Shard
     )
 
 
-def _summary_files(sharded_set: ShardedSet) -> Iterator[epath.Path]:
-    return sharded_set.summaries.glob("*.json")
+def _spec_digests(sharded_set: ShardedSet) -> set[str]:
+    """Digests in the summaries of an earlier run; damaged summaries are ignored."""
+    digests = set()
+    for file in sharded_set.summaries.glob("*.json"):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            digests.add(json.loads(file.read_text())["spec_digest"])
+    return digests
 
 
 def _prepare_folder(sharded_set: ShardedSet) -> None:
@@ -131,11 +124,7 @@ def _prepare_folder(sharded_set: ShardedSet) -> None:
     Raises:
       UserError: it has finished shards of another source.
     """
-    folder = sharded_set.directory.parent
-    digests = set()
-    for file in _summary_files(sharded_set):
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged summary
-            digests.add(json.loads(file.read_text())["spec_digest"])
+    folder, digests = sharded_set.directory, _spec_digests(sharded_set)
     if digests - {sharded_set.spec_digest}:
         raise UserError(
             f"{folder} was begun from another source, with other arguments or with other versions"
@@ -144,7 +133,7 @@ def _prepare_folder(sharded_set: ShardedSet) -> None:
         )
     if not digests:
         shutil.rmtree(folder, ignore_errors=True)
-    sharded_set.directory.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
 
 
 def _write_set(
@@ -156,44 +145,56 @@ def _write_set(
         _report_shard(summary, "written by an earlier run", report)
     missing = [shard for shard in sharded_set.shards if shard not in summaries]
     sharded_set.require_space(missing)
-    for shard, summary, seconds in _write_shards(sharded_set, dataset, missing, jobs=jobs):
-        _report_shard(summary, f"{shard.num_records / seconds:,.0f} images/s", report)
-        summaries[shard] = summary
-    parts = {
-        split: [summaries[shard] for shard in sharded_set.shards if shard.split == split]
-        for split in dataset.splits
-    }
-    statistics = {
-        split: _merge([summary["statistics"] for summary in part]) for split, part in parts.items()
-    }
-    empty = [split for split in statistics if not statistics[split]["formats"]]
-    if empty:
-        raise DataError([f"the split {split} has no intact image" for split in empty])
-    entries = {split: [summary["shard"] for summary in part] for split, part in parts.items()}
-    _write_metadata(sharded_set.directory, dataset, entries, _merge(list(statistics.values())))
+    reads = (
+        functools.partial(dataset.splits[shard.split].read, index)
+        for shard in missing
+        for index in range(shard.start, shard.stop)
+    )
+    # Threads are enough to read and decode: both release the interpreter lock.
+    images = prefetch(reads, threads=jobs, queue_size=jobs * _QUEUED)
+    with contextlib.closing(images):
+        for shard in missing:
+            begin = time.monotonic()
+            labels = dataset.splits[shard.split].labels[shard.start : shard.stop].tolist()
+            summaries[shard] = _write_shard(sharded_set, shard, labels, images)
+            speed = shard.num_records / (time.monotonic() - begin)
+            _report_shard(summaries[shard], f"{speed:,.0f} images/s", report)
+    entries, statistics = {}, {}
+    for split in dataset.splits:
+        parts = [summaries[shard] for shard in sharded_set.shards if shard.split == split]
+        entries[split] = [part["shard"] for part in parts]
+        statistics[split] = _merge([part["statistics"] for part in parts])
+    _write_metadata(sharded_set.directory, dataset, entries, _merge(statistics.values()))
     return statistics
 
 
-def _statistics(images: Sequence[EncodedImage], labels: Sequence[int]) -> Statistics:
-    """Statistics of the images of a shard, of which not more than two sizes are kept."""
-    intact = [k for k, image in enumerate(images) if not image.damage]
-    return {
-        "formats": collections.Counter(images[k].format for k in intact),
-        "labels": collections.Counter(str(labels[k]) for k in intact),  # keys of JSON are text
-        "sizes": sorted({images[k].size for k in intact})[:2],
-        "damaged": [(image.name, image.damage) for image in images if image.damage],
-    }
+def _write_shard(
+    sharded_set: ShardedSet, shard: Shard, labels: list[int], images: Iterator[EncodedImage]
+) -> Summary:
+    """Writes the next images to a shard."""
+    statistics = _merge([])
+    with ShardWriter(sharded_set, shard) as writer:
+        # Labels first: zip must not take an image beyond the last label.
+        for label, image in zip(labels, images, strict=False):
+            if image.damage:
+                statistics["damaged"][image.name] = image.damage
+                continue
+            writer.append([record(image.data, label)])
+            height, width = image.size
+            statistics["formats"][image.format] += 1
+            statistics["labels"][str(label)] += 1  # keys of JSON are text
+            statistics["sizes"][f"{height}x{width}"] += 1
+        return writer.commit({"statistics": statistics})
 
 
-def _merge(parts: Sequence[Statistics]) -> Statistics:
+def _merge(parts: Iterable[Statistics]) -> Statistics:
     """Statistics of several shards together."""
-    merged: Statistics = {"formats": collections.Counter(), "labels": collections.Counter()}
+    merged: Statistics = {key: collections.Counter() for key in ("formats", "labels", "sizes")}
+    merged["damaged"] = {}
     for part in parts:
-        merged["formats"].update(part["formats"])
-        merged["labels"].update(part["labels"])
-    sizes = {(height, width) for part in parts for height, width in part["sizes"]}
-    damaged = [damage for part in parts for damage in part["damaged"]]
-    return merged | {"sizes": sorted(sizes)[:2], "damaged": damaged}
+        for key, values in merged.items():
+            values.update(part[key])
+    return merged
 
 
 def describe(statistics: Statistics, num_classes: int) -> str:
@@ -207,56 +208,10 @@ def describe(statistics: Statistics, num_classes: int) -> str:
 
 
 def _report_shard(summary: Summary, text: str, report: Report) -> None:
-    for name, reason in summary["statistics"]["damaged"]:
+    for name, reason in summary["statistics"]["damaged"].items():
         report.info(name, f"left out: {reason}")
     entry = summary["shard"]
     report.info(entry["file"], f"{entry['records']:,} images, {text}")
-
-
-def _write_shards(
-    sharded_set: ShardedSet, dataset: SourceDataset, shards: Sequence[Shard], *, jobs: int
-) -> Iterator[tuple[Shard, Summary, float]]:
-    """Shards, their summaries and the seconds that each took.
-
-    Threads read, decode and hash, since all of these release the interpreter lock. A shard is
-    hashed while the next one is written.
-    """
-    reads = (
-        functools.partial(dataset.splits[shard.split].read, index)
-        for shard in shards
-        for index in range(shard.start, shard.stop)
-    )
-    with futures.ThreadPoolExecutor(1) as finisher, futures.ThreadPoolExecutor(jobs) as pool:
-        images = ordered_results(pool, reads, jobs * _QUEUED)
-        hashing: tuple[Shard, futures.Future[Summary], float] | None = None
-        for shard in shards:
-            begin = time.monotonic()
-            writer, statistics = _write_images(sharded_set, shard, dataset, images)
-            seconds = time.monotonic() - begin
-            if hashing is not None:
-                yield hashing[0], hashing[1].result(), hashing[2]
-            hashing = shard, finisher.submit(writer.finish, {"statistics": statistics}), seconds
-        if hashing is not None:
-            yield hashing[0], hashing[1].result(), hashing[2]
-
-
-def _write_images(
-    sharded_set: ShardedSet, shard: Shard, dataset: SourceDataset, images: Iterator[EncodedImage]
-) -> tuple[ShardWriter, Statistics]:
-    """Writes the next images to a shard, which remains to be finished."""
-    labels = dataset.splits[shard.split].labels[shard.start : shard.stop].tolist()
-    read: list[EncodedImage] = []
-    writer = ShardWriter(sharded_set, shard)
-    try:
-        # Labels first: zip must not take an image beyond the last label.
-        for label, image in zip(labels, images, strict=False):
-            if not image.damage:
-                writer.write([record(image.data, label)])
-            read.append(image._replace(data=b""))
-    except BaseException:
-        writer.abort()
-        raise
-    return writer, _statistics(read, labels)
 
 
 def record(data: bytes, label: int) -> bytes:
@@ -276,10 +231,10 @@ def _write_metadata(
     entries: dict[str, list[Summary]],
     statistics: Statistics,
 ) -> None:
-    """Writes TFDS's metadata and DAMAGED, then checks the files against the metadata."""
+    """Writes TFDS's metadata and DAMAGED."""
     formats, modes = zip(*(name.split() for name in statistics["formats"]), strict=True)
-    sizes = statistics["sizes"]
-    height, width = sizes[0] if len(sizes) == 1 else (None, None)
+    sizes = list(statistics["sizes"])
+    height, width = map(int, sizes[0].split("x")) if len(sizes) == 1 else (None, None)
     image = tfds.features.Image(
         shape=(height, width, 1 if set(modes) <= {"1", "L"} else 3),
         encoding_format=formats[0].lower() if len(set(formats)) == 1 else None,
@@ -295,11 +250,5 @@ def _write_metadata(
         version=VERSION,
     )
     if statistics["damaged"]:
-        text = "".join(f"{name}: {reason}\n" for name, reason in statistics["damaged"])
+        text = "".join(f"{name}: {reason}\n" for name, reason in statistics["damaged"].items())
         (directory / DAMAGED).write_bytes(os.fsencode(text))  # file names need not be UTF-8
-    builder = tfds.builder_from_directory(directory)
-    problems = [
-        problem for split in entries for problem in image_records.validate_files(builder, split)
-    ]
-    if problems:
-        raise OSError("; ".join(problems))

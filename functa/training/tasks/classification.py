@@ -74,7 +74,7 @@ def make(
         ),
         metrics=TaskMetrics(make_evaluate(module, normalize), summarize, score="accuracy"),
         illustrate=make_illustrate(
-            module, normalize, source=lambda: functaset.source("validation", cache="none")
+            module, normalize, source=lambda: functaset.source("validation")
         ),
         shard_params=True,
     )

@@ -38,7 +38,7 @@ def replace_shard(directory, manifest, records):
         writer.write(record)
     writer.close()
     shard["bytes"] = file.stat().st_size
-    shard["sha256"] = format.file_digest(epath.Path(file))
+    shard["sha256"] = digests.file_digest(epath.Path(file))
     rewrite(directory, manifest)
     return file
 
@@ -93,55 +93,44 @@ def test_missing_truncated_and_foreign_files_are_found(functaset):
 
 
 def test_a_set_without_manifest_has_a_problem(functaset):
-    directory, _ = functaset
-    (directory / "manifest.json").unlink()
-    (problem,) = problems(directory)
+    (functaset[0] / "manifest.json").unlink()
+    (problem,) = problems(functaset[0])
     assert "manifest.json" in problem
 
 
-def test_undecodable_records_are_found(functaset):
+ZEROS = np.zeros((20, *LATENT_SHAPE))
+ROWS = pack(ZEROS)
+INFINITE = ZEROS + np.where(np.arange(20) == 6, np.inf, 0).reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("records", "part"),
+    [
+        ([*ROWS[:11], b"no record", *ROWS[12:]], "record 11 "),
+        (ROWS[:19], "19 records, not 20"),
+        (pack(INFINITE), "record 6 (id 206)"),
+        ([*ROWS[:6], *pack(ZEROS[:1], first_id=206, psnr=np.nan), *ROWS[7:]], "record 6 (id 206)"),
+        (pack(ZEROS, first_id=0), "ids 0 to 19"),
+        (pack(ZEROS, first_id=199), "ids 199 to 218"),
+        (pack(ZEROS, first_id=201), "ids 201 to 220"),
+    ],
+)
+def test_wrong_records_are_found(functaset, records, part):
     directory, manifest = functaset
-    records = pack(np.zeros((20, *LATENT_SHAPE)))
-    file = replace_shard(directory, manifest, records)
+    replace_shard(directory, manifest, ROWS)
     assert problems(directory) == []
-    replace_shard(directory, manifest, [*records[:11], b"no record", *records[12:]])
+    file = replace_shard(directory, manifest, records)
     (problem,) = problems(directory)
-    assert problem.startswith(f"{file}: record 11 ")
-    # A sample numbers records by their place in the shard, not in the sample.
-    replace_shard(directory, manifest, [*records[:12], *[b"no record"] * 8])
-    found = verification.verify(directory, field_digest=None, fraction=0.3).problems
-    (number,) = re.findall(r": record (\d+) ", "; ".join(found))
-    assert int(number) >= 12
+    assert str(file) in problem
+    assert part in problem
 
 
-def test_wrong_counts_are_found(functaset):
+def test_a_wrong_count_in_the_manifest_is_found(functaset):
     directory, manifest = functaset
-    file = replace_shard(directory, manifest, pack(np.zeros((19, *LATENT_SHAPE))))
-    (problem,) = problems(directory)
-    assert problem == f"{file} has 19 records, not 20"
     manifest["splits"]["train"]["examples"] = 46
     rewrite(directory, manifest)
-    in_manifest, _ = problems(directory)
-    assert "train has 46 examples" in in_manifest
-
-
-@pytest.mark.parametrize(("latent", "psnr"), [(np.inf, 1.0), (0.0, np.nan)])
-def test_numbers_that_are_not_finite_are_found(functaset, latent, psnr):
-    directory, manifest = functaset
-    latents = np.zeros((20, *LATENT_SHAPE))
-    latents[6, 1, 1, 2] = latent
-    records = pack(latents)
-    records[6] = pack(latents[6:7], first_id=206, psnr=psnr)[0]
-    file = replace_shard(directory, manifest, records)
     (problem,) = problems(directory)
-    assert problem.startswith(f"{file}: record 6 (id 206)")
-
-
-@pytest.mark.parametrize(("first_id", "count"), [(0, 0), (199, 0), (201, 0), (200, 1)])
-def test_ids_outside_the_range_of_the_shard_are_found(functaset, first_id, count):
-    directory, manifest = functaset
-    replace_shard(directory, manifest, pack(np.zeros((20, *LATENT_SHAPE)), first_id=first_id))
-    assert len(problems(directory)) == 1 - count
+    assert "train has 46 examples" in problem
 
 
 # --- Samples
@@ -156,7 +145,7 @@ def test_a_sample_covers_all_shards_and_never_changes(tmp_path, monkeypatch):
     directory = tmp_path / "f"
     functaset_sets.write(directory, sizes={"train": 100, "validation": 7, "test": 30}, per_shard=10)
     decoded, hashed = [], []
-    unpack, digest = RecordLayout.unpack, format.file_digest
+    unpack, digest = RecordLayout.unpack, digests.file_digest
 
     def recording_unpack(self, records):
         rows = unpack(self, records)
@@ -168,7 +157,7 @@ def test_a_sample_covers_all_shards_and_never_changes(tmp_path, monkeypatch):
         return digest(file)
 
     monkeypatch.setattr(RecordLayout, "unpack", recording_unpack)
-    monkeypatch.setattr(format, "file_digest", recording_digest)
+    monkeypatch.setattr(digests, "file_digest", recording_digest)
     result = verify_sample(directory, 0.2)
     assert result == ([], 14, 137, 3, 10 * 2 + 2 + 3 * 2)
     first = sorted(decoded), sorted(hashed)
@@ -181,24 +170,24 @@ def test_a_sample_covers_all_shards_and_never_changes(tmp_path, monkeypatch):
     assert (sorted(decoded), sorted(hashed)) == first
     assert verify_sample(directory, 1e-9)[1:] == (14, 137, 1, 14)  # at least one
     assert verify_sample(directory, 1.0)[1:] == (14, 137, 14, 137)
-    for fraction in (0.0, 1.01):
-        with pytest.raises(ValueError, match=f"fraction={fraction}"):
-            verify_sample(directory, fraction)
 
 
 def test_damage_in_the_sample_is_found(functaset):
     directory, manifest = functaset
-    latents = np.zeros((20, *LATENT_SHAPE))
-    latents[:, 1, 1, 2] = np.inf
-    file = replace_shard(directory, manifest, pack(latents))
+    file = replace_shard(directory, manifest, pack(ZEROS + np.inf))
     (problem,) = verify_sample(directory, 0.01).problems
     assert re.match(rf"{file}: record \d+ \(id 2\d\d\)", problem)
-    content = file.read_bytes()
-    file.write_bytes(content[:-1])
+    # A sample numbers records by their place in the shard, not in the sample.
+    replace_shard(directory, manifest, [*ROWS[:12], *[b"no record"] * 8])
+    (problem,) = verify_sample(directory, 0.3).problems
+    (number,) = re.findall(r": record (\d+) ", problem)
+    assert int(number) >= 12
+    file.write_bytes(file.read_bytes()[:-1])
     (problem,) = verify_sample(directory, 0.01).problems
-    assert problem == f"{file} has {len(content) - 1} bytes, not {len(content)}"
+    assert f"{file} has " in problem
     file.unlink()
-    assert verify_sample(directory, 0.01).problems == [f"{file} is missing"]
+    (problem,) = verify_sample(directory, 0.01).problems
+    assert f"{file} is missing" in problem
 
 
 def test_no_damage_of_a_shard_raises(functaset):
@@ -216,6 +205,6 @@ def test_no_damage_of_a_shard_raises(functaset):
             )
             file.write_bytes(damaged.tobytes())
             sample = np.arange(5)
-            found = verification._record_problems(epath.Path(file), shard, layout, sample)
-            assert all(str(file) in problem for problem in found)
+            problem = verification._record_problem(epath.Path(file), shard, layout, sample)
+            assert problem is None or str(file) in problem
         file.write_bytes(content)

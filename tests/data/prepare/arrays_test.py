@@ -1,7 +1,6 @@
 """`functa prepare` from idx files, CIFAR-10 archives and .npz files."""
 
 import gzip
-import io
 import pickle
 import subprocess
 import sys
@@ -9,7 +8,6 @@ import tarfile
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from etils import epath
 
 from functa.data import images
@@ -17,6 +15,7 @@ from functa.data.prepare import arrays, writer
 from functa.data.prepare.sources import Report
 from functa.runtime.errors import DataError, UserError
 from tests.support import image_sources
+from tests.support.image_sets import SMALL
 from tests.support.image_sources import open_source, prepare
 
 
@@ -42,17 +41,14 @@ def test_idx(tmp_path, packed, capsys):
     assert "30 images, 3 to 3 of each of 10 classes; 30 PNG L" in capsys.readouterr().out
 
 
-def test_idx_files_listed_one_by_one_and_duplicated_uncompressed(tmp_path):
+def test_idx_files_listed_one_by_one(tmp_path):
     data = image_sources.arrays(shape=(28, 28))
-    folder = image_sources.write_idx(tmp_path / "packed", data, packed=True)
-    first, *others = sorted(folder.iterdir())
+    first, *others = sorted(image_sources.write_idx(tmp_path / "a", data, packed=True).iterdir())
     assert prepare(tmp_path, f"--source={first}", "--source", *others) == 0
     image_sources.assert_holds(tmp_path, data)
-    for path in list(folder.iterdir()):
-        (folder / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-        path.write_bytes(b"not read")
-    assert prepare(tmp_path, "--source", folder, name="again") == 0
-    image_sources.assert_holds(tmp_path, data, "again")
+    (tmp_path / "train-copy.idx").write_bytes(gzip.decompress(first.read_bytes()))
+    with pytest.raises(DataError, match="a second file for x_t"):
+        open_source(tmp_path / "train-copy.idx", first, *others)
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -72,39 +68,14 @@ def test_npz_is_read_as_images(tmp_path, shape):
     np.savez(tmp_path / "a.npz", label_names=image_sources.NAMES, **columns)
     assert prepare(tmp_path, "--source", tmp_path / "a.npz") == 0
     image_sources.assert_holds(tmp_path, data)
-    splits = images.open_splits(
-        source="tfds",
-        name="small",
-        data_dir=tmp_path,
-        image_shape=(*shape, 1)[:3],
-        num_classes=10,
-        train_split="train",
-        test_split="test",
-        validation_examples=10,
-        max_examples=0,
-        cache="none",
-    )
-    read = splits["validation"].read(np.arange(10))["image"]
-    np.testing.assert_array_equal(read, data["x_train"][20:].reshape(10, 9, 7, -1))
-
-
-@pytest.mark.parametrize(("size", "label"), [(0, 0), (1, 1), (100, 127), (200, 128), (99999, 999)])
-def test_records_are_those_of_tfds(size, label):
-    features = tfds.features.FeaturesDict(
-        {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=1000)}
-    )
-    data = b"x" * size
-    record = writer.record(data, label)
-    assert len(record) == len(
-        features.serialize_example({"image": io.BytesIO(data), "label": label})
-    )
-    decoders = {"image": tfds.decode.SkipDecoding()}
-    row = features.deserialize_example_np(record, decoders=decoders)
-    assert (bytes(row["image"]), int(row["label"])) == (data, label)
+    config = {"data_dir": tmp_path, "image_shape": (*shape, 1)[:3], "num_classes": 10}
+    source = images.open_splits(**SMALL | config)["validation"]
+    read = source.read(np.arange(7))["image"]
+    np.testing.assert_array_equal(read, data["x_train"][23:].reshape(7, 9, 7, -1))
 
 
 def test_bytes_of_a_record():
-    """Data sets that exist must keep their fingerprints."""
+    """Data sets that exist must keep their fingerprints; TFDS reads them in other tests."""
     expected = "0a240a110a05696d61676512080a060a0489504e470a0f0a056c6162656c12061a040a02ac02"
     assert writer.record(b"\x89PNG", 300).hex() == expected
 
@@ -127,44 +98,31 @@ def test_equal_sources_give_equal_bytes_in_any_process(tmp_path, monkeypatch, pr
 # --- Damaged sources
 
 
+IMAGES, LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+
+
 @pytest.mark.parametrize(
     ("file", "change", "problem"),
     [
-        ("train-images-idx3-ubyte", lambda b: b[:-1], "23519 bytes follow"),
-        ("train-images-idx3-ubyte", lambda b: b + b"x", "23521 bytes follow"),
-        ("train-images-idx3-ubyte", lambda b: b[:6], "00000803"),
-        ("train-images-idx3-ubyte", lambda b: b[:10], "truncated"),
-        ("train-labels-idx1-ubyte", lambda b: b"", "nothing"),
-        ("t10k-labels-idx1-ubyte", lambda b: b"<!DOCTYPE html>", "3c21444f"),
-        (
-            "t10k-labels-idx1-ubyte",
-            lambda b: image_sources.idx_bytes(np.zeros(11, np.uint8)),
-            "12 images, but 11 labels",
-        ),
-        (
-            "t10k-labels-idx1-ubyte",
-            lambda b: image_sources.idx_bytes(np.full(12, 10, np.uint8)),
-            "labels 10 to 10",
-        ),
-        (
-            "t10k-images-idx3-ubyte",
-            lambda b: image_sources.idx_bytes(np.zeros((12, 28, 27), np.uint8)),
-            "28, 27, 1",
-        ),
-        ("t10k-images-idx3-ubyte", lambda b: None, "x_test: missing"),
+        (IMAGES, lambda content: content[:-1], "9407 bytes"),
+        (IMAGES, lambda content: content + b"x", "9409 bytes"),
+        (IMAGES, lambda content: content[:6], "00000803"),
+        (IMAGES, lambda content: content[:10], "truncated"),
+        (IMAGES, lambda _: image_sources.idx_bytes(np.zeros((12, 28, 27), np.uint8)), "28, 27"),
+        (LABELS, lambda _: b"", "nothing"),
+        (LABELS, lambda _: b"<!DOCTYPE html>", "3c21444f"),
+        (LABELS, lambda _: image_sources.idx_bytes(np.zeros(11, np.uint8)), "but 11 labels"),
+        (LABELS, lambda _: image_sources.idx_bytes(np.full(12, 10, np.uint8)), "labels 10 to 10"),
     ],
 )
-@pytest.mark.parametrize("packed", [True, False])
-def test_damaged_idx(tmp_path, file, change, problem, packed):
+def test_damaged_idx(tmp_path, file, change, problem):
     data = image_sources.arrays(shape=(28, 28))
-    folder = image_sources.write_idx(tmp_path / "mnist", data, packed=packed)
-    path = folder / (file + ".gz" * packed)
-    content = change(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
-    if content is None:
-        path.unlink()
-    else:
-        path.write_bytes(gzip.compress(content) if packed else content)
+    folder = image_sources.write_idx(tmp_path / "mnist", data, packed=False)
+    (folder / file).write_bytes(change((folder / file).read_bytes()))
     with pytest.raises(DataError, match=problem):
+        open_source(folder)
+    (folder / file).unlink()
+    with pytest.raises(DataError, match="_test: missing"):
         open_source(folder)
 
 
@@ -262,7 +220,8 @@ def test_unusable_arguments(tmp_path):
         open_source(tmp_path / "b.npz", tmp_path / "c.npz")
     for changes, flag in (
         ({"test_fraction": 0.1}, "--test-fraction"),
-        ({"test_fraction": 1.5}, "--test-fraction.*1.5"),
+        ({"test_fraction": 1.0}, "--test-fraction.*1.0"),
+        ({"test_fraction": 0.0}, "--test-fraction.*0.0"),
         ({"min_side": 8}, "--min-side"),
         ({"min_side": 0}, "--min-side.*0"),
         ({"labels": str(tmp_path / "a.npz")}, "--labels"),

@@ -55,8 +55,8 @@ class FakeFunctaset:
     def num_examples(self, split):
         return len(self.arrays[split]["label"])
 
-    def source(self, split, cache):
-        self.opened.append((split, cache))
+    def source(self, split):
+        self.opened.append(split)
         return FakeSource(self.arrays[split])
 
 
@@ -267,7 +267,7 @@ def test_batches_and_opened_splits():
     assert [batch["mask"].sum() for batch in validation] == [20, 5]
     label = np.concatenate([batch["label"][batch["mask"] > 0] for batch in validation])
     np.testing.assert_array_equal(label, functaset.arrays["validation"]["label"])
-    assert sorted(functaset.opened) == [("train", "none"), ("validation", "none")]
+    assert sorted(functaset.opened) == ["train", "validation"]
     again = next(iter(make_task(functaset, seed=1).data.train_batches(0, 1)))
     assert (again["latents"] != batches[0]["latents"]).any()
 
