@@ -1,16 +1,31 @@
 """Builds tasks from a whole config. Only here and in other builders is a config read."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from functa.data import loader
+from functa.data.functaset.batches import LatentBatches
 from functa.data.functaset.reader import Functaset
 from functa.data.images import ImageSource
 from functa.diffusion.generator import Generator, build_generator
 from functa.fields.fitter import Fitter, build_fitter
-from functa.training.tasks import Task, classification, generation, meta_learning
+from functa.fields.psnr import psnr
+from functa.models.classifier import make_classifier
+from functa.models.normalization import make_normalization
+from functa.runtime import mesh
+from functa.training.tasks import (
+    Task,
+    TaskData,
+    TaskMetrics,
+    classification,
+    generation,
+    meta_learning,
+)
 
 
 def build_meta_learning(
@@ -23,23 +38,57 @@ def build_meta_learning(
 ) -> Task:
     """Builds the task of the stage meta_learn.
 
+    Its params are those of Fitter. Batches: {"image": uint8 [b, h, w, c], ...}. Nothing is compiled
+    and no data is read here.
+
     Args:
       sources: splits "train", "validation" and "test"; {} if no batches will be read.
       fitter: of the config, if it has been built.
     Raises:
       ValueError: a setting is impossible; lists all of them.
     """
-    problems = meta_learning.validate(config)
-    if problems:
-        raise ValueError("; ".join(problems))
-    return meta_learning.make(
-        config.meta_learn,
-        fitter=fitter or build_fitter(config),
-        sources=sources,
-        seed=config.seed,
-        row_shards=config.mesh.cell,
-        process_index=process_index,
-        process_count=process_count,
+    _require(meta_learning.validate(config))
+    settings = config.meta_learn
+    fitter = fitter or build_fitter(config)
+    field = meta_learning.train_field(settings, fitter)
+    local = meta_learning.local_field(settings, fitter, config.mesh.cell)
+    i, j, _ = fitter.field.latent_shape
+    image_part = settings.cells_per_image / (i * j) if settings.cells_per_image else 1.0
+    processes = {"process_index": process_index, "process_count": process_count}
+    loop = fitter.inner_loop
+    return Task(
+        name="meta_learn",
+        init=functools.partial(fitter.init, train_field=field),
+        sample_inputs=functools.partial(meta_learning.draw, settings, fitter.field),
+        loss=functools.partial(meta_learning.loss, settings, loop, local),
+        optimizer=meta_learning.make_optimizer(settings).followed_by(
+            meta_learning.clip_inner_lrs(loop.min_lr, loop.max_lr)
+        ),
+        data=TaskData(
+            train_batches=lambda first, last: loader.train_batches(
+                sources["train"],
+                batch_size=settings.batch_size,
+                first_step=first,
+                last_step=last,
+                seed=config.seed,
+                **processes,
+            ),
+            eval_batches=lambda split: loader.eval_batches(
+                sources[split], batch_size=settings.eval_batch_size, **processes
+            ),
+            images_per_step=settings.batch_size * image_part,
+        ),
+        metrics=TaskMetrics(
+            functools.partial(meta_learning.evaluate, fitter), meta_learning.summarize, score="psnr"
+        ),
+        finalize_logs=lambda logs: (
+            logs | {"psnr_of_mean_mse": psnr(logs[f"inner_loss_{loop.steps}"])}
+        ),
+        monitor=meta_learning.make_monitor(field),
+        illustrate=functools.partial(
+            meta_learning.illustrate, jax.jit(fitter.fit), sources.get("validation")
+        ),
+        batch_spec=mesh.BY_EXAMPLE if local is field else mesh.BY_ROWS,
     )
 
 
@@ -56,20 +105,30 @@ def build_classification(
       ValueError: a setting is impossible (lists all of them), or the statistics of the functaset
         cannot normalize.
     """
-    shapes: dict[str, Any] = {
-        "latent_shape": tuple(config.field.latent_shape),
-        "num_classes": config.data.num_classes,
-    }
-    problems = classification.validate(config.classify, **shapes)
-    if problems:
-        raise ValueError("; ".join(problems))
-    return classification.make(
-        config.classify,
-        functaset=functaset,
-        seed=config.seed,
-        process_index=process_index,
-        process_count=process_count,
-        **shapes,
+    settings, num_classes = config.classify, config.data.num_classes
+    latent_shape = tuple(config.field.latent_shape)
+    _require(classification.validate(settings, latent_shape=latent_shape, num_classes=num_classes))
+    module = make_classifier(num_classes=num_classes, **settings.model)
+    normalize = make_normalization(functaset, kind=settings.normalization).normalize
+    augment = classification.make_augment(settings, latent_shape)
+    return Task(
+        name="classify",
+        init=classification.make_init(module, latent_shape=latent_shape),
+        sample_inputs=classification.make_draw(
+            normalize, augment, num_classes=num_classes, mixup=settings.mixup
+        ),
+        loss=classification.make_loss(module, label_smoothing=settings.label_smoothing),
+        optimizer=classification.make_optimizer(settings),
+        data=_latent_data(settings, functaset, config.seed, process_index, process_count),
+        metrics=TaskMetrics(
+            classification.make_evaluate(module, normalize),
+            classification.summarize,
+            score="accuracy",
+        ),
+        illustrate=classification.make_illustrate(
+            module, normalize, source=lambda: functaset.source("validation")
+        ),
+        shard_params=True,
     )
 
 
@@ -92,17 +151,42 @@ def build_generation(
         cannot normalize.
     """
     settings, num_classes = config.generate, config.data.num_classes
-    problems = generation.validate(
-        settings, latent_shape=tuple(config.field.latent_shape), num_classes=num_classes
+    latent_shape = tuple(config.field.latent_shape)
+    _require(generation.validate(settings, latent_shape=latent_shape, num_classes=num_classes))
+    generator = generator or build_generator(settings, functaset, num_classes=num_classes)
+    return Task(
+        name="generate",
+        init=generator.init,
+        sample_inputs=generation.make_sample_inputs(generator),
+        loss=generation.make_loss(generator),
+        optimizer=generation.make_optimizer(settings),
+        data=_latent_data(settings, functaset, config.seed, process_index, process_count),
+        metrics=TaskMetrics(generation.make_evaluate(generator), generation.summarize, score="r2"),
+        illustrate=generation.make_illustrate(generator, decode, seed=config.seed),
+        shard_params=True,
     )
+
+
+def _require(problems: list[str]) -> None:
     if problems:
         raise ValueError("; ".join(problems))
-    return generation.make(
-        settings,
-        generator=generator or build_generator(settings, functaset, num_classes=num_classes),
-        functaset=functaset,
-        decode=decode,
-        seed=config.seed,
+
+
+def _latent_data(
+    settings: ConfigDict, functaset: Functaset, seed: int, process_index: int, process_count: int
+) -> TaskData:
+    """Batches of latents with the settings of a stage."""
+    batches = LatentBatches(
+        functaset,
+        cache=settings.cache,
+        copies=settings.copies,
         process_index=process_index,
         process_count=process_count,
+    )
+    return TaskData(
+        train_batches=lambda first, last: batches.train(
+            batch_size=settings.batch_size, first_step=first, last_step=last, seed=seed
+        ),
+        eval_batches=lambda split: batches.whole(split, batch_size=settings.eval_batch_size),
+        images_per_step=settings.batch_size,
     )

@@ -13,71 +13,17 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from functa.data import latent_augmentation
-from functa.data.functaset import reader
-from functa.data.functaset.batches import CACHES, COPIES, LatentBatches
+from functa.data.functaset.batches import CACHES, COPIES
 from functa.data.functaset.format import float32_latents
 from functa.models import classifier
-from functa.models.normalization import KINDS, make_normalization
+from functa.models.normalization import KINDS
 from functa.runtime.config import range_errors
 from functa.training import optimizers
-from functa.training.tasks import Illustrations, PyTree, Task, TaskData, TaskMetrics
+from functa.training.tasks import Illustrations, PyTree
 
 _SHOWN_EXAMPLES = 256
 TOP_K = 5  # of top5_accuracy
 _METRIC_NAMES = {"correct": "accuracy", "in_top5": "top5_accuracy", "loss": "loss"}
-
-
-def make(
-    settings: ConfigDict,
-    *,
-    functaset: reader.Functaset,
-    latent_shape: tuple[int, int, int],
-    num_classes: int,
-    seed: int,
-    process_index: int,
-    process_count: int,
-) -> Task:
-    """The task of the stage `classify`.
-
-    Args:
-      settings: config.classify.
-    Raises:
-      ValueError: a setting is impossible, or the statistics of the functaset cannot normalize.
-      TypeError: an optimizer key is unknown.
-    """
-    module = classifier.make_classifier(num_classes=num_classes, **settings.model)
-    normalize = make_normalization(functaset, kind=settings.normalization).normalize
-    batches = LatentBatches(
-        functaset,
-        cache=settings.cache,
-        copies=settings.copies,
-        process_index=process_index,
-        process_count=process_count,
-    )
-    return Task(
-        name="classify",
-        init=make_init(module, latent_shape=latent_shape),
-        sample_inputs=make_draw(
-            normalize,
-            make_augment(settings, latent_shape),
-            num_classes=num_classes,
-            mixup=settings.mixup,
-        ),
-        loss=make_loss(module, label_smoothing=settings.label_smoothing),
-        optimizer=make_optimizer(settings),
-        data=TaskData(
-            train_batches=lambda first, last: batches.train(
-                batch_size=settings.batch_size, first_step=first, last_step=last, seed=seed
-            ),
-            eval_batches=lambda split: batches.whole(split, batch_size=settings.eval_batch_size),
-            images_per_step=settings.batch_size,
-        ),
-        metrics=TaskMetrics(make_evaluate(module, normalize), summarize, score="accuracy"),
-        illustrate=make_illustrate(
-            module, normalize, source=lambda: functaset.source("validation")
-        ),
-        shard_params=True,
-    )
 
 
 def validate(

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from functa.data.functaset import reader
-from functa.data.functaset.batches import CACHES, COPIES, LatentBatches
+from functa.data.functaset.batches import CACHES, COPIES
 from functa.data.functaset.format import float32_latents
 from functa.diffusion import parameterization
 from functa.diffusion.generator import Generator, init_network
@@ -26,53 +25,10 @@ from functa.models.denoiser import make_denoiser
 from functa.runtime import rng
 from functa.runtime.config import range_errors
 from functa.training import optimizers
-from functa.training.tasks import Illustrations, PyTree, Task, TaskData, TaskMetrics
+from functa.training.tasks import Illustrations, PyTree
 
 _DASHBOARD_SAMPLES = 16
 _EVAL_NOISE_LEVELS = 8
-
-
-def make(
-    settings: ConfigDict,
-    *,
-    generator: Generator,
-    functaset: reader.Functaset,
-    decode: Callable[[np.ndarray], np.ndarray],
-    seed: int,
-    process_index: int,
-    process_count: int,
-) -> Task:
-    """The task of the stage `generate`.
-
-    Args:
-      settings: config.generate.
-      decode: latents [n, i, j, d] -> images [n, h, w, c] in [0, 1], for the dashboard.
-      seed: of the order of the batches and of the dashboard's samples.
-    """
-    batches = LatentBatches(
-        functaset,
-        cache=settings.cache,
-        copies=settings.copies,
-        process_index=process_index,
-        process_count=process_count,
-    )
-    return Task(
-        name="generate",
-        init=generator.init,
-        sample_inputs=make_sample_inputs(generator),
-        loss=make_loss(generator),
-        optimizer=_make_optimizer(settings),
-        data=TaskData(
-            train_batches=lambda first, last: batches.train(
-                batch_size=settings.batch_size, first_step=first, last_step=last, seed=seed
-            ),
-            eval_batches=lambda split: batches.whole(split, batch_size=settings.eval_batch_size),
-            images_per_step=settings.batch_size,
-        ),
-        metrics=TaskMetrics(make_evaluate(generator), summarize, score="r2"),
-        illustrate=make_illustrate(generator, decode, seed=seed),
-        shard_params=True,
-    )
 
 
 def validate(
@@ -100,7 +56,7 @@ def validate(
         except (TypeError, ValueError, flax.errors.FlaxError) as error:
             problems.append(f"generate.{part}: {error}")
     try:
-        _make_optimizer(settings)
+        make_optimizer(settings)
     except (TypeError, ValueError) as error:
         problems += str(error).replace("optimizer.", "generate.optimizer.").splitlines()
     for key, choices in (
@@ -139,7 +95,7 @@ def _guidance_problems(settings: ConfigDict) -> list[str]:
     ]
 
 
-def _make_optimizer(settings: ConfigDict) -> optimizers.Optimizer:
+def make_optimizer(settings: ConfigDict) -> optimizers.Optimizer:
     return optimizers.make(
         **settings.optimizer, steps=settings.steps, decay_mask=classifier.decay_mask
     )

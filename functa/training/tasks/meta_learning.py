@@ -6,7 +6,6 @@ is proportional to minus the mean PSNR. With "mse" a few detailed images dominat
 batch (docs/STUDY.md, "The outer loss").
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,16 +15,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from functa.data import loader
 from functa.data.images import ImageSource
 from functa.fields import image_parts, inner_loop, linearization
 from functa.fields.field import Field
 from functa.fields.fitter import Fitter, build_field
 from functa.fields.pixels import to_float
 from functa.fields.psnr import psnr
-from functa.runtime import mesh
 from functa.training import optimizers
-from functa.training.tasks import Illustrations, Task, TaskData, TaskMetrics
+from functa.training.tasks import Illustrations
 
 LOSSES = ("mse", "log_mse")
 _MIN_MSE = 1e-6  # 60 dB: images fitted better than that get no gradient
@@ -65,64 +62,6 @@ def local_field(settings: ConfigDict, fitter: Fitter, row_shards: int) -> Field:
     if field is not fitter.field and not settings.cells_per_image:
         inner_loop.validate_chunks(field, fitter.inner_loop.chunks)
     return field
-
-
-def make(
-    settings: ConfigDict,
-    *,
-    fitter: Fitter,
-    sources: dict[str, ImageSource],
-    seed: int,
-    row_shards: int,
-    process_index: int,
-    process_count: int,
-) -> Task:
-    """The task of the stage `meta_learn`.
-
-    Its params are those of Fitter. Batches: {"image": uint8 [b, h, w, c], ...}.
-
-    Args:
-      settings: config.meta_learn.
-      row_shards: devices that share an image, config.mesh.cell.
-    Raises:
-      ValueError: a setting is impossible. Nothing is compiled and no data is read here.
-    """
-    field = train_field(settings, fitter)
-    local = local_field(settings, fitter, row_shards)
-    i, j, _ = fitter.field.latent_shape
-    image_part = settings.cells_per_image / (i * j) if settings.cells_per_image else 1.0
-    processes = {"process_index": process_index, "process_count": process_count}
-    loop = fitter.inner_loop
-    return Task(
-        name="meta_learn",
-        init=functools.partial(fitter.init, train_field=field),
-        sample_inputs=functools.partial(draw, settings, fitter.field),
-        loss=functools.partial(loss, settings, loop, local),
-        optimizer=make_optimizer(settings).followed_by(
-            _only("log_inner_lrs", optimizers.clip_params(np.log(loop.min_lr), np.log(loop.max_lr)))
-        ),
-        data=TaskData(
-            train_batches=lambda first, last: loader.train_batches(
-                sources["train"],
-                batch_size=settings.batch_size,
-                first_step=first,
-                last_step=last,
-                seed=seed,
-                **processes,
-            ),
-            eval_batches=lambda split: loader.eval_batches(
-                sources[split], batch_size=settings.eval_batch_size, **processes
-            ),
-            images_per_step=settings.batch_size * image_part,
-        ),
-        metrics=TaskMetrics(functools.partial(evaluate, fitter), summarize, score="psnr"),
-        finalize_logs=lambda logs: (
-            logs | {"psnr_of_mean_mse": psnr(logs[f"inner_loss_{loop.steps}"])}
-        ),
-        monitor=_make_watch(field),
-        illustrate=functools.partial(_illustrate, jax.jit(fitter.fit), sources.get("validation")),
-        batch_spec=mesh.BY_EXAMPLE if local is field else mesh.BY_ROWS,
-    )
 
 
 def draw(settings: ConfigDict, field: Field, batch: Any, key: jax.Array) -> jax.Array:
@@ -204,6 +143,18 @@ def make_optimizer(settings: ConfigDict) -> optimizers.Optimizer:
     return optimizers.make(**settings.optimizer, steps=settings.steps, decay_mask=decay_mask)
 
 
+def clip_inner_lrs(low: float, high: float) -> optax.GradientTransformation:
+    """Keeps inner learning rates in [low, high]; must be the last of a chain."""
+    clip = optimizers.clip_params(np.log(low), np.log(high))
+
+    def update(updates, state, params=None):
+        name = "log_inner_lrs"
+        clipped, _ = clip.update(updates[name], optax.EmptyState(), params[name])
+        return updates | {name: clipped}, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def decay_mask(params: Any) -> Any:
     """Weight decay applies to matrices of the field, not to biases or inner learning rates."""
     matrices = jax.tree.map(lambda leaf: leaf.ndim > 1, params["field"])
@@ -244,7 +195,7 @@ def summarize(rows: dict[str, np.ndarray]) -> dict[str, float]:
     }
 
 
-def _make_watch(field: Field) -> Callable[[Any], tuple[dict[str, float], str]]:
+def make_monitor(field: Field) -> Callable[[Any], tuple[dict[str, float], str]]:
     """Returns a function that measures the stability of the inner loop and warns before it diverges.
 
     It is a coarse test. Before a run diverges, learning rates x curvature usually grows tenfold
@@ -255,7 +206,7 @@ def _make_watch(field: Field) -> Callable[[Any], tuple[dict[str, float], str]]:
     def measure(params):
         return linearization.spectral_radius(field, params["field"], params["log_inner_lrs"])
 
-    def watch(params):
+    def monitor(params):
         radii = np.asarray(measure(params)).tolist()
         scalars = {f"inner_radius_{step}": radius for step, radius in enumerate(radii)}
         if max(radii) <= _MAX_HEALTHY_RADIUS:
@@ -265,13 +216,13 @@ def _make_watch(field: Field) -> Callable[[Any], tuple[dict[str, float], str]]:
             f"healthy runs stay below {_MAX_HEALTHY_RADIUS:g}. Lower meta_learn.optimizer.learning_rate"
         )
 
-    return watch
+    return monitor
 
 
-def _illustrate(fit: Callable, validation: ImageSource | None, params: Any) -> Illustrations:
+def illustrate(fit: Callable, validation: ImageSource | None, params: Any) -> Illustrations:
     assert validation is not None
     indices = np.arange(min(_SHOWN_IMAGES, validation.num_examples))
-    images = validation.read(indices)["image"] / np.float32(255)
+    images = to_float(validation.read(indices)["image"])
     result = jax.device_get(fit(params, images))
     pairs = np.concatenate([images, np.clip(result.values, 0, 1)], axis=2)
     inner_lrs = np.exp(jax.device_get(params["log_inner_lrs"]))
@@ -279,13 +230,3 @@ def _illustrate(fit: Callable, validation: ImageSource | None, params: Any) -> I
         {"original_and_reconstruction": pairs},
         {"latents": result.latents, "inner_lrs": inner_lrs},
     )
-
-
-def _only(name: str, transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Applies a stateless transformation to one entry of the params."""
-
-    def update(updates, state, params=None):
-        changed, _ = transformation.update(updates[name], optax.EmptyState(), params[name])
-        return updates | {name: changed}, state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
