@@ -4,8 +4,6 @@ import copy
 import functools
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
@@ -263,17 +261,3 @@ def test_a_probe_sees_nothing_where_nothing_matters(bench, name):
     """The embedded digits have no folder and no cache, and crop=pad has no smallest area."""
     settings = {"data.data_dir": "elsewhere", "data.cache": "none", "encode.crop_min_area": 0.9}
     assert bench.probe(name, bench.config("digits", **settings)) == bench.of_base("digits", name)
-
-
-def test_a_program_does_not_show_what_is_computed_and_never_used():
-    def function(limit, use):
-        def inner(x):
-            clipped = jnp.clip(x, -limit, limit)
-            return clipped if use else x
-
-        return lambda x: jax.jit(inner)(x) * 2
-
-    x = jnp.ones((3,))
-    unused, used = ([knobs.program(function(limit, use), x) for limit in (1, 2)] for use in (0, 1))
-    assert unused[0] == unused[1]
-    assert used[0] != used[1]

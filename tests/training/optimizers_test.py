@@ -40,15 +40,6 @@ def test_every_optimizer_decreases_a_quadratic(name):
     assert float(loss(params)) < 0.7 * before
 
 
-def test_muon_updates_have_similar_singular_values():
-    optimizer = optimizers.make(name="muon", **SETTINGS).transformation
-    gradient = {"matrix": jnp.float32([[100.0, 0.0], [0.0, 1.0]])}
-    params = {"matrix": jnp.zeros((2, 2))}
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
-    sizes = np.linalg.svd(np.asarray(updates["matrix"]), compute_uv=False)
-    assert sizes[1] > 0.5 * sizes[0]
-
-
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (8, 8), (1, 5)])
 def test_orthogonalize_equals_newton_schulz_steps_on_the_matrix(shape):
     matrix = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -131,27 +122,18 @@ def test_clip_norm_scales_the_gradient():
     np.testing.assert_allclose(moments[0], 0.1 * np.float32([0.6, 0.8]), rtol=1e-4)
 
 
-def test_weight_decay_uses_the_mask():
-    mask = lambda params: {"decayed": True, "excluded": False}  # noqa: E731
-    optimizer = optimizers.make(
-        name="adamw", **(SETTINGS | {"weight_decay": 0.5}), decay_mask=mask
-    ).transformation
-    params = {"decayed": jnp.ones((2,)), "excluded": jnp.ones((2,))}
-    updates, _ = optimizer.update(
-        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
-    )
-    assert float(updates["decayed"][0]) == pytest.approx(-0.05 * 0.5)
-    assert float(updates["excluded"][0]) == 0
-
-
-def test_muon_weight_decay_uses_the_mask():
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
+def test_weight_decay_uses_the_mask(name):
     params = {"matrix": jnp.ones((2, 2)), "vector": jnp.ones((2,))}
-    mask = lambda params: {"matrix": True, "vector": False}  # noqa: E731
-    optimizer = optimizers.make(name="muon", **(SETTINGS | {"weight_decay": 0.5}), decay_mask=mask)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    transformation = optimizer.transformation
-    updates, _ = transformation.update(zeros, transformation.init(params), params)
-    np.testing.assert_allclose(updates["matrix"], -0.05 * 0.5, rtol=1e-5)
+    optimizer = optimizers.make(
+        name=name,
+        **(SETTINGS | {"weight_decay": 0.5}),
+        decay_mask=lambda params: {"matrix": True, "vector": False},
+    ).transformation
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    expected = -0.05 if name == "lamb" else -0.05 * 0.5  # LAMB's update has the norm of the weights
+    np.testing.assert_allclose(updates["matrix"], expected, rtol=1e-5)
     np.testing.assert_array_equal(updates["vector"], 0)
 
 
@@ -194,8 +176,3 @@ def test_clip_params():
 def test_invalid_settings_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         optimizers.make(**({"name": "adam"} | SETTINGS | changes))
-
-
-def test_unknown_setting_is_a_type_error():
-    with pytest.raises(TypeError, match="learning_rat"):
-        optimizers.make(**SETTINGS, name="adam", learning_rat=1.0)

