@@ -1,4 +1,4 @@
-"""Every leaf of the config does something: it changes a program, the data, the loop or the report."""
+"""Every leaf of the config changes a program, the data, the training loop or the report."""
 
 import copy
 import functools
@@ -34,12 +34,11 @@ PCA = dict(name="pca", components=4)
 
 
 class Knob(NamedTuple):
-    """Setting the leaf to `value` in the config `base` must change every one of `probes`, see
-    knobs.Probes.
+    """A change of a leaf in the config `base` that must change each of `probes` (knobs.Probes).
 
-    value: NEGATED for a bool, whatever it is in the base.
-    also: what must change before it for the config to be valid: a data set of as many classes, or
-      the model whose keys a model's name goes with.
+    Attributes:
+      value: the new value; NEGATED inverts a bool.
+      also: other changes that make the config valid.
     """
 
     value: Any
@@ -173,7 +172,7 @@ KNOBS: dict[str, Knob] = {
 
 
 def model_knobs(base: str, *, stage: str = "classify", **values: Any) -> dict[str, Knob]:
-    """Of the model of a stage; dropout, drop_path and remat are of training only."""
+    """Knobs of the model of a stage. Dropout, drop_path and remat affect training only."""
     return {
         f"{stage}.model.{key}": Knob(
             value,
@@ -189,7 +188,7 @@ LARGE = dict(remat=NEGATED, dtype="bfloat16")
 MODELS = {
     "transformer": {
         **model_knobs("digits", width=8, depth=2, heads=4, mlp_width=16, dropout=0.3, patch=2),
-        # the first of several blocks is never dropped
+        # Stochastic depth never drops the first of several blocks.
         **model_knobs("two blocks", drop_path=0.3),
         **model_knobs("digits", **LARGE),
     },
@@ -212,7 +211,7 @@ ROWS = [
 
 
 class Bench:
-    """Configs on prepared images, and their probes; those of bases are computed once."""
+    """Configs on prepared images, and their probes. Probes of bases are computed once."""
 
     def __init__(self, root):
         self._root = knobs.prepare_images(root / "images")
@@ -236,7 +235,7 @@ def bench(tmp_path_factory):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda module: module.__name__)
-def test_the_tables_name_exactly_the_leaves_of_every_experiment(experiment):
+def test_every_leaf_of_every_experiment_has_a_knob(experiment):
     config = experiment.get_config("tiny")
     leaves = config_lib.flatten(config_lib.to_dict(config)).keys()
     models = MODELS[config.classify.model.name], GENERATORS[config.generate.model.name]
@@ -244,20 +243,16 @@ def test_the_tables_name_exactly_the_leaves_of_every_experiment(experiment):
 
 
 @pytest.mark.parametrize(("leaf", "knob"), ROWS, ids=[f"{leaf}-{k.base}" for leaf, k in ROWS])
-def test_a_leaf_changes_what_it_says(bench, leaf, knob):
+def test_leaf_changes_its_probes(bench, leaf, knob):
     changed = bench.config(knob.base, **knob.also, **{leaf: knob.value})
-    assert (
-        validation.validate(
-            changed, lambda: images.open_splits(**changed.data), stages=changed.stages
-        )
-        == []
-    )
+    splits = lambda: images.open_splits(**changed.data)  # noqa: E731
+    assert validation.validate(changed, splits, stages=changed.stages) == []
     for name in knob.probes.split():
         assert bench.probe(name, changed) != bench.of_base(knob.base, name), f"no effect on {name}"
 
 
 @pytest.mark.parametrize("name", knobs.Probes.names())
-def test_a_probe_sees_nothing_where_nothing_matters(bench, name):
-    """The embedded digits have no folder and no cache, and crop=pad has no smallest area."""
+def test_unused_settings_change_no_probe(bench, name):
+    """The digits have no directory and no cache, and crop=pad has no smallest area."""
     settings = {"data.data_dir": "elsewhere", "data.cache": "none", "encode.crop_min_area": 0.9}
     assert bench.probe(name, bench.config("digits", **settings)) == bench.of_base("digits", name)

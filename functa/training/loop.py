@@ -13,17 +13,10 @@ from functa.runtime import config, rng
 from functa.runtime import mesh as mesh_lib
 from functa.runtime.errors import DamagedFileError, StopRequested
 from functa.runtime.preemption import PreemptionWatcher
+from functa.training import train_step
 from functa.training.checkpoint import Checkpoints
 from functa.training.progress import Stopwatch, duration
 from functa.training.tasks import Task
-from functa.training.train_step import (
-    ALL_FINITE,
-    CHECKED_VALUES,
-    TrainState,
-    initial_state,
-    make_step,
-    state_shapes,
-)
 
 
 class Result(NamedTuple):
@@ -74,10 +67,10 @@ def train(
         task, directory=directory, mesh=mesh, dashboard=dashboard, say=say, steps=steps
     )
     state = trainer.restore_or_init(seed)
-    step_fn = make_step(
+    step_fn = train_step.make_step(
         task, mesh=mesh, seed=seed, ema_decay=ema_decay, micro_batches=micro_batches
     )
-    first_nonfinite = jax.device_put(ALL_FINITE, mesh_lib.replicated(mesh))
+    first_nonfinite = jax.device_put(train_step.ALL_FINITE, mesh_lib.replicated(mesh))
     step = int(state.step)
     for batch in task.data.train_batches(step, steps):
         arrays = mesh_lib.to_devices(mesh, batch, task.batch_spec)
@@ -133,24 +126,27 @@ class Trainer:
         self.stopwatch = Stopwatch()
         self._evaluate = jax.jit(task.metrics.evaluate, out_shardings=mesh_lib.batched(mesh))
 
-    def restore_or_init(self, seed: int) -> TrainState:
+    def restore_or_init(self, seed: int) -> train_step.TrainState:
         """The state of the newest undamaged checkpoint, or an initial state."""
-        shapes = state_shapes(self.task, self.mesh)
+        shapes = train_step.state_shapes(self.task, self.mesh)
         restored = self.latest.restore(shapes)
         step, state, info = restored or (0, None, {"best_step": None, "stopwatch": {}})
         self.dashboard.resume(step)
         self.best.remove_after(step)
         if state is None:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-            init = jax.jit(functools.partial(initial_state, self.task), out_shardings=shardings)
+            init = jax.jit(
+                functools.partial(train_step.initial_state, self.task), out_shardings=shardings
+            )
             state = init(rng.stream_key(seed, "init"))
         else:
             self.curves = self._read_curves(step)
             if info["best_step"] not in (None, *self.best.steps()):
                 raise self._best_checkpoint_lost(info["best_step"])
             self.say(f"{self.task.name}  resumes at step {step}")
-        if best_steps := self.best.steps():
-            self.best_score = self.best.info(best_steps[-1])["score"]
+        best_step = self._best_step()
+        if best_step is not None:
+            self.best_score = self.best.info(best_step)["score"]
         self.stopwatch = Stopwatch(**info["stopwatch"])
         return state
 
@@ -174,26 +170,25 @@ class Trainer:
         """Logs scalars of the last step, the values of `Task.monitor` and the speed."""
         scalars = {name: float(value) for name, value in logs.items()}
         monitored, warning = self.task.monitor(params)
-        rate = self.stopwatch.steps_per_second()
-        speed = {
-            "steps_per_second": rate,
-            "images_per_second": rate * self.task.data.images_per_step,
-        }
+        speed = self._speed()
         self._record(step, scalars | monitored | speed)
-        remaining = duration((self.steps - step) / rate) if rate else ""
-        speed_text = f"  {rate:.2f} steps/s, {remaining} left" if rate else ""
-        self._say(step, f"loss {scalars['loss']:.4g}{speed_text}")
+        text = f"loss {scalars['loss']:.4g}"
+        if rate := speed["steps_per_second"]:
+            text += f"  {rate:.2f} steps/s, {duration((self.steps - step) / rate)} left"
+        self._say(step, text)
         if warning:
             self._say(step, f"WARNING: {warning}")
 
+    def _speed(self) -> dict[str, float]:
+        rate = self.stopwatch.steps_per_second()
+        images = rate * self.task.data.images_per_step
+        return {"steps_per_second": rate, "images_per_second": images}
+
     def evaluate(self, step: int, params: Any) -> None:
         """Scores `params` on the validation split and keeps them if they are the best."""
+        metrics, _ = self._score(step, params, "validation", params_step=step)
         score_name = self.task.metrics.score
-        metrics = self.task.metrics.summarize(self._rows(params, "validation"))
-        self._record(step, {f"validation_{name}": value for name, value in metrics.items()})
         score = metrics[score_name]
-        if not np.isfinite(score):
-            raise self._not_finite(f"the validation {score_name} of step {step} is {score}")
         self._say(step, f"validation {score_name} {score:.4f}")
         if score > self.best_score:
             self.best_score = score
@@ -204,17 +199,27 @@ class Trainer:
             self.best.wait()
         self._illustrate(step, params)
 
-    def _rows(self, params: Any, split: str) -> dict[str, np.ndarray]:
-        """Rows of `TaskMetrics.evaluate` for every example of a split, without padding."""
-        rows: dict[str, list[np.ndarray]] = {}
+    def _score(
+        self, step: int, params: Any, split: str, *, params_step: int
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Metrics of a split, and rows of `TaskMetrics.evaluate` for its examples without padding."""
+        parts: dict[str, list[np.ndarray]] = {}
         for batch in self.task.data.eval_batches(split):
             outputs: dict[str, Any] = self._evaluate(params, mesh_lib.to_devices(self.mesh, batch))
             outputs |= mesh_lib.to_devices(self.mesh, {"mask": batch["mask"]})
             outputs = mesh_lib.to_host(outputs)
             is_example = outputs.pop("mask") > 0
             for name, values in outputs.items():
-                rows.setdefault(name, []).append(values[is_example])
-        return {name: np.concatenate(parts) for name, parts in rows.items()}
+                parts.setdefault(name, []).append(values[is_example])
+        rows = {name: np.concatenate(values) for name, values in parts.items()}
+        metrics = self.task.metrics.summarize(rows)
+        self._record(step, {f"{split}_{name}": value for name, value in metrics.items()})
+        score_name = self.task.metrics.score
+        if not np.isfinite(metrics[score_name]):
+            raise self._not_finite(
+                f"the {split} {score_name} is {metrics[score_name]} with the parameters of step {params_step}"
+            )
+        return metrics, rows
 
     def _illustrate(self, step: int, params: Any) -> None:
         """Writes pictures and histograms to TensorBoard. All processes must call it."""
@@ -225,40 +230,30 @@ class Trainer:
             self.dashboard.histograms(step, illustrations.histograms)
             self.dashboard.flush()
 
-    def save(self, step: int, state: TrainState) -> None:
+    def save(self, step: int, state: train_step.TrainState) -> None:
         """Saves the curves and, in the background, a checkpoint."""
         self._write_curves()
-        best_steps = self.best.steps()
-        best_step = best_steps[-1] if best_steps else None
-        info = {"stopwatch": self.stopwatch.reading(), "best_step": best_step}
+        info = {"stopwatch": self.stopwatch.reading(), "best_step": self._best_step()}
         self.latest.save(step, state, info)
+
+    def _best_step(self) -> int | None:
+        return max(self.best.steps(), default=None)
 
     def test(self) -> Result:
         """Scores the best parameters on the test split."""
-        best_step = self.best.steps()[-1] if self.best.steps() else None
-        restored = self.best.restore(state_shapes(self.task, self.mesh).params)
+        best_step = self._best_step()
+        restored = self.best.restore(train_step.state_shapes(self.task, self.mesh).params)
         if restored is None or restored[0] != best_step:
             raise self._best_checkpoint_lost(best_step)
         params = restored[1]
-        self.best.close()
-        score_name = self.task.metrics.score
-        rows = self._rows(params, "test")
-        metrics = self.task.metrics.summarize(rows)
-        score = metrics[score_name]
-        if not np.isfinite(score):
-            raise self._not_finite(
-                f"the test {score_name} is {score} with the parameters of step {best_step}"
-            )
-        self.latest.close()
-        self._record(self.steps, {f"test_{name}": value for name, value in metrics.items()})
+        metrics, rows = self._score(self.steps, params, "test", params_step=restored[0])
+        self.close()
         self._write_curves()
-        rate = self.stopwatch.steps_per_second()
         metrics = metrics | {
-            f"validation_{score_name}": self.best_score,
+            f"validation_{self.task.metrics.score}": self.best_score,
             "best_step": best_step,
             "steps": self.steps,
-            "images_per_second": rate * self.task.data.images_per_step,
-            "steps_per_second": rate,
+            **self._speed(),
             "first_step_seconds": self.stopwatch.first_step_seconds,
             "earlier_seconds": self.stopwatch.earlier_seconds,
         }
@@ -273,7 +268,7 @@ class Trainer:
         """Raises FloatingPointError if a step had a non-finite loss, gradient or update."""
         index, value = (int(number) for number in first_nonfinite)
         if index >= 0:
-            name = CHECKED_VALUES[value]
+            name = train_step.CHECKED_VALUES[value]
             raise self._not_finite(f"the {name} of step {index + 1} is not finite")
 
     def _record(self, step: int, scalars: dict[str, float]) -> None:

@@ -38,14 +38,14 @@ def test_wrong_options_are_named(options, message):
         cifar10_spatial.get_config(options)
 
 
-def test_a_config_survives_its_file(tmp_path):
+def test_frozen_config_is_loaded(tmp_path):
     config = digits.get_config("tiny")
     assert config_lib.freeze(config, tmp_path) == []
     assert config_lib.load(tmp_path) == config
     assert config_lib.freeze(config, tmp_path) == []
 
 
-def test_another_config_is_told_key_by_key(tmp_path):
+def test_different_keys_are_named(tmp_path):
     config = digits.get_config("tiny")
     config_lib.freeze(config, tmp_path)
     written = (tmp_path / "config.json").read_bytes()
@@ -55,17 +55,14 @@ def test_another_config_is_told_key_by_key(tmp_path):
     config.data.data_dir = "elsewhere"
     (tmp_path / "classify").mkdir()
     different = config_lib.freeze(config, tmp_path)
-    assert any(line.startswith("field.width: 16 in ") and "99 now" in line for line in different)
-    assert any(
-        line.startswith("classify.model.heads: 2 in") and "(absent) now" in line
-        for line in different
-    )
-    assert any(f"remove {tmp_path / 'classify'}" in line for line in different)
-    assert not any("stages" in line or "data_dir" in line for line in different)
+    keys = {line.split(":")[0] for line in different}
+    assert {"field.width", "classify.model.heads"} <= keys
+    assert all(key == "field.width" or key.startswith("classify.model") for key in keys)
+    assert sum(str(tmp_path / "classify") in line for line in different) == len(keys) - 1
     assert (tmp_path / "config.json").read_bytes() == written
 
 
-def test_a_stage_that_was_not_begun_may_change(tmp_path):
+def test_settings_of_a_stage_may_change_before_it_starts(tmp_path):
     config = digits.get_config("tiny")
     config_lib.freeze(config, tmp_path)
     (tmp_path / "encode").mkdir()
@@ -74,15 +71,15 @@ def test_a_stage_that_was_not_begun_may_change(tmp_path):
     assert config_lib.load(tmp_path).classify.steps == 99
     config.encode.dtype = "int8"
     (line,) = config_lib.freeze(config, tmp_path)
-    assert line.startswith("encode.dtype: float16 in ")
+    assert line.startswith("encode.dtype")
 
 
-def test_no_run_is_told(tmp_path):
-    with pytest.raises(ValueError, match="not the directory of a run"):
+def test_directory_without_a_run_is_rejected(tmp_path):
+    with pytest.raises(ValueError, match="config.json"):
         config_lib.load(tmp_path)
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path):
+def test_failed_write_keeps_the_old_json(tmp_path):
     path = tmp_path / "a.json"
     config_lib.write_json(path, {"a": 1})
     with pytest.raises(TypeError):

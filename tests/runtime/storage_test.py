@@ -1,4 +1,4 @@
-"""functa.runtime.storage: many files at once, and the limit of open files."""
+"""Concurrent requests and the limit of open files."""
 
 import subprocess
 import sys
@@ -8,11 +8,11 @@ from functa.runtime import storage
 from tests.support import functaset_sets
 
 
-def test_at_once_keeps_the_order_and_does_not_wait_for_one_after_the_other():
+def test_thread_map_keeps_the_order_and_runs_concurrently():
     together = threading.Barrier(8, timeout=30)
 
     def twice(number):
-        together.wait()  # eight must be under way
+        together.wait()  # for eight concurrent calls
         return 2 * number
 
     assert storage.thread_map(twice, range(8)) == [0, 2, 4, 6, 8, 10, 12, 14]
@@ -30,7 +30,7 @@ print([len(each.read(np.arange(each.num_examples))["label"]) for each in sources
 """
 
 
-def test_a_set_of_more_shards_than_files_may_be_open_is_read(tmp_path, program_env):
+def test_limit_of_open_files_is_raised(tmp_path, program_env):
     functaset_sets.write(
         tmp_path / "f", sizes={"train": 280, "validation": 0, "test": 280}, per_shard=1
     )

@@ -1,9 +1,7 @@
-"""What a config does, as small comparable values: a probe is a function of a config, computed
-without training.
+"""Probes: comparable values of what a config does, computed without training.
 
-Programs are compared as StableHLO, which lists constants in full and leaves out what is computed
-but never
-used: a setting that only reaches dead code changes nothing here.
+Programs are compared as StableHLO, which contains constants but no dead code: a setting that is
+computed and never used changes no probe.
 """
 
 import functools
@@ -56,8 +54,9 @@ STEPS_READ = 3  # training batches that a probe looks at
 
 
 def prepare_images(root: Path) -> Path:
-    """Data sets of grey images: `photos` in all sizes and `others`, `few` of 8x8 pixels, below
-    `here`; other `photos` below `elsewhere`. All have 10 classes but `few`, which has 5."""
+    """Writes gray data sets: here/photos of several sizes, and of 8x8 pixels here/others, here/few
+    (5 classes instead of 10) and elsewhere/photos.
+    """
     random = np.random.default_rng(0)
     for k in range(320):
         folder = root / "folder" / f"class{k % 10}"
@@ -85,8 +84,10 @@ def prepare_images(root: Path) -> Path:
 
 
 def mean_fit(config: ConfigDict, shapes: list[tuple[int, ...]]) -> Callable:
-    """A stand-in for the inner loop: latents are the means of their cells times -1 ... 1; `shapes`
-    gets those of the images it is called with."""
+    """Replaces the inner loop: latents are the means of their cells times -1 ... 1.
+
+    Appends the shape of each batch of images to `shapes`.
+    """
     i, j, d = config.field.latent_shape
 
     def fit(batch):
@@ -101,7 +102,7 @@ def mean_fit(config: ConfigDict, shapes: list[tuple[int, ...]]) -> Callable:
 
 
 def encode(config: ConfigDict, directory: Path) -> list[tuple[int, ...]]:
-    """Makes a functaset with `mean_fit`; returns the shapes it was called with."""
+    """Makes a functaset with `mean_fit`; returns the shapes of the batches of images."""
     shapes: list[tuple[int, ...]] = []
     encode_lib.encode(
         directory=directory,
@@ -119,7 +120,7 @@ def encode(config: ConfigDict, directory: Path) -> list[tuple[int, ...]]:
 
 @contextmanager
 def counted(owner: type, method: str) -> Iterator[list]:
-    """A list that grows with every call of a method."""
+    """Arguments of all calls of a method."""
     calls: list[Any] = []
     original = getattr(owner, method)
 
@@ -145,8 +146,8 @@ class Probes:
     """probe(name, config) for the names in `names()`.
 
     Args:
-      root: an empty folder.
-      base: the config whose functaset the probes of `classify` read.
+      root: an empty directory.
+      base: config of the functaset that the probes of classify and generate read.
     """
 
     def __init__(self, root: Path, base: ConfigDict):
@@ -195,7 +196,7 @@ class Probes:
         return program(sample, params, four, four)
 
     def _judged(self, task, config):
-        """How many samples are drawn, how many at a time and at which scales, and what they are described by."""
+        """Sizes of the files of samples, and settings of the feature extractor."""
         opened = reader.open_functaset(self._functaset, field_digest=None)
         settings = config.generate
         count = min(settings.samples, opened.num_examples("test"))
@@ -242,7 +243,7 @@ class Probes:
         )
 
     def _step(self, task, config):
-        """The step on the mesh, and what lies where."""
+        """The step, with shardings."""
         mesh = run_lib.Run(config, self._folder(), say=lambda line: None).mesh
         state = step.state_shapes(task, mesh)
         place = NamedSharding(mesh, PartitionSpec(task.batch_spec[0]))
@@ -270,7 +271,7 @@ class Probes:
         return len(batches), program(task.metrics.evaluate, params, batches[0])
 
     def _batches(self, task, config):
-        """The data of the first steps, and how often files were read for it."""
+        """Batches of the first steps, and the number of reads of files."""
         with (
             counted(image_records.Records, "read") as images_read,
             counted(reader.FileSource, "read") as latents_read,
@@ -279,7 +280,7 @@ class Probes:
         return [contents(batch) for batch in batches], len(images_read), len(latents_read)
 
     def _loop(self, task, config):
-        """What the real loop does at which step, with a task of three numbers on the same batches."""
+        """Steps of logs and checkpoints of the training loop, with a task of three parameters."""
         saved: list[tuple[str, int, str]] = []
         run = run_lib.Run(config, self._folder(), say=lambda line: None)
         run.__dict__["preemption"] = types.SimpleNamespace(
@@ -304,7 +305,7 @@ class Probes:
         return sizes, {split: contents(batch) for split, batch in first.items()}, len(reads)
 
     def _encode(self, config):
-        """Batches that were fitted, and the bytes of the records; not the settings in the manifest."""
+        """Shapes of the batches, and digests of the shards without the manifest."""
         directory = self._folder()
         shapes = encode(config, directory)
         shards = sorted(directory.glob("*array_record*"))
@@ -323,14 +324,14 @@ class Probes:
         return done
 
     def _report(self, config):
-        """The title; the report's list of all settings proves nothing."""
+        """The title of the report, which also lists all settings."""
         directory = self._folder()
         config_lib.freeze(config, directory)
         return re.findall(r"<title>(.*?)</title>", report.write_report(directory).read_text())
 
 
 def toy(task: Task) -> Task:
-    """The same data and learning rate for three numbers that are pushed at random."""
+    """A task of three parameters with random gradients, on the same data."""
     return task._replace(
         init=lambda key: {"w": jax.random.normal(key, (3,))},
         sample_inputs=lambda batch, key: jax.random.normal(key, (4, 3)),
@@ -350,7 +351,7 @@ def toy(task: Task) -> Task:
 
 
 class InMemory:
-    """Checkpoints without files; what is saved is also noted in `saved`."""
+    """Checkpoints in memory. Appends (directory, step, digest) of each save to `saved`."""
 
     def __init__(self, saved: list, directory: epath.Path, *, keep: int):
         self.directory, self._saved = directory, saved

@@ -164,12 +164,8 @@ def test_sharded_run_equals_single_device(tmp_path, whole):
     assert single.metrics["score"] == pytest.approx(whole[1].metrics["score"], rel=1e-5)
 
 
-def test_evaluation_counts_each_example_once_and_no_padding(whole):
-    assert whole[1].metrics["count"] == 11
-    assert len(whole[1].test["error"]) == 11
-
-
 def test_evaluation_and_log_steps(whole):
+    assert whole[1].metrics["count"] == len(whole[1].test["error"]) == 11  # without padding
     points = curves(whole[0])
     steps = {name: [step for step, _ in values] for name, values in points.items()}
     assert steps["loss"] == steps["largest"] == [2, 4, 6, 8]
@@ -199,15 +195,10 @@ def test_nan_loss_stops_at_its_step_and_keeps_the_last_finite_state(tmp_path):
     assert np.isfinite(result.params["w"]).all()
 
 
-def test_nan_in_the_first_step_leaves_no_checkpoint(tmp_path):
-    with pytest.raises(FloatingPointError, match="the loss of step 1 .*none"):
-        run(tmp_path, with_nan_at(0))
-
-
 def test_overflowing_update_is_not_saved(tmp_path):
     overflow = optax.stateless_with_tree_map(lambda g, p: g * np.float32(1e38) * 1e3)
     task = TASK._replace(optimizer=TASK.optimizer._replace(transformation=overflow))
-    with pytest.raises(FloatingPointError, match="the update of step 1 "):
+    with pytest.raises(FloatingPointError, match="the update of step 1 .*none"):
         run(tmp_path, task, stop_at=1)
     assert not list((tmp_path / "checkpoints").iterdir())
 
@@ -215,7 +206,7 @@ def test_overflowing_update_is_not_saved(tmp_path):
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ([np.nan], "validation score of step 4 is nan"),
+        ([np.nan], "validation score is nan with the parameters of step 4"),
         ([1.0, 1.0, np.nan], "test score is nan with the parameters of step 4.*step 8 in"),
     ],
 )
