@@ -80,15 +80,13 @@ def freeze(config: ConfigDict, workdir: epath.PathLike) -> list[str]:
             stage = key.split(".")[0]
             started = stage not in _CHANGEABLE_STAGES or (workdir / stage).exists()
             changeable = key in _SHARED_CHANGEABLE + _LOCAL_CHANGEABLE or not started
-            old, new_value = old_values.get(key, "(absent)"), new_values.get(key, "(absent)")
-            if old != new_value and not changeable:
-                alternative = (
-                    f"remove {workdir / stage} to change it"
-                    if stage in _CHANGEABLE_STAGES
-                    else "use the same config"
-                )
+            old, now = old_values.get(key, "(absent)"), new_values.get(key, "(absent)")
+            if old != now and not changeable:
+                fix = "use the same config"
+                if stage in _CHANGEABLE_STAGES:
+                    fix = f"remove {workdir / stage} to change it"
                 problems.append(
-                    f"{key}: {old} in {path}, {new_value} now; use another --workdir or {alternative}"
+                    f"{key}: {old} in {path}, {now} now; use another --workdir or {fix}"
                 )
         if problems or old_values == new_values:
             return problems

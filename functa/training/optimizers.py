@@ -65,14 +65,11 @@ def make(
     Raises:
       ValueError: a setting is unknown or out of range; lists all values out of range.
     """
+    min_fraction = 1e-12 if schedule == "exponential" else 0.0
     problems = range_errors(
         {
             "optimizer.learning_rate": (learning_rate, 1e-12, 1e6),
-            "optimizer.end_fraction": (
-                end_fraction,
-                1e-12 if schedule == "exponential" else 0.0,
-                1.0,
-            ),
+            "optimizer.end_fraction": (end_fraction, min_fraction, 1.0),
             "optimizer.weight_decay": (weight_decay, 0.0, 1e6),
             "optimizer.clip_norm": (clip_norm, 0.0, 1e12),
         }
@@ -97,16 +94,15 @@ def make(
     elif name == "lamb":
         transformation = optax.lamb(schedule_fn, weight_decay=weight_decay, mask=decay_mask)
     elif name == "muon":
-        transformation = optax.chain(
-            optax.partition(
-                {
-                    "matrix": optax.chain(optax.trace(0.95, nesterov=True), _muon_direction()),
-                    "other": optax.scale_by_adam(nesterov=True),
-                },
-                lambda params: jax.tree.map(
-                    lambda leaf: "matrix" if leaf.ndim == 2 else "other", params
-                ),
+        directions = {
+            "matrix": optax.chain(
+                optax.trace(0.95, nesterov=True),
+                optax.stateless_with_tree_map(lambda matrix, _: _muon_direction(matrix)),
             ),
+            "other": optax.scale_by_adam(nesterov=True),
+        }
+        transformation = optax.chain(
+            optax.partition(directions, _muon_labels),
             optax.add_decayed_weights(weight_decay, mask=decay_mask),
             optax.scale_by_learning_rate(schedule_fn),
         )
@@ -183,12 +179,13 @@ def orthogonalize(matrix: jax.Array) -> jax.Array:
     return result if wide is scaled else result.T
 
 
-def _muon_direction() -> optax.GradientTransformation:
-    def direction(matrix):
-        n, m = matrix.shape
-        return max(1.0, m / n) ** 0.5 * orthogonalize(matrix)
+def _muon_labels(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: "matrix" if leaf.ndim == 2 else "other", params)
 
-    return optax.stateless_with_tree_map(lambda matrix, _: direction(matrix))
+
+def _muon_direction(matrix: jax.Array) -> jax.Array:
+    n, m = matrix.shape
+    return max(1.0, m / n) ** 0.5 * orthogonalize(matrix)
 
 
 def scale_updates(multipliers: Callable[[Any], Any]) -> optax.GradientTransformation:

@@ -95,10 +95,14 @@ def test_run_continues_after_an_outage(store, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 def test_long_outage_ends_all_processes_and_the_same_command_resumes(store, tmp_path):  # noqa: F811
-    patience = {"functa.runtime.gcs_retry._RETRY_SECONDS": 5}
+    short_retry = {"functa.runtime.gcs_retry._RETRY_SECONDS": 5}
     workdir = "gs://bucket/away"
     with failures_test.start(
-        store.env, workdir, {"*": {"toy": 12, "constant": patience}}, *META, folder=tmp_path / "one"
+        store.env,
+        workdir,
+        {"*": {"toy": 12, "constant": short_retry}},
+        *META,
+        folder=tmp_path / "one",
     ) as group:
         group.wait_for("step 8/")
         make_unavailable(store, 25)
