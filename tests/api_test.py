@@ -99,7 +99,7 @@ def test_resize_crops_or_stretches(run, images):
 
 def test_decode_is_the_field_at_any_size(run, images):
     latents = run.encode(images)
-    expected = run.field(run._params["field"], latents, shape=(20, 12)).clip(0, 1)
+    expected = run.field(run.params["field"], latents, shape=(20, 12)).clip(0, 1)
     np.testing.assert_allclose(run.decode(latents, size=(20, 12)), expected, atol=1e-5)
     assert run.decode(latents[:0]).shape == (0, 8, 8, 1)
 

@@ -2,11 +2,13 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from functa.data import image_arrays
+from functa.data.sources import Batch, check_indices
 from functa.runtime.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -26,11 +28,80 @@ def find_pictures(paths: Sequence[str]) -> list[pathlib.Path]:
                 raise UserError(f"{path} does not exist or is not a file")
             pictures.append(path)
             continue
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        files = _pictures_in(path)
         if not files:
             raise UserError(f"{path} has no pictures ({', '.join(SUFFIXES)})")
         pictures += files
     return pictures
+
+
+def find_classes(folder: str) -> tuple[list[pathlib.Path], np.ndarray, list[str]]:
+    """Lists the pictures of a folder, or of its class folders FOLDER/CLASS/PICTURE.
+
+    Returns:
+      Files, their labels [n] int32 (-1 without class folders), and the sorted names of the classes.
+    Raises:
+      UserError: there are no pictures, or pictures beside class folders.
+    """
+    root = pathlib.Path(folder)
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder")
+    loose = _pictures_in(root)
+    folders = {path.name: _pictures_in(path) for path in sorted(root.iterdir()) if path.is_dir()}
+    classes = {name: files for name, files in folders.items() if files}
+    if loose and classes:
+        raise UserError(
+            f"{root} has pictures and folders of pictures ({', '.join(classes)}): move the pictures into "
+            "class folders, or the folders elsewhere"
+        )
+    if not loose and not classes:
+        raise UserError(f"{root} has no pictures ({', '.join(SUFFIXES)})")
+    if loose:
+        return loose, np.full(len(loose), -1, np.int32), []
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(f) for f in classes.values()])
+    return [file for files in classes.values() for file in files], labels, list(classes)
+
+
+def _pictures_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    )
+
+
+class PictureSource:
+    """An images.ImageSource of picture files; see `read_picture` for the arguments."""
+
+    def __init__(
+        self,
+        files: Sequence[pathlib.Path],
+        labels: np.ndarray,
+        *,
+        image_shape: Sequence[int],
+        resize: str,
+    ):
+        """labels: [n] int32, one for each file."""
+        self.num_examples = len(files)
+        self.image_shape = tuple(image_shape)
+        self._files, self._labels, self._resize = files, labels, resize
+
+    def read(self, indices: np.ndarray) -> Batch:
+        """See images.ImageSource."""
+        ids = check_indices(indices, self.num_examples)
+        images = [
+            read_picture(self._files[k], image_shape=self.image_shape, resize=self._resize)
+            for k in ids
+        ]
+        shape = (len(ids), *self.image_shape)
+        pixels = np.stack(images) if images else np.empty(shape, np.uint8)
+        return {"image": pixels, "label": self._labels[ids], "id": ids}
+
+    def read_originals(self, indices: np.ndarray) -> dict[str, Any]:
+        """See images.ImageSource."""
+        ids = check_indices(indices, self.num_examples)
+        images = [_decode(self._files[k], channels=self.image_shape[2]) for k in ids]
+        return {"image": images, "label": self._labels[ids], "id": ids}
 
 
 def read_picture(path: pathlib.Path, *, image_shape: Sequence[int], resize: str) -> np.ndarray:
@@ -46,6 +117,12 @@ def read_picture(path: pathlib.Path, *, image_shape: Sequence[int], resize: str)
     Raises:
       UserError: the file is not a picture that Pillow reads, or has more than 8 bits per channel.
     """
+    h, w, c = image_shape
+    return image_arrays.resize_image(_decode(path, channels=c), (h, w), resize)
+
+
+def _decode(path: pathlib.Path, *, channels: int) -> np.ndarray:
+    """[H, W, channels] uint8."""
     try:
         with Image.open(path) as picture:
             if picture.mode[0] in "IF":
@@ -54,9 +131,7 @@ def read_picture(path: pathlib.Path, *, image_shape: Sequence[int], resize: str)
             if pixels.has_transparency_data:
                 rgba = pixels.convert("RGBA")
                 pixels = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            pixels = pixels.convert(_MODES[image_shape[2]])
+            pixels = pixels.convert(_MODES[channels])
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is not a readable picture: {error}") from error
-    h, w, c = image_shape
-    array = np.asarray(pixels).reshape(pixels.height, pixels.width, c)
-    return image_arrays.resize_image(array, (h, w), resize)
+    return np.asarray(pixels).reshape(pixels.height, pixels.width, channels)

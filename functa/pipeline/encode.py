@@ -137,7 +137,7 @@ def encode(
       earlier_seconds: seconds of the shards of earlier calls.
       field_digest, functaset_digest: `field_digest`, and that of the manifest.
     Raises:
-      ValueError: the train or test split is empty, or `fit` returns latents of another shape.
+      ValueError: the train split is empty, or `fit` returns latents of another shape.
       UserError: the directory holds a complete functaset of another field or config.
       FloatingPointError: latents are not finite or overflow the dtype; names the example.
       OSError: ENOSPC, with the number of bytes needed.
@@ -195,13 +195,12 @@ def _spec(
     """Builds the spec of the functaset.
 
     Raises:
-      ValueError: there are no images to train or to test on.
+      ValueError: the train split has no images.
     """
     copies = {"train": settings.num_augmentations, "validation": 1, "test": 1}
     num_records = {split: splits[split].num_examples * copies[split] for split in copies}
-    for split in ("train", "test"):
-        if not num_records[split]:
-            raise ValueError(f"the {split} split has no images; see config.data")
+    if not num_records["train"]:
+        raise ValueError("the train split has no images; see config.data")
     layout = RecordLayout(latent_shape=latent_shape, dtype=settings.dtype)
     return FunctasetSpec(
         field_digest=field_digest,

@@ -23,7 +23,7 @@ from functa.pipeline import load
 from functa.pipeline.run import Run
 from functa.runtime import mesh, processes, rng
 from functa.runtime.batching import apply_in_batches
-from functa.runtime.errors import StopRequested, as_user_errors
+from functa.runtime.errors import StopRequested, UserError, as_user_errors
 from functa.training.checkpoint import Checkpoints, digest
 from functa.training.progress import ProgressBar
 from functa.training.tasks import builders, classification
@@ -79,6 +79,8 @@ def encode(run: Run) -> dict[str, Any]:
     config, fitter = run.config, run.fitter
     with as_user_errors():
         params = load.load_field_params(run.workdir, fitter)
+    if not run.sources["test"].num_examples:
+        raise UserError("the test split has no images; see config.data")
     params = jax.device_get(params)  # every process encodes on its own devices only
 
     def stop() -> None:

@@ -51,6 +51,7 @@ class TrainedRun:
       workdir: directory of the run.
       config: its config, an ml_collections.ConfigDict.
       field: the field, a functa.fields.field.Field.
+      fitter, params: field and inner loop, and their parameters, on the host.
       image_shape: (h, w, c) of the images that the field was trained on.
       latent_shape: (i, j, d).
     """
@@ -60,11 +61,12 @@ class TrainedRun:
         self.workdir = epath.Path(workdir)
         self.config = config_lib.load(self.workdir)
         self._data_dir = data_dir
-        self._fitter, params = load_lib.load_fitter(self.workdir)
-        self._params = mesh.to_host(params)
-        self.field = self._fitter.field
-        self.image_shape: tuple[int, ...] = tuple(self.field.image_shape)
-        self.latent_shape: tuple[int, ...] = tuple(self.field.latent_shape)
+        self.fitter, params = load_lib.load_fitter(self.workdir)
+        self.params = mesh.to_host(params)
+        self.field = self.fitter.field
+        h, w, c = self.field.image_shape
+        i, j, d = self.field.latent_shape
+        self.image_shape, self.latent_shape = (h, w, c), (i, j, d)
         self._generators: LRUCache = LRUCache(8)
         self._inpainters: LRUCache = LRUCache(2)
 
@@ -311,11 +313,11 @@ class TrainedRun:
 
     @functools.cached_property
     def _device_params(self) -> Any:
-        return jax.device_put(self._params)
+        return jax.device_put(self.params)
 
     @functools.cached_property
     def _compiled_encode(self) -> Callable[[np.ndarray], jax.Array]:
-        encode = jax.jit(lambda params, images: self._fitter.encode(params, images)[0])
+        encode = jax.jit(lambda params, images: self.fitter.encode(params, images)[0])
         return lambda images: encode(self._device_params, images)
 
     @functools.cached_property
@@ -335,7 +337,7 @@ class TrainedRun:
 
     @functools.cached_property
     def _functaset(self) -> Functaset:
-        return open_functaset(self.workdir / "functaset", field_digest=digest(self._params))
+        return open_functaset(self.workdir / "functaset", field_digest=digest(self.params))
 
     @functools.cached_property
     def _classifier(self) -> Callable[[np.ndarray], np.ndarray]:

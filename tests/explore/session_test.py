@@ -65,7 +65,7 @@ def test_decoded_images_are_values_of_the_field(session, count, scale):
     shape = (count, *session.run.latent_shape)
     latents = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     h, w, _ = session.run.image_shape
-    values = session.run.field(session.run._params["field"], latents, (scale * h, scale * w))
+    values = session.run.field(session.run.params["field"], latents, (scale * h, scale * w))
     decoded = session.decode(latents, scale=scale)
     np.testing.assert_allclose(decoded, np.clip(values, 0, 1), atol=1e-6)
 

@@ -594,12 +594,11 @@ def test_latents_of_another_shape_are_refused(tmp_path):
         functaset_sets.encode(tmp_path / "functaset", config=config)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_split_without_images_is_refused(tmp_path, split):
-    with pytest.raises(ValueError, match=f"the {split} split has no images"):
+def test_a_train_split_without_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="train split"):
         functaset_sets.encode(
             tmp_path / "f",
-            splits=functaset_sets.make_splits() | {split: functaset_sets.Images(0)},
+            splits=functaset_sets.make_splits() | {"train": functaset_sets.Images(0)},
             fit=never,
         )
 

@@ -1,0 +1,108 @@
+"""Encodes images that a run was not trained on, with its field, to a functaset of their own."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from functa.data import image_records, picture_files
+from functa.data import images as images_lib
+from functa.data.images import ImageSource
+from functa.pipeline import encode as encode_lib
+from functa.pipeline.trained_run import TrainedRun
+from functa.runtime import config as config_lib
+from functa.training.checkpoint import digest
+from functa.training.progress import ProgressBar
+
+
+def open_folder(
+    run: TrainedRun, folder: str, *, resize: str
+) -> tuple[dict[str, ImageSource], dict[str, Any], list[str]]:
+    """Opens a folder of pictures, or of class folders, as the train split.
+
+    Args:
+      resize: see image_arrays.to_batch.
+    Returns:
+      The splits, the keys of config.data that describe them, and the names of the classes.
+    Raises:
+      UserError: see picture_files.find_classes.
+    """
+    files, labels, class_names = picture_files.find_classes(folder)
+    source = functools.partial(
+        picture_files.PictureSource, image_shape=run.image_shape, resize=resize
+    )
+    empty = source([], np.zeros(0, np.int32))
+    splits: dict[str, ImageSource]
+    splits = {"train": source(files, labels), "validation": empty, "test": empty}
+    data = {"source": "pictures", "name": epath.Path(folder).resolve().name, "resize": resize}
+    return splits, data | {"num_classes": len(class_names)}, class_names
+
+
+def open_data_set(
+    run: TrainedRun, name: str, *, data_dir: str
+) -> tuple[dict[str, ImageSource], dict[str, Any], list[str]]:
+    """Opens the splits train and test of a TFDS data set; see `open_folder` for the result.
+
+    Raises:
+      DataError: there is no such data set, or its images have another shape than the run's.
+    """
+    label = image_records.open_builder(name, data_dir).info.features["label"]
+    data: dict[str, Any] = {
+        "source": "tfds",
+        "name": name,
+        "image_shape": run.image_shape,
+        "num_classes": int(label.num_classes),
+        "train_split": "train",
+        "test_split": "test",
+        "validation_examples": 0,
+        "max_examples": 0,
+    }
+    splits = images_lib.open_splits(**data, data_dir=data_dir, cache="none")
+    return splits, data, list(label.names)
+
+
+def encode_sources(
+    run: TrainedRun,
+    directory: epath.PathLike,
+    *,
+    splits: dict[str, ImageSource],
+    data: dict[str, Any],
+    class_names: Sequence[str],
+    dtype: str,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Writes a functaset of images that are not augmented; the same call resumes.
+
+    Args:
+      directory: of the functaset.
+      splits, data, class_names: of `open_folder` or `open_data_set`; `data` is recorded in the manifest.
+      dtype: of the stored latents.
+      say: prints the progress.
+    Returns:
+      The metrics of pipeline.encode.encode.
+    """
+    values, settings = (
+        config_lib.to_dict(run.config),
+        run.config.encode.copy_and_resolve_references(),
+    )
+    settings.update(num_augmentations=1, flip=False, crop="none", dtype=dtype)
+    recorded = {key: values[key] for key in ("name", "seed", "field", "inner_loop")}
+    return encode_lib.encode(
+        directory=directory,
+        splits=splits,
+        fit=functools.partial(jax.jit(run.fitter.encode), run.params),
+        field_digest=digest(run.params),
+        image_shape=run.image_shape,
+        latent_shape=run.latent_shape,
+        settings=settings,
+        seed=run.config.seed,
+        recorded=recorded | {"data": data, "encode": config_lib.to_dict(settings)},
+        class_names=class_names,
+        process_index=0,
+        process_count=1,
+        progress=ProgressBar(say, "encode"),
+        stop=lambda: None,
+    )

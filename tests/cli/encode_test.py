@@ -1,0 +1,87 @@
+"""`functa encode` on a finished run: pictures, folders and data sets."""
+
+import csv
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+import functa
+from functa.cli.main import main
+from functa.data.picture_files import read_picture
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with a PNG and a JPEG file of different sizes in each of two class folders."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, shape in (("a/0.png", (20, 30)), ("a/1.jpg", (9, 8)), ("b/0.png", (8, 8))):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / name)
+    return folder
+
+
+def test_pictures_become_latents_and_a_sheet(finished, pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    file = pictures / "a" / "0.png"
+    assert main(["encode", str(finished[0]), str(file), str(pictures / "b"), f"--out={out}"]) == 0
+    run = functa.load(finished[0])
+    image = read_picture(file, image_shape=run.image_shape, resize="crop")
+    with np.load(out / "latents.npz") as arrays:
+        np.testing.assert_allclose(arrays["latents"][0], run.encode(image), atol=1e-5)
+        assert list(arrays["names"]) == [str(file), str(pictures / "b" / "0.png")]
+        decoded = run.decode(arrays["latents"][0])
+        assert arrays["psnr"][0] == pytest.approx(functa.psnr(decoded, image), abs=1e-3)
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.size == (3 * 32 + 4, 2 * 32 + 2)
+    assert str(file) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["", "a"])
+def test_a_folder_becomes_a_functaset(finished, pictures, tmp_path, folder):
+    out = tmp_path / "functaset"
+    source = pictures / folder if folder else pictures
+    arguments = [
+        "encode",
+        str(finished[0]),
+        f"--source={source}",
+        f"--out={out}",
+        "--dtype=float32",
+    ]
+    assert main(arguments) == 0
+    assert main(["verify", str(out)]) == 0
+    records = tfds.builder_from_directory(out).as_data_source("train")
+    with (out / "psnr.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    run = functa.load(finished[0])
+    for record, row in zip(records, rows, strict=True):
+        image = read_picture(row["file"], image_shape=run.image_shape, resize="crop")
+        np.testing.assert_allclose(record["latents"], run.encode(image), atol=1e-5)
+        assert float(row["psnr"]) == pytest.approx(record["psnr"], abs=1e-3)
+    assert [record["label"] for record in records] == ([-1, -1] if folder else [0, 0, 1])
+    written = (out / "manifest.json").stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert (out / "manifest.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["missing.png"],
+        ["{text}"],
+        ["--source={empty}"],
+        ["--source=nothing", "--data-dir={empty}"],
+        ["{text}", "--source={empty}"],
+    ],
+)
+def test_bad_input_has_status_2_and_one_line(finished, tmp_path, capsys, arguments):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("text")
+    places = {"text": tmp_path / "text.png", "empty": tmp_path / "empty"}
+    words = [word.format(**places) for word in arguments]
+    assert main(["encode", str(finished[0]), *words, f"--out={tmp_path / 'out'}"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
