@@ -78,6 +78,6 @@ def test_python_example(finished, program_env, tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
     run_directory = shutil.copytree(finished[0], tmp_path / "run")
     example = example.replace("runs/digits", str(run_directory))
-    example += "\nassert large.shape == (1, 64, 64, 1) and latents.shape == (1, 2, 2, 8)"
+    example += "\nassert large.shape == (16, 128, 96, 1) and new.shape == latents.shape"
     result = run([sys.executable, "-c", example], program_env)
     assert result.returncode == 0, result.stderr
