@@ -1,5 +1,6 @@
 """A diffusion model of latents without its parameters: network, parameterization and sampler."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
@@ -38,25 +39,6 @@ class Sampling:
     @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
-
-    def replace(
-        self, *, steps: int | None, solver: str | None, guidance_scale: float | None
-    ) -> "Sampling":
-        """Returns a copy with other settings; None keeps the setting.
-
-        Args:
-          solver: a solver without settings, or the name of the present one, which keeps its settings.
-        Raises:
-          ValueError, TypeError: see `make_sampling`.
-        """
-        schedule, guidance = (dict(self.settings[key]) for key in ("schedule", "guidance"))
-        if steps is not None:
-            schedule["steps"] = steps
-        if guidance_scale is not None:
-            guidance["scale"] = guidance_scale
-        is_new = solver is not None and solver != self.settings["solver"]["name"]
-        new_solver = {"name": solver} if is_new else self.settings["solver"]
-        return make_sampling(schedule=schedule, solver=new_solver, guidance=guidance)
 
 
 def make_sampling(
@@ -170,15 +152,16 @@ class Generator:
         return interpolation.invert(denoise, self.sampling.sigmas, normalized, labels)
 
     def interpolate(
-        self, params: PyTree, endpoints: interpolation.Endpoints, *, count: int
+        self, params: PyTree, noisy: jax.Array, labels: jax.Array, *, count: int
     ) -> jax.Array:
-        """Latents [count, i, j, d] from one endpoint to the other, both included."""
+        """Latents [count, i, j, d] from one endpoint to the other, both included.
+
+        Args:
+          noisy: endpoints [2, i, j, d] of `initial_noise` or `invert`; labels: [2] int32.
+        """
+        denoise, sampling = self.guided_denoiser(params), self.sampling
         latents = interpolation.interpolate(
-            self.guided_denoiser(params),
-            self.sampling.solver,
-            self.sampling.sigmas,
-            endpoints,
-            count=count,
+            denoise, sampling.solver, sampling.sigmas, noisy, labels, count=count
         )
         return self.normalization.restore(latents)
 
@@ -191,10 +174,20 @@ class Generator:
     ) -> "Generator":
         """Returns a copy with other sampling settings; None keeps the setting.
 
+        Args:
+          solver: a solver without settings, or the name of the present one, which keeps its settings.
         Raises:
           ValueError: settings out of range, or guidance of a generator without null class.
+          TypeError: the solver needs settings.
         """
-        sampling = self.sampling.replace(steps=steps, solver=solver, guidance_scale=guidance_scale)
+        settings = copy.deepcopy(self.sampling.settings)
+        if steps is not None:
+            settings["schedule"]["steps"] = steps
+        if guidance_scale is not None:
+            settings["guidance"]["scale"] = guidance_scale
+        if solver is not None and solver != settings["solver"]["name"]:
+            settings["solver"] = {"name": solver}
+        sampling = make_sampling(**settings)
         if sampling.guidance.scale != 1 and self.label_dropout == 0:
             raise ValueError(
                 f"guidance scale {sampling.guidance.scale:g} needs a generator that was trained with "

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from functa.diffusion.parameterization import Denoiser
-from functa.diffusion.schedules import raise_errors
-from functa.runtime.config import range_errors
+from functa.diffusion.schedules import validate_ranges
 
 MAX_SCALE = 1e3
 
@@ -26,15 +25,8 @@ def make_guidance(*, scale: float, interval: tuple[float, float]) -> Guidance:
       ValueError: values out of range; the message lists all of them.
     """
     low, high = interval
-    raise_errors(
-        range_errors(
-            {
-                "scale": (scale, 0.0, MAX_SCALE),
-                "interval[1]": (high, 0.0, 1e6),
-                "interval[0]": (low, 0.0, high),
-            }
-        )
-    )
+    limits = {"interval[1]": (high, 0.0, 1e6), "interval[0]": (low, 0.0, high)}
+    validate_ranges(scale=(scale, 0.0, MAX_SCALE), **limits)
     return Guidance(scale, (low, high))
 
 

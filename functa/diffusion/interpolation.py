@@ -6,8 +6,6 @@ norm, and every point between is denoised. For latents that were not sampled, th
 following the probability flow upwards (inversion).
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,33 +60,28 @@ def invert(
     ).latents
 
 
-class Endpoints(NamedTuple):
-    """Both ends of an interpolation: noisy latents at the first sigma [2, i, j, d]; labels [2] int32."""
-
-    noisy: jax.Array
-    labels: jax.Array
-
-
 def interpolate(
     denoise: Denoiser,
     solver: solvers.Solver,
     sigmas: np.ndarray,
-    endpoints: Endpoints,
+    noisy: jax.Array,
+    labels: jax.Array,
     *,
     count: int,
 ) -> jax.Array:
     """Normalized latents [count, i, j, d] from one endpoint to the other, both included.
 
     If the classes differ, the denoised latents for both classes are mixed linearly.
+
+    Args:
+      sigmas: of `schedules.make_schedule`.
+      noisy: endpoints [2, i, j, d], noisy latents at sigmas[0]; labels: their classes [2] int32.
     """
     weights = jnp.linspace(0.0, 1.0, count)
     column = weights[:, None, None, None]
 
-    def mixed_denoise(noisy: jax.Array, sigma: jax.Array, labels: jax.Array) -> jax.Array:
-        first, second = (
-            denoise(noisy, sigma, jnp.broadcast_to(label, labels.shape))
-            for label in endpoints.labels
-        )
+    def mixed_denoise(x: jax.Array, sigma: jax.Array, _: jax.Array) -> jax.Array:
+        first, second = (denoise(x, sigma, jnp.broadcast_to(k, (count,))) for k in labels)
         return (1 - column) * first + column * second
 
     return solvers.sample(
@@ -98,7 +91,7 @@ def interpolate(
         jax.random.key(0),
         numbers=jnp.arange(count),
         labels=jnp.zeros(count, jnp.int32),
-        latent_shape=endpoints.noisy.shape[1:],
+        latent_shape=noisy.shape[1:],
         keep_trajectory=False,
-        start=slerp(endpoints.noisy[0], endpoints.noisy[1], weights),
+        start=slerp(noisy[0], noisy[1], weights),
     ).latents

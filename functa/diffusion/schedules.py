@@ -1,13 +1,13 @@
 """Noise schedules: the decreasing noise levels of a sampler."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from functa.runtime.config import range_errors
 
-MAX_STEPS = 10**6
+_MAX_STEPS = 10**6
 
 
 def karras_schedule(*, steps: int, sigma_min: float, sigma_max: float, rho: float) -> np.ndarray:
@@ -17,15 +17,11 @@ def karras_schedule(*, steps: int, sigma_min: float, sigma_max: float, rho: floa
       [steps + 1] float32.
     Source: Karras et al. 2022, equation 5, with 18 steps, 0.002, 80 and rho 7.
     """
-    raise_errors(
-        range_errors(
-            {
-                "steps": (steps, 1, MAX_STEPS),
-                "sigma_max": (sigma_max, 1e-3, 1e5),
-                "sigma_min": (sigma_min, 1e-6, sigma_max),
-                "rho": (rho, 0.1, 100.0),
-            }
-        )
+    validate_ranges(
+        steps=(steps, 1, _MAX_STEPS),
+        sigma_max=(sigma_max, 1e-3, 1e5),
+        sigma_min=(sigma_min, 1e-6, sigma_max),
+        rho=(rho, 0.1, 100.0),
     )
     ends = np.array([sigma_max, sigma_min]) ** (1 / rho)
     sigmas = np.linspace(ends[0], ends[1], steps) ** rho
@@ -38,9 +34,7 @@ def flow_schedule(*, steps: int, sigma_max: float) -> np.ndarray:
     Rectified flow starts from pure noise, t = 1. Here it starts at sigma_max / (1 + sigma_max),
     0.999 for 999.
     """
-    raise_errors(
-        range_errors({"steps": (steps, 1, MAX_STEPS), "sigma_max": (sigma_max, 1e-3, 1e5)})
-    )
+    validate_ranges(steps=(steps, 1, _MAX_STEPS), sigma_max=(sigma_max, 1e-3, 1e5))
     t = np.linspace(sigma_max / (1 + sigma_max), 0, steps + 1)
     return (t / (1 - t)).astype(np.float32)
 
@@ -67,7 +61,7 @@ def make_named(
     return factories[name](**settings)
 
 
-def raise_errors(errors: Sequence[str]) -> None:
-    """Raises a ValueError with all messages if there are any."""
-    if errors:
+def validate_ranges(**ranges: tuple[float, float, float]) -> None:
+    """Raises ValueError that names every setting outside its range, given as (value, low, high)."""
+    if errors := range_errors(ranges):
         raise ValueError("; ".join(errors))

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functa.diffusion.parameterization import Denoiser, velocity
-from functa.diffusion.schedules import make_named, raise_errors
-from functa.runtime.config import range_errors
+from functa.diffusion.schedules import make_named, validate_ranges
 
 # Upper bound of gamma, the relative growth of sigma in a step (Karras et al. 2022, algorithm 2).
 _MAX_CHURN = 2**0.5 - 1
@@ -47,15 +46,11 @@ def _no_churn(sigmas: np.ndarray) -> np.ndarray:
 
 def _stochastic(*, churn: float, churn_min: float, churn_max: float, churn_noise: float) -> Solver:
     """Karras et al. 2022, algorithm 2: S_churn, S_tmin, S_tmax, S_noise."""
-    raise_errors(
-        range_errors(
-            {
-                "churn": (churn, 0.0, 1e4),
-                "churn_max": (churn_max, 0.0, 1e6),
-                "churn_min": (churn_min, 0.0, churn_max),
-                "churn_noise": (churn_noise, 0.0, 10.0),
-            }
-        )
+    validate_ranges(
+        churn=(churn, 0.0, 1e4),
+        churn_max=(churn_max, 0.0, 1e6),
+        churn_min=(churn_min, 0.0, churn_max),
+        churn_noise=(churn_noise, 0.0, 10.0),
     )
 
     def gammas(sigmas: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ import numpy as np
 from functa.data.functaset.format import float32_latents
 from functa.data.functaset.reader import Functaset
 from functa.diffusion.generator import Generator
-from functa.diffusion.interpolation import Endpoints
 from functa.fields.field import Field
 from functa.fields.fitter import Fitter
 from functa.runtime import rng
@@ -99,8 +98,8 @@ class TrainedGenerator:
         Args:
           noisy: [2, i, j, d] of `initial_noise` or `invert`; labels: [2] int32.
         """
-        endpoints = Endpoints(jnp.asarray(noisy), jnp.asarray(labels, jnp.int32))
-        return np.asarray(self._interpolate(self.params, endpoints, count=count))
+        labels = np.asarray(labels, np.int32)
+        return np.asarray(self._interpolate(self.params, noisy, labels, count=count))
 
     def test_examples(self, indices: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Latents [n, i, j, d] float32 and labels [n] int32 of examples of the test split.

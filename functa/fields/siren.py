@@ -126,31 +126,12 @@ def apply(
     Returns:
       [..., n, outputs] float32, W h / 10 + b + 0.5.
     """
+    *hidden, (last_weight, last_bias) = zip(params["weights"], params["biases"], strict=True)
     h = inputs
-    *hidden, last = zip(params["weights"], params["biases"], strict=True)
-    for layer, (weight, bias) in enumerate(hidden):
-        phase = h @ weight + _row(bias, h.ndim)
-        if scales is not None:
-            phase = _times(phase, 1 + scales[layer])
-        h = sine(_plus(phase, shifts[layer]))
-    return h @ (last[0] * OUTPUT_SCALE) + _row(last[1], h.ndim) + 0.5
-
-
-def _row(vector: jax.Array, ndim: int) -> jax.Array:
-    return vector.reshape((1,) * (ndim - 1) + vector.shape)
-
-
-def _align(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Adds leading axes of size one to the array with fewer axes."""
-    ndim = max(a.ndim, b.ndim)
-    return a.reshape((1,) * (ndim - a.ndim) + a.shape), b.reshape((1,) * (ndim - b.ndim) + b.shape)
-
-
-def _plus(a: jax.Array, b: jax.Array) -> jax.Array:
-    a, b = _align(a, b)
-    return a + b
-
-
-def _times(a: jax.Array, b: jax.Array) -> jax.Array:
-    a, b = _align(a, b)
-    return a * b
+    with jax.numpy_rank_promotion("allow"):
+        for layer, (weight, bias) in enumerate(hidden):
+            phase = h @ weight + bias
+            if scales is not None:
+                phase = phase * (1 + scales[layer])
+            h = sine(phase + shifts[layer])
+        return h @ (last_weight * OUTPUT_SCALE) + last_bias + 0.5

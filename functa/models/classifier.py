@@ -187,8 +187,7 @@ def make_classifier(*, name: str, num_classes: int, **settings: Any) -> nn.Modul
     Raises:
       TypeError, ValueError: see `settings.make_network`.
     """
-    settings = {"num_classes": num_classes, **settings}
-    return make_network(CLASSIFIERS, name, settings, extra_errors=lambda name, settings: [])
+    return make_network(CLASSIFIERS, name, {"num_classes": num_classes, **settings})
 
 
 def decay_mask(params: Any) -> Any:

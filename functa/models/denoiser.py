@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from functa.models import transformer
 from functa.models.patchify import patchify, unpatchify
-from functa.models.settings import make_network
+from functa.models.settings import GROUPS, make_network
 
 # Standard deviation of initial class embeddings. With 0.02 as in DiT, the noise level dominates early
 # training: with Adam, 71 % of generated digits had the requested class after 400 steps, 91 % with a
@@ -25,7 +25,6 @@ from functa.models.settings import make_network
 CLASS_EMBEDDING_STD = 0.2
 # Radians per unit of the condition. The highest frequency resolves 0.01, the lowest is monotone.
 FREQUENCIES = np.geomspace(0.5, 100.0, 64).astype(np.float32)
-GROUPS = 8  # of the group norms of the U-Net
 
 
 class ConditionEmbedding(nn.Module, kw_only=True):
@@ -301,14 +300,4 @@ def make_denoiser(*, name: str, num_classes: int, **settings: Any) -> nn.Module:
     Raises:
       TypeError, ValueError: see `settings.make_network`.
     """
-    settings = {"num_classes": num_classes, **settings}
-    return make_network(DENOISERS, name, settings, extra_errors=_width_errors)
-
-
-def _width_errors(name: str, settings: dict[str, Any]) -> list[str]:
-    if name == "dit" and settings["width"] % 4:
-        return [f"width={settings['width']} must be a multiple of 4, for position embeddings"]
-    widths = settings.get("widths", ())
-    if any(isinstance(width, int) and width % GROUPS for width in widths):
-        return [f"widths={widths} must be multiples of {GROUPS}, the groups of their norms"]
-    return []
+    return make_network(DENOISERS, name, {"num_classes": num_classes, **settings})

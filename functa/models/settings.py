@@ -1,11 +1,12 @@
 """Construction of networks by name, and the range checks that their settings share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
 
 DTYPES = ("float32", "bfloat16")
+GROUPS = 8  # of the group norms of the U-Net
 _POSITIVE = ("num_classes", "patch", "width", "depth", "heads", "mlp_width")
 _FRACTIONS = ("dropout", "drop_path")
 
@@ -13,14 +14,10 @@ _FRACTIONS = ("dropout", "drop_path")
 def make_network(
     networks: Mapping[str, type[nn.Module]],
     name: str,
-    settings: dict[str, Any],
-    *,
-    extra_errors: Callable[[str, dict[str, Any]], list[str]],
+    settings: Mapping[str, Any],
 ) -> nn.Module:
     """Returns the network `name` of a table with these settings.
 
-    Args:
-      extra_errors: (name, settings) -> messages for settings of one family of networks.
     Raises:
       TypeError: an unknown or missing setting.
       ValueError: an unknown name or settings out of range; the message lists all of them.
@@ -28,14 +25,12 @@ def make_network(
     if name not in networks:
         raise ValueError(f"name={name!r} must be one of {', '.join(networks)}")
     network = networks[name](**settings)
-    errors = setting_errors(settings) + extra_errors(name, settings)
-    if errors:
+    if errors := _setting_errors(name, settings):
         raise ValueError("; ".join(errors))
     return network
 
 
-def setting_errors(settings: Mapping[str, Any]) -> list[str]:
-    """Messages for settings out of range, of any network."""
+def _setting_errors(name: str, settings: Mapping[str, Any]) -> list[str]:
     dtype = settings.get("dtype", DTYPES[0])
     errors = [] if dtype in DTYPES else [f"dtype={dtype!r} must be one of {', '.join(DTYPES)}"]
     for key in _POSITIVE:
@@ -53,4 +48,8 @@ def setting_errors(settings: Mapping[str, Any]) -> list[str]:
         width = settings.get("width", widths[-1])
         if width % max(settings["heads"], 1):
             errors.append(f"heads={settings['heads']} must divide the width {width}")
+    if name == "dit" and settings["width"] % 4:
+        errors.append(f"width={settings['width']} must be a multiple of 4, for position embeddings")
+    if name == "unet" and any(width % GROUPS for width in widths):
+        errors.append(f"widths={widths} must be multiples of {GROUPS}, the groups of their norms")
     return errors

@@ -61,8 +61,8 @@ def test_denoised_latents_of_two_classes_are_mixed_linearly():
     def denoise(noisy, sigma, labels):
         return jnp.asarray(class_means)[labels]
 
-    ends = interpolation.Endpoints(jnp.asarray(80 * normal(4, 2, *SHAPE)), jnp.array([1, 3]))
-    latents = interpolation.interpolate(denoise, HEUN, SIGMAS, ends, count=5)
+    noisy, labels = jnp.asarray(80 * normal(4, 2, *SHAPE)), jnp.array([1, 3])
+    latents = interpolation.interpolate(denoise, HEUN, SIGMAS, noisy, labels, count=5)
     weights = np.array([0, 0.25, 0.5, 0.75, 1])[:, None, None, None]
     expected = (1 - weights) * class_means[1] + weights * class_means[3]
     np.testing.assert_allclose(latents, expected, atol=1e-3)
@@ -71,9 +71,13 @@ def test_denoised_latents_of_two_classes_are_mixed_linearly():
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
 def test_interpolation_of_a_gaussian_is_an_arc(name):
     noise = normal(5, 2, *SHAPE)
-    ends = interpolation.Endpoints(jnp.asarray(80 * noise), jnp.array([0, 0]))
+    noisy, labels, solver = (
+        jnp.asarray(80 * noise),
+        jnp.array([0, 0]),
+        solvers.make_solver(name=name),
+    )
     latents = interpolation.interpolate(
-        standard_normal_denoiser, solvers.make_solver(name=name), SIGMAS, ends, count=3
+        standard_normal_denoiser, solver, SIGMAS, noisy, labels, count=3
     )
     arc = interpolation.slerp(noise[0], noise[1], jnp.array([0.0, 0.5, 1.0]))
     np.testing.assert_allclose(latents, arc, atol=0.2)
