@@ -27,7 +27,7 @@ class Sampling:
     """Noise levels, solver and guidance of a sampler.
 
     Attributes:
-      settings: {"schedule", "solver", "guidance"}: the plain values that the rest is made from.
+      settings: keyword arguments of `make_sampling`.
       sigmas: [steps + 1] float32, decreasing, the last one zero.
     """
 
@@ -67,8 +67,8 @@ class Generator:
 
     Attributes:
       network: (inputs [b, i, j, d], condition [b], labels [b]) -> [b, i, j, d].
-      label_dropout: probability with which training hides a label. If it is 0, the generator does
-        not know the null class.
+      label_dropout: probability that training replaces a label by the null class. If it is 0, the
+        null class is untrained.
     """
 
     network: nn.Module

@@ -59,8 +59,8 @@ class Inpainter:
         generator = trained.generator
         if generator.label_dropout == 0:
             raise ValueError(
-                "inpainting samples images of unknown class, which this generator does not know: train "
-                "it with generate.label_dropout above 0"
+                "inpainting samples without a class; train the generator with "
+                "generate.label_dropout above 0"
             )
         self._trained, self.degradation, self.seed = trained, degradation, seed
         self._key = rng.stream_key(seed, "sample")

@@ -13,7 +13,7 @@ class Degradation(NamedTuple):
 
     Attributes:
       visible: "right" half, a random "tenth" of the pixels, or "all".
-      pool: observed are the means of pool x pool pixels.
+      pool: only the means of blocks of pool x pool pixels are observed.
       noise_std: standard deviation of normal noise.
     """
 

@@ -1,4 +1,4 @@
-"""Field and inner loop together: fits images, and knows the parameters that meta-learning trains."""
+"""The field and the inner loop, with the parameters that meta-learning trains."""
 
 import dataclasses
 from typing import Any
@@ -52,12 +52,11 @@ class Fitter:
         """Initial params. Inner learning rates are inner_loop.initial_lr / curvature, clipped.
 
         Args:
-          train_field: the field as training sees it, whose curvature is used; None: the field.
+          train_field: field of the training windows, whose curvature is used; None: the field.
         """
         field_params = self.field.init(key)
         curvature = _curvature(train_field or self.field, field_params)
-        # The curvature is the upper limit of stable rates, whatever the field; so one setting of
-        # initial_lr serves every field.
+        # Rates below 2 / curvature are stable, so one value of initial_lr suits every field.
         log_lr = jnp.log(self.inner_loop.initial_lr / curvature)
         log_lr = jnp.clip(log_lr, np.log(self.inner_loop.min_lr), np.log(self.inner_loop.max_lr))
         shape = self.inner_loop.lrs_shape(self.field.latent_shape)

@@ -94,7 +94,7 @@ class RowShardedField(Field):
 
 
 def shard_rows(field: Field, count: int) -> Field:
-    """The field that each of `count` devices sees when rows of cells are sharded; `field` for one.
+    """The field of one device when rows of cells are sharded over `count` devices.
 
     Raises:
       ValueError: `count` does not divide the rows, or cells depend on each other in other ways.

@@ -19,7 +19,7 @@ KINDS = ("scalar", "channel", "whitened")
 # Limits of the examples that the covariance is measured on: all of 8x8x16, 256 of 32x32x64.
 _MAX_EXAMPLES = 16_384
 _MAX_VALUES = 1 << 24
-# Directions with a smaller fraction of the largest variance carry nothing and are not amplified.
+# Lower bound of variances relative to the largest one. It avoids amplifying rounding errors.
 _MIN_RELATIVE_VARIANCE = 1e-6
 
 

@@ -231,11 +231,6 @@ def test_euler_on_the_flow_schedule_is_rectified_flow():
     np.testing.assert_allclose(latents, x_t, rtol=1e-3, atol=1e-3)
 
 
-def test_stochastic_without_churn_is_heun():
-    latents = sample(SOLVERS["stochastic"] | {"churn": 0.0}).latents
-    np.testing.assert_allclose(latents, sample("heun").latents, rtol=1e-5, atol=1e-5)
-
-
 def test_program_size_does_not_depend_on_steps():
     def lines(steps):
         program = compiled_sample(

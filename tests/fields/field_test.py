@@ -1,5 +1,3 @@
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +87,8 @@ def slow_field(field, params, latents, shape):
 
 
 COMBINATIONS = [
-    *itertools.product(("nearest", "bilinear"), ("local", "periodic"), ("linear",), ("shift",)),
+    ("nearest", "local", "linear", "shift"),
+    ("bilinear", "periodic", "linear", "shift"),
     ("nearest", "global", "conv3x3", "shift"),
     ("bilinear", "binary", "conv3x3", "shift_scale"),
     ("nearest", "binary", "mlp", "shift_scale"),
@@ -98,27 +97,15 @@ COMBINATIONS = [
 
 
 @pytest.mark.parametrize("upsampling", [1, 2])
-@pytest.mark.parametrize(
-    ("interpolation", "coordinates_kind", "map_kind", "modulation"), COMBINATIONS
-)
-def test_values_match_the_reference(
-    interpolation, coordinates_kind, map_kind, modulation, upsampling
-):
-    field = make_field(
-        interpolation=interpolation,
-        coordinates=coordinates_kind,
-        map=map_kind,
-        modulation=modulation,
-        upsampling=upsampling,
-    )
+@pytest.mark.parametrize("choices", COMBINATIONS, ids="-".join)
+def test_values_match_the_reference(choices, upsampling):
+    names = ("interpolation", "coordinates", "map", "modulation")
+    field = make_field(**dict(zip(names, choices, strict=True)), upsampling=upsampling)
     params = with_random_map(field.init(jax.random.key(0)))
     params["siren"]["biases"][-1] = jnp.float32([0.1, -0.2, 0.3])
     latents = jax.random.normal(jax.random.key(1), (2, *field.latent_shape))
-    for shape in (
-        (8, 8),
-        (12, 16),
-        (7, 9),
-    ):  # trained resolution, whole cells, pixels across cell borders
+    # Trained resolution, whole cells, pixels across cell borders.
+    for shape in ((8, 8), (12, 16), (7, 9)):
         fast = jax.jit(field, static_argnums=2)(params, latents, shape)
         assert fast.shape == (2, *shape, 3)
         slow = slow_field(field, params, np.asarray(latents[1], np.float64), shape)
@@ -190,12 +177,8 @@ def test_window_matches_the_image_away_from_its_border(changes, reach):
 @pytest.mark.parametrize(
     ("changes", "side", "message"),
     [
-        (
-            {"interpolation": "bilinear", "coordinates": "periodic"},
-            1,
-            "meta_learn.window above 1",
-        ),
-        ({"map": "conv3x3"}, 1, "meta_learn.window above 1"),
+        ({"interpolation": "bilinear", "coordinates": "periodic"}, 1, "meta_learn.window"),
+        ({"map": "conv3x3"}, 1, "meta_learn.window"),
         ({"coordinates": "global"}, 2, "cells_per_image=0"),
         ({}, 3, "meta_learn.window="),
         ({}, 0, "meta_learn.window="),

@@ -86,7 +86,6 @@ def test_logits_depend_on_every_cell_and_its_position(name):
         ("transformer", "dropout"),
         ("transformer", "drop_path"),
         ("convnext", "dropout"),
-        ("convnext", "drop_path"),
     ],
 )
 def test_dropout_is_a_function_of_the_key_and_off_in_evaluation(name, key):
