@@ -13,7 +13,14 @@ from ml_collections import ConfigDict
 # products, float32 or bfloat16.
 _LARGE = {"remat": False, "dtype": "float32"}
 _INTERPOLATIONS = ("nearest", "bilinear")
-_INTERVALS = {"log_every": 50, "eval_every": 250, "checkpoint_every": 250}  # steps
+
+
+def _intervals() -> dict:
+    return dict(
+        log_every=50,  # steps between two lines of the log
+        eval_every=250,  # steps between two evaluations of the validation split
+        checkpoint_every=250,  # steps between two checkpoints
+    )
 
 
 def _config(changes: dict, **values) -> ConfigDict:
@@ -29,28 +36,32 @@ def optimizer(name: str, learning_rate: float, **changes) -> ConfigDict:
         name=name,  # adam, adamw, lamb, muon
         learning_rate=learning_rate,  # peak
         schedule="cosine",  # cosine, constant, exponential
-        warmup_steps=50,
+        warmup_steps=50,  # steps of linear warm-up
         end_fraction=0.01,  # last learning rate / peak
-        weight_decay=0.0,
+        weight_decay=0.0,  # decoupled, of matrices
         clip_norm=0.0,  # maximum global norm of the gradient; 0: no clipping
     )
 
 
 def base() -> ConfigDict:
     """All keys. Experiments set the name, the data and the sizes."""
-    config = ConfigDict(dict(name="", seed=0))
-    config.stages = ("meta_learn", "encode", "classify")  # and generate
-    # Axes of the device mesh; -1: all remaining devices. data: batches; fsdp: batches, and the state of
-    # downstream models; cell: rows of cells of whole images in meta_learn, images in encode.
-    config.mesh = dict(data=-1, fsdp=1, cell=1)
+    config = ConfigDict()
+    config.name = ""  # of the run, and of its default directory
+    config.seed = 0  # of all random numbers
+    config.stages = ("meta_learn", "encode", "classify")  # in this order; also generate
+    config.mesh = dict(  # sizes of the axes of the device mesh; -1: all remaining devices
+        data=-1,  # shards batches
+        fsdp=1,  # shards batches, and the state of downstream models
+        cell=1,  # shards rows of cells of whole images in meta_learn, and images in encode
+    )
     config.data = dict(
         source="tfds",  # tfds (a TFDS data set in ArrayRecord files), digits (of scikit-learn)
         name="",  # of the TFDS data set
         data_dir="data",  # folder that contains NAME/, a local or gs:// path
         image_shape=(32, 32, 3),  # height, width, channels
-        num_classes=10,
-        train_split="train",
-        test_split="test",
+        num_classes=10,  # labels lie in [0, num_classes)
+        train_split="train",  # TFDS split, such as train[:80%]
+        test_split="test",  # TFDS split
         validation_examples=5000,  # the last examples of the train split
         max_examples=0,  # use only the first examples of each split; 0: all
         cache="host",  # host: decode once and keep in memory; none: decode at every read
@@ -82,8 +93,8 @@ def _inner_loop() -> dict:
         # In units of 1 / curvature of the first step. Far below 1, since the curvature grows tenfold
         # when training starts (MNIST: 0.1 is 3 dB better than 0.3, and 1 collapses).
         initial_lr=0.1,
-        min_lr=1e-3,
-        max_lr=1e3,
+        min_lr=1e-3,  # limits of the inner learning rates
+        max_lr=1e3,  # see min_lr
         second_order=True,  # False: ignore the derivative of the inner gradient
         # Parts in which the rows of cells are processed: less memory for about a third more time.
         # With coordinates=global the first step keeps its memory. Needs interpolation=nearest.
@@ -99,11 +110,11 @@ def _meta_learn() -> dict:
         micro_batches=1,  # parts of a device's batch, processed in turn to save memory
         loss="log_mse",  # log_mse, mse (as in the papers)
         flips=False,  # mirror training images at random
-        steps=1000,
+        steps=1000,  # training steps
         optimizer=optimizer("muon", 3e-2),
         ema_decay=0.0,  # decay of the moving average of parameters per step; 0: no average
-        eval_batch_size=128,
-        **_INTERVALS,
+        eval_batch_size=128,  # images per batch of an evaluation, over all devices
+        **_intervals(),
     )
 
 
@@ -125,7 +136,7 @@ def _encode() -> dict:
 
 def _classify() -> dict:
     return dict(
-        model=transformer(),
+        model=transformer(),  # transformer, convnext or mlp
         normalization="channel",  # by statistics of the functaset: scalar, channel
         copies="all",  # augmented copies to train on: all, first (none)
         # Augmentation of normalized latents, drawn at every step. flip: mirror the grid left-right
@@ -133,35 +144,36 @@ def _classify() -> dict:
         # fraction of the cells set to zero; noise: standard deviation.
         augment=dict(flip=False, crop=0, drop=0.0, noise=0.0),
         mixup=0.0,  # parameter a of Beta(a, a); 0: off
-        label_smoothing=0.1,
-        batch_size=128,
-        micro_batches=1,
-        steps=1000,
+        label_smoothing=0.1,  # probability that is spread over all classes
+        batch_size=128,  # examples per step, over all devices
+        micro_batches=1,  # parts of a device's batch, processed in turn to save memory
+        steps=1000,  # training steps
         # layer_decay: learning rate of a block / that of the next block, for models with blocks.
         optimizer=optimizer("adamw", 1e-3, weight_decay=0.05, layer_decay=1.0),
-        ema_decay=0.99,
+        ema_decay=0.99,  # decay of the moving average of parameters per step
         cache="host",  # of the train split: host, none (read from disk), device (on every device)
-        eval_batch_size=500,
-        **_INTERVALS,
+        eval_batch_size=500,  # examples per batch of an evaluation, over all devices
+        **_intervals(),
     )
 
 
 def _generate() -> dict:
     return dict(
-        model=dit(),
+        model=dit(),  # dit, unet or denoising_mlp
+        # Distribution of noise levels (normal of log sigma, or others) and prediction: edm, or a flow.
         parameterization=edm(),
         normalization="channel",  # scalar, channel, whitened
         copies="first",  # all, first (no augmented copies)
         label_dropout=0.1,  # fraction of labels hidden in training; 0: no guidance possible
-        batch_size=128,
-        micro_batches=1,
-        steps=1000,
+        batch_size=128,  # examples per step, over all devices
+        micro_batches=1,  # parts of a device's batch, processed in turn to save memory
+        steps=1000,  # training steps
         optimizer=optimizer("muon", 3e-2),
         ema_decay=0.9999,  # reached after about 90,000 steps: functa/training/train_step.py
         cache="host",  # host, none, device
-        eval_batch_size=500,
-        **_INTERVALS,
-        schedule=karras(),
+        eval_batch_size=500,  # examples per batch of an evaluation, over all devices
+        **_intervals(),
+        schedule=karras(),  # noise levels of the sampler
         solver=dict(name="heun"),  # euler, heun, dpmpp_2m, stochastic
         # scale 1: no guidance; 0: unconditional. interval: of noise levels where guidance acts.
         guidance=dict(scale=1.0, interval=(0.0, 1e6)),
