@@ -20,6 +20,7 @@ from functa.pipeline.stages import STAGES
 from functa.plan import hardware, table
 from functa.plan.cost import Assumptions, StagePlan
 from functa.plan.hardware import Chip, Cluster
+from functa.plan.programs import Programs
 from functa.plan.stages import Planner, smallest_mesh
 from functa.runtime.errors import UserError, as_user_errors
 
@@ -128,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
     ]
     if problems:
         raise UserError("\n".join(problems))
-    planners = [_planner(args, config, cluster, stages) for cluster in clusters]
+    programs = Programs(config)
+    planners = [_planner(args, programs, cluster, stages) for cluster in clusters]
     plans = [planner.plan() for planner in planners]
     if args.json:
         print(json.dumps([report(*pair) for pair in zip(planners, plans, strict=True)]))
@@ -142,21 +144,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _planner(
-    args: argparse.Namespace, config: ConfigDict, cluster: Cluster, stages: Sequence[str]
+    args: argparse.Namespace, programs: Programs, cluster: Cluster, stages: Sequence[str]
 ) -> Planner:
-    compiles = args.compile or args.measure
+    compiles, data = args.compile or args.measure, programs.config.data
     return Planner(
-        config,
+        programs,
         cluster,
-        splits=split_sizes(config.data, args.images),
-        assumptions=assumptions(args, config.data.image_shape, cluster.chip),
+        splits=split_sizes(data, args.images),
+        assumptions=assumptions(args, data.image_shape, cluster.chip),
         stages=stages,
         devices=devices_of(cluster, measure=args.measure) if compiles else None,
         measure=args.measure,
     )
 
 
-def split_sizes(data: ConfigDict, images: tuple[int, int] | None) -> dict[str, int]:
+def split_sizes(settings: ConfigDict, images: tuple[int, int] | None) -> dict[str, int]:
     """Images of train, validation and test.
 
     Args:
@@ -166,17 +168,17 @@ def split_sizes(data: ConfigDict, images: tuple[int, int] | None) -> dict[str, i
       UserError: the size of the data set is unknown, or too small for the validation split.
     """
     if images is None:
-        images = DATA_SETS.get(data.name.split(":")[0].split("/")[0])
-        if images is None or "[" in data.train_split + data.test_split:
+        images = DATA_SETS.get(settings.name.split(":")[0].split("/")[0])
+        if images is None or "[" in settings.train_split + settings.test_split:
             raise UserError(
-                f"the number of images of {data.name} in {data.train_split} and {data.test_split} is "
+                f"the number of images of {settings.name} in {settings.train_split} and {settings.test_split} is "
                 "unknown: add --images=TRAIN,TEST"
             )
-    count = data.validation_examples
+    count = settings.validation_examples
     if not 0 < count < images[0]:
         raise UserError(f"data.validation_examples={count} must be from 1 to {images[0] - 1}")
     sizes = {"train": images[0] - count, "validation": count, "test": images[1]}
-    return {split: min(size, data.max_examples or size) for split, size in sizes.items()}
+    return {split: min(size, settings.max_examples or size) for split, size in sizes.items()}
 
 
 def assumptions(args: argparse.Namespace, image_shape: Sequence[int], chip: Chip) -> Assumptions:

@@ -17,7 +17,7 @@ from functa.pipeline import encode
 from functa.runtime import mesh as mesh_lib
 from functa.runtime import rng
 from functa.runtime.config import range_errors
-from functa.training.tasks import classification, generation, meta_learning
+from functa.training.tasks import builders, classification, generation, meta_learning
 
 TRAINING_STAGES = ("meta_learn", "classify", "generate")
 
@@ -82,7 +82,7 @@ def _shape_problems(config: ConfigDict) -> list[str]:
 
 
 def _settings_problems(config: ConfigDict, stages: Sequence[str]) -> list[str]:
-    problems = meta_learning.validate(config)
+    problems = builders.validate_meta_learning(config)
     problems += encode.validate(config.encode, image_shape=tuple(config.data.image_shape))
     problems += classification.validate(
         config.classify,

@@ -41,7 +41,7 @@ class Programs:
     """The programs of one config."""
 
     def __init__(self, config: ConfigDict):
-        self._config = config
+        self.config = config
         latent_shape = tuple(config.field.latent_shape)
         self.record_layout = RecordLayout(latent_shape=latent_shape, dtype=config.encode.dtype)
         self._functaset = stub_functaset(self.record_layout)
@@ -49,14 +49,14 @@ class Programs:
 
     def _build_task(self, stage: str) -> Task:
         if stage == "meta_learn":
-            return builders.build_meta_learning(self._config, sources={})
+            return builders.build_meta_learning(self.config, sources={})
         if stage == "classify":
-            return builders.build_classification(self._config, self._functaset)
-        return builders.build_generation(self._config, self._functaset, decode=np.asarray)
+            return builders.build_classification(self.config, self._functaset)
+        return builders.build_generation(self.config, self._functaset, decode=np.asarray)
 
     def train_step(self, stage: str, mesh: AnyMesh, *, batch_size: int | None = None) -> Program:
         """The training step of a stage; the default of the global batch size is that of the config."""
-        task, settings = self.task(stage), self._config[stage]
+        task, settings = self.task(stage), self.config[stage]
         decay, micro_batches = settings.ema_decay, settings.micro_batches
         step = make_step(task, mesh=mesh, seed=0, ema_decay=decay, micro_batches=micro_batches)
         arguments = (
@@ -70,19 +70,19 @@ class Programs:
 
     def evaluation(self, stage: str) -> Program:
         """The evaluation of one batch of config[stage].eval_batch_size, on one device."""
-        batch = self._batch(stage, self._config[stage].eval_batch_size)
+        batch = self._batch(stage, self.config[stage].eval_batch_size)
         return Program(jax.jit(self.task(stage).metrics.evaluate), (self._params(stage), batch))
 
     def encoder(self, mesh: AnyMesh) -> Program:
         """The fit of latents in the encode stage, on config.encode.batch_size images per device."""
-        h, w, c = self._config.data.image_shape
-        count = self._config.encode.batch_size * mesh.size
+        h, w, c = self.config.data.image_shape
+        count = self.config.encode.batch_size * mesh.size
         images = jax.ShapeDtypeStruct((count, h, w, c), np.float32)
         arguments = (
             _with_spec(self._params("meta_learn"), mesh, P()),
             _with_spec(images, mesh, mesh_lib.BY_EXAMPLE),
         )
-        return Program(jax.jit(build_fitter(self._config).encode), arguments)
+        return Program(jax.jit(build_fitter(self.config).encode), arguments)
 
     def sampler(self, *, any_scale: bool) -> Program:
         """Draws one block of config.generate.sample_batch_size samples, on one device.
@@ -91,7 +91,7 @@ class Programs:
           any_scale: whether the guidance scale is an argument, as in the guidance sweep, or that of
             the config.
         """
-        settings, num_classes = self._config.generate, self._config.data.num_classes
+        settings, num_classes = self.config.generate, self.config.data.num_classes
         generator = build_generator(settings, self._functaset, num_classes=num_classes)
         key = jax.random.key(0)
 
@@ -107,7 +107,7 @@ class Programs:
 
     def _batch(self, stage: str, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         if stage == "meta_learn":
-            shape = (size, *self._config.data.image_shape)
+            shape = (size, *self.config.data.image_shape)
             return {"image": jax.ShapeDtypeStruct(shape, np.uint8)}
         values = self.record_layout.unpack([])
         return {

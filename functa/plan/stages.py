@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from functa.data.functaset.writer import plan_shards, records_per_shard
 from functa.data.sharded_writer import Shard
@@ -36,7 +35,7 @@ _ONE_DEVICE = jax.sharding.AbstractMesh((1,) * len(mesh_lib.AXES), mesh_lib.AXES
 
 
 class Planner:
-    """Plans the stages of one config on one cluster.
+    """Plans the stages of one config, that of `programs`, on one cluster.
 
     Args:
       splits: number of images of train, validation and test.
@@ -49,7 +48,7 @@ class Planner:
 
     def __init__(
         self,
-        config: ConfigDict,
+        programs: Programs,
         cluster: Cluster,
         *,
         splits: dict[str, int],
@@ -58,12 +57,12 @@ class Planner:
         devices: Sequence[jax.Device] | None = None,
         measure: bool = False,
     ):
-        self.config, self.cluster, self.splits = config, cluster, splits
+        self.programs, self.config, self.cluster = programs, programs.config, cluster
+        self.splits = splits
         self.assumptions, self.stages = assumptions, stages
         self.devices, self.measure = devices, measure
-        self.mesh = cluster.mesh(**config.mesh)
-        self.programs = Programs(config)
-        copies = config.encode.num_augmentations
+        self.mesh = cluster.mesh(**self.config.mesh)
+        copies = self.config.encode.num_augmentations
         self.records = splits | {"train": splits["train"] * copies}
 
     def plan(self) -> list[StagePlan]:

@@ -27,7 +27,7 @@ SPLITS = {"train": 1200, "validation": 40, "test": 360}
 def plan(config, name, *, devices=8, run_stages=None, **assumed):
     """The plan of one stage on hosts of four devices."""
     planner = stages.Planner(
-        config,
+        Programs(config),
         Cluster("by hand", CHIP, devices),
         splits=SPLITS,
         assumptions=ASSUMED._replace(**assumed),
@@ -232,7 +232,7 @@ def test_a_program_is_compiled_and_measured_as_on_the_whole_cluster():
     for devices in (4, 64):
         config.meta_learn.batch_size = 4 * devices
         planner = stages.Planner(
-            config, Cluster("", CHIP, devices), splits=SPLITS, assumptions=ASSUMED,
+            Programs(config), Cluster("", CHIP, devices), splits=SPLITS, assumptions=ASSUMED,
             stages=("meta_learn",), devices=jax.devices()[:2], measure=devices == 64,
         )  # fmt: skip
         (stage,) = planner.plan()

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from functa.configs import cifar10_spatial
-from functa.training.tasks import meta_learning
+from functa.training.tasks import builders
 from tests.conftest import ROOT
 from tools.experiments import ablations
 from tools.experiments.ablations import Outcome, Trial
@@ -24,7 +24,7 @@ def test_every_row_is_a_valid_config(trial):
     for key, value in trial.changes.items():
         assert type(functools.reduce(dict.__getitem__, key.split("."), values)) is type(value), key
     config.update_from_flattened_dict(trial.changes)
-    assert meta_learning.validate(config) == []
+    assert builders.validate_meta_learning(config) == []
 
 
 def test_rows_and_sweeps():

@@ -10,7 +10,7 @@ import pytest
 from functa.configs import cifar10_spatial, common, digits, imagenet
 from functa.runtime import mesh as mesh_lib
 from functa.training import train_step
-from functa.training.tasks import meta_learning
+from functa.training.tasks import builders
 from functa.training.tasks.builders import build_meta_learning
 from tests.support.collectives import collectives
 from tests.training import loop_test
@@ -127,7 +127,7 @@ def test_micro_batches_equal_the_whole_batch(cell):
     ],
 )
 def test_images_that_devices_cannot_share_are_rejected(changes, key):
-    (problem,) = meta_learning.validate(whole_image_config(**changes))
+    (problem,) = builders.validate_meta_learning(whole_image_config(**changes))
     assert key in problem
 
 

@@ -13,7 +13,8 @@ from functa.data.functaset.batches import LatentBatches
 from functa.data.functaset.reader import Functaset
 from functa.data.images import ImageSource
 from functa.diffusion.generator import Generator, build_generator
-from functa.fields.fitter import Fitter, build_fitter
+from functa.fields.fitter import Fitter, build_field, build_fitter
+from functa.fields.inner_loop import InnerLoop
 from functa.fields.psnr import psnr
 from functa.models.classifier import make_classifier
 from functa.models.normalization import make_normalization
@@ -47,7 +48,7 @@ def build_meta_learning(
     Raises:
       ValueError: a setting is impossible; lists all of them.
     """
-    _require(meta_learning.validate(config))
+    _require(validate_meta_learning(config))
     settings = config.meta_learn
     fitter = fitter or build_fitter(config)
     field = meta_learning.train_field(settings, fitter)
@@ -90,6 +91,28 @@ def build_meta_learning(
         ),
         batch_spec=mesh.BY_EXAMPLE if local is field else mesh.BY_ROWS,
     )
+
+
+def validate_meta_learning(config: ConfigDict) -> list[str]:
+    """Problems of config.field, config.inner_loop and config.meta_learn, one line each."""
+    problems: list[str] = []
+
+    def attempt(build: Callable[[], Any]) -> Any:
+        try:
+            return build()
+        except (ValueError, TypeError) as error:
+            message = str(error).replace("optimizer.", "meta_learn.optimizer.")
+            problems.extend(message.splitlines())
+
+    settings = config.meta_learn
+    field = attempt(lambda: build_field(config))
+    loop = attempt(lambda: InnerLoop(**config.inner_loop))
+    attempt(lambda: meta_learning.make_optimizer(settings))
+    problems += meta_learning.validate_settings(settings, tuple(config.field.latent_shape))
+    if not problems:
+        fitter = attempt(lambda: Fitter(field=field, inner_loop=loop))
+        attempt(lambda: meta_learning.local_field(settings, fitter, config.mesh.cell))
+    return problems
 
 
 def build_classification(

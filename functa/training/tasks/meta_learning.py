@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from functa.data.images import ImageSource
 from functa.fields import image_parts, inner_loop, linearization
 from functa.fields.field import Field
-from functa.fields.fitter import Fitter, build_field
+from functa.fields.fitter import Fitter
 from functa.fields.pixels import to_float
 from functa.fields.psnr import psnr
 from functa.training import optimizers
@@ -115,29 +115,6 @@ def evaluate(fitter: Fitter, params: Any, batch: Any) -> dict[str, jax.Array]:
     return {"mse": mse, "psnr": psnr(mse)}
 
 
-def validate(config: ConfigDict) -> list[str]:
-    """Problems of config.field, config.inner_loop and config.meta_learn, one line each."""
-    problems: list[str] = []
-
-    def attempt(build: Callable[[], Any]) -> Any:
-        try:
-            return build()
-        except (ValueError, TypeError) as error:
-            message = str(error).replace("optimizer.", "meta_learn.optimizer.")
-            problems.extend(message.splitlines())
-
-    settings = config.meta_learn
-    field = attempt(lambda: build_field(config))
-    loop = attempt(lambda: inner_loop.InnerLoop(**config.inner_loop))
-    attempt(lambda: make_optimizer(settings))
-    problems += _settings_problems(settings, tuple(config.field.latent_shape))
-    if not problems:
-        attempt(
-            lambda: local_field(settings, Fitter(field=field, inner_loop=loop), config.mesh.cell)
-        )
-    return problems
-
-
 def make_optimizer(settings: ConfigDict) -> optimizers.Optimizer:
     """The optimizer of config.meta_learn."""
     return optimizers.make(**settings.optimizer, steps=settings.steps, decay_mask=decay_mask)
@@ -161,7 +138,8 @@ def decay_mask(params: Any) -> Any:
     return {"field": matrices, "log_inner_lrs": False}
 
 
-def _settings_problems(settings: ConfigDict, latent_shape: tuple[int, ...]) -> list[str]:
+def validate_settings(settings: ConfigDict, latent_shape: tuple[int, ...]) -> list[str]:
+    """Problems of config.meta_learn but its optimizer, one line each."""
     problems = []
     if settings.loss not in LOSSES:
         problems.append(
