@@ -10,7 +10,7 @@ from etils import epath
 from functa.pipeline import locks
 from functa.runtime import distributed, gcs_retry
 from tests.pipeline.remote_test import store  # noqa: F401  (a fixture)
-from tests.runtime.gcs_retry_test import bucket, send_away  # noqa: F401  (bucket: a fixture)
+from tests.runtime.gcs_retry_test import bucket, make_unavailable  # noqa: F401  (bucket: a fixture)
 
 HOUR = 3600
 
@@ -85,7 +85,7 @@ def test_file_lock_does_not_depend_on_the_clock(tmp_path, shift, ahead):
 
 def test_owner_keeps_its_lock_through_a_storage_outage(bucket, store):  # noqa: F811
     with locks._object_lock(bucket / ".lock", quiet):
-        second = locks._object_lock(bucket / ".lock", lambda line: send_away(store, 2))
+        second = locks._object_lock(bucket / ".lock", lambda line: make_unavailable(store, 2))
         with pytest.raises(ValueError, match="another program is running"), second:
             pass
 
