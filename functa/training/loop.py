@@ -15,7 +15,7 @@ from functa.runtime.errors import DamagedFileError, StopRequested
 from functa.runtime.preemption import PreemptionWatcher
 from functa.training import train_step
 from functa.training.checkpoint import Checkpoints
-from functa.training.progress import Stopwatch, duration
+from functa.training.progress import ProgressLine, Stopwatch, duration
 from functa.training.tasks import Task
 
 
@@ -172,10 +172,12 @@ class Trainer:
         monitored, warning = self.task.monitor(params)
         speed = self._speed()
         self._record(step, scalars | monitored | speed)
-        text = f"loss {scalars['loss']:.4g}"
-        if rate := speed["steps_per_second"]:
-            text += f"  {rate:.2f} steps/s, {duration((self.steps - step) / rate)} left"
-        self._say(step, text)
+        text, rate = self.task.headline(scalars), speed["steps_per_second"]
+        if rate:
+            text += f"  {rate:.2f} steps/s"
+        if self.stopwatch.is_reliable():
+            text += f", {duration((self.steps - step) / rate)} left"
+        self.say(ProgressLine(text, stage=self.task.name, done=step, total=self.steps))
         if warning:
             self._say(step, f"WARNING: {warning}")
 

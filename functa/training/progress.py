@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
+_RELIABLE_SECONDS = 5.0
 _LINE_INTERVAL = 5.0  # seconds between lines where there is no terminal
+_TRAINING_BAR = "{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt}  {postfix}"
 
 
 class Stopwatch:
@@ -57,9 +59,61 @@ class Stopwatch:
         if self._lap_start is not None:
             self._lap_start = self._lap_start[0], time.monotonic()
 
+    def is_reliable(self) -> bool:
+        """Whether the speed has been measured for long enough to predict the time left."""
+        return self._active_seconds > _RELIABLE_SECONDS
+
     def steps_per_second(self) -> float:
         """Mean speed of all laps; 0 before the first one."""
         return self._steps / self._active_seconds if self._active_seconds else 0.0
+
+
+class ProgressLine(str):
+    """A log line about the progress of a stage, which a Console shows as a bar.
+
+    Attributes:
+      note: what the line says; stage: its name; done, total: steps taken and planned.
+    """
+
+    note: str
+    stage: str
+    done: int
+    total: int
+
+    def __new__(cls, note: str, *, stage: str, done: int, total: int) -> "ProgressLine":
+        line = super().__new__(cls, f"{stage}  step {done}/{total}  {note}")
+        line.note, line.stage, line.done, line.total = note, stage, done, total
+        return line
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
+class Console:
+    """Prints lines. On a terminal, progress lines move one bar per stage instead."""
+
+    def __init__(self):
+        self._bar: _Bar | None = None
+
+    def __call__(self, line: str) -> None:
+        if isinstance(line, ProgressLine) and _is_terminal():
+            self._move(line)
+        elif self._bar:
+            self._bar.write(line)  # above the bar
+        else:
+            print(line, flush=True)
+
+    def _move(self, line: ProgressLine) -> None:
+        if self._bar is None:
+            self._bar = _Bar(total=line.total, bar_format=_TRAINING_BAR)
+        self._bar.set_description_str(line.stage, refresh=False)
+        self._bar.set_postfix_str(line.note, refresh=False)
+        self._bar.n = line.done
+        self._bar.refresh()
+        if line.done == line.total:
+            self._bar.close()
+            self._bar = None
 
 
 class ProgressBar:

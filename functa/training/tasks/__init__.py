@@ -74,6 +74,7 @@ class Task(NamedTuple):
       optimizer: of params.
       data, metrics: see TaskData and TaskMetrics.
       finalize_logs: {name: mean over the global batch} -> scalars to log.
+      headline: logged scalars -> what the log says about a step, in units that a person reads.
       monitor: params -> ({name: number}, warning), called whenever the loop logs. The warning is
         empty if training is healthy.
       illustrate: params -> Illustrations, called after each evaluation.
@@ -89,6 +90,7 @@ class Task(NamedTuple):
     data: TaskData
     metrics: TaskMetrics
     finalize_logs: Callable[[Logs], Logs] = lambda logs: logs
+    headline: Callable[[dict[str, float]], str] = lambda scalars: f"loss {scalars['loss']:.4g}"
     monitor: Callable[[PyTree], tuple[dict[str, float], str]] = lambda params: ({}, "")
     illustrate: Callable[[PyTree], Illustrations] = lambda params: Illustrations({}, {})
     batch_spec: PartitionSpec = mesh.BY_EXAMPLE

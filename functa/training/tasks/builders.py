@@ -85,6 +85,7 @@ def build_meta_learning(
         finalize_logs=lambda logs: (
             logs | {"psnr_of_mean_mse": psnr(logs[f"inner_loss_{loop.steps}"])}
         ),
+        headline=functools.partial(meta_learning.headline, settings),
         monitor=meta_learning.make_monitor(field),
         illustrate=functools.partial(
             meta_learning.illustrate, jax.jit(fitter.fit), sources.get("validation")

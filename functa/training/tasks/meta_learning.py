@@ -109,6 +109,12 @@ def loss(
     return jnp.mean(jnp.log(mse + _MIN_MSE)), logs
 
 
+def headline(settings: ConfigDict, scalars: dict[str, float]) -> str:
+    """PSNR of a training batch: the mean over images with the loss log_mse, else of the mean error."""
+    mse = np.exp(scalars["loss"]) if settings.loss == "log_mse" else scalars["loss"]
+    return f"training PSNR {psnr(np.float64(mse)):.2f} dB"
+
+
 def evaluate(fitter: Fitter, params: Any, batch: Any) -> dict[str, jax.Array]:
     """Mean squared error and PSNR of each image [b] after the inner loop."""
     mse = fitter.fit(params, to_float(batch["image"])).losses[-1]

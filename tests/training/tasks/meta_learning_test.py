@@ -211,3 +211,10 @@ def test_evaluation_scores_whole_images():
 def test_impossible_settings_are_rejected(changes, message):
     with pytest.raises(ValueError, match=message):
         make(make_config(**changes))
+
+
+@pytest.mark.parametrize(("loss", "value"), [("mse", 0.01), ("log_mse", np.log(0.01))])
+def test_the_headline_is_the_psnr_of_the_loss(loss, value):
+    settings = digits.get_config("tiny").meta_learn
+    settings.loss = loss
+    assert "20.00 dB" in meta_learning.headline(settings, {"loss": float(value)})
