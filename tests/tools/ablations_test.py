@@ -45,6 +45,7 @@ def in_program_env(program_env, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
 
 
+@pytest.mark.slow
 def test_a_run_is_read_from_its_files_and_not_repeated(tmp_path, in_program_env):
     trial = Trial("good", "digits:tiny", {})
     outcome = ablations.run_trial(trial, tmp_path)
@@ -55,6 +56,7 @@ def test_a_run_is_read_from_its_files_and_not_repeated(tmp_path, in_program_env)
     assert path.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_divergence_is_an_outcome_and_other_failures_are_errors(tmp_path, in_program_env):
     wild = Trial("wild", "digits:tiny", {"meta_learn.optimizer.learning_rate": 1e6})
     outcome = ablations.run_trial(wild, tmp_path)
