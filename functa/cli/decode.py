@@ -82,10 +82,10 @@ def read_latents(
     Raises:
       ValueError: the split lacks some of the records.
     """
-    source = functaset.source(split)
+    source, shards = functaset.source(split), functaset.manifest.splits[split]["shards"]
     latents: dict[int, np.ndarray] = {}
     stop = 0
-    for shard in functaset.manifest.splits[split]["shards"]:
+    for shard in shards:
         start, stop = stop, stop + shard["records"]
         if not any(shard["ids"][0] <= id <= shard["ids"][1] for id in ids):
             continue
@@ -96,12 +96,11 @@ def read_latents(
             latents |= {int(records["id"][k]): values[k] for k in np.flatnonzero(selected)}
     missing = [id for id in ids if id not in latents]
     if missing:
-        few = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        ranges = [shard["ids"] for shard in functaset.manifest.splits[split]["shards"]]
-        limits = [id for limits in ranges for id in limits]
+        limits = [id for shard in shards for id in shard["ids"]]
         raise ValueError(
-            f"{functaset.path} has no copy {copy} of {len(missing)} of {len(ids)} ids in the split {split}: "
-            f"{few}; its ids lie in {min(limits, default=None)} to {max(limits, default=None)}"
+            f"the split {split} of {functaset.path} has no copy {copy} of {len(missing)} of {len(ids)} ids, "
+            f"such as {', '.join(map(str, missing[:5]))}; its ids lie in {min(limits, default=None)} to "
+            f"{max(limits, default=None)}"
         )
     return np.stack([latents[id] for id in ids])
 

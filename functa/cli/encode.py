@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 import functa
+from functa.cli.arguments import new_directory
 from functa.data import image_arrays
 from functa.data.functaset import reader
 from functa.data.functaset.format import STORAGE_DTYPES
@@ -68,9 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 def write_pictures(trained: TrainedRun, args: argparse.Namespace) -> None:
     """Writes latents and a sheet, and prints the PSNR of every picture."""
-    out = epath.Path(args.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out={out} exists and is not an empty directory: name another one")
+    out = new_directory(args.out)
     files = find_pictures(args.pictures)
     images = np.stack(
         [read_picture(file, image_shape=trained.image_shape, resize=args.resize) for file in files]

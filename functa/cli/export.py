@@ -1,19 +1,18 @@
 """`functa export`: writes images of a run for other programs."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from functa.data import images as images_lib
+import functa
+from functa.cli.arguments import new_directory
 from functa.diffusion import sharded_sampling
 from functa.fields.decoder import make_decoder
-from functa.pipeline import load
-from functa.runtime import config as config_lib
 from functa.runtime import image_io
-from functa.runtime.errors import UserError, as_user_errors
+from functa.runtime.errors import as_user_errors
 
 DESCRIPTION = """Writes images of a run for other programs.
 
@@ -38,18 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", type=epath.Path, help="run directory; its stage generate is complete"
     )
-    parser.add_argument("--to", required=True, choices=FORMATS, help="file format")
-    parser.add_argument(
-        "--out", required=True, type=epath.Path, metavar="DIR", help="new or empty directory"
-    )
+    parser.add_argument("--to", required=True, choices=["png"], help="file format")
+    parser.add_argument("--out", required=True, metavar="DIR", help="new or empty directory")
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
-        raise UserError(f"--out={args.out} exists and is not an empty directory: choose another")
+    out = new_directory(args.out)
     with as_user_errors():
-        image_sets = evaluated_images(args.run)
-        FORMATS[args.to](args.out, image_sets)
+        write_png(out, evaluated_images(args.run))
     return 0
 
 
@@ -61,23 +56,20 @@ def evaluated_images(workdir: epath.Path) -> dict[str, Iterator[np.ndarray]]:
     Raises:
       ValueError: the stage is not complete, or its samples are missing.
     """
-    generator = load.load_generator(workdir)  # refuses a field that the samples do not belong to
-    config = config_lib.load(workdir)
-    count = config_lib.read_json(workdir / "generate" / "metrics.json")["samples"]
-    batch_size = config.generate.sample_batch_size
+    run = functa.load(workdir)
+    generator = run.generator  # refuses a field that the samples do not belong to
+    count, batch_size = run.metrics["generate"]["samples"], run.config.generate.sample_batch_size
     latents = sharded_sampling.read_blocks(
         workdir / "generate" / "samples" / "evaluation", count=count, block_size=batch_size
     )
     decode = make_decoder(generator.fitter.field, generator.field_params, batch_size=batch_size)
-    test = images_lib.open_splits(**config.data)["test"]
-
-    def in_batches(function: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
-        for start in range(0, count, batch_size):
-            yield from function(np.arange(start, min(start + batch_size, count)))
-
+    test = run.images("test")
+    batches = [
+        slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)
+    ]
     return {
-        "generated": in_batches(lambda rows: decode(latents[rows])),
-        "real_test": in_batches(lambda rows: test.read(rows)["image"]),
+        "generated": (image for rows in batches for image in decode(latents[rows])),
+        "real_test": (image for rows in batches for image in test[rows]),
     }
 
 
@@ -88,8 +80,3 @@ def write_png(out: epath.Path, image_sets: dict[str, Iterator[np.ndarray]]) -> N
         for number, image in enumerate(tqdm(images, desc=name, unit=" images")):
             (out / name / f"{number:06d}.png").write_bytes(image_io.png(image))
         print(out / name)
-
-
-FORMATS: dict[str, Callable[[epath.Path, dict[str, Iterator[np.ndarray]]], None]] = {
-    "png": write_png
-}

@@ -2,12 +2,11 @@
 
 import argparse
 import math
-from typing import Any
 
 import numpy as np
-from etils import epath
 
-from functa.data import images as images_lib
+import functa
+from functa.cli.arguments import new_directory
 from functa.diffusion.inpainter import (
     MAX_SAMPLES,
     METHODS,
@@ -16,8 +15,8 @@ from functa.diffusion.inpainter import (
     mean_training_image,
 )
 from functa.diffusion.observation import DEGRADATIONS, validate_pooling
+from functa.fields.pixels import to_float
 from functa.fields.psnr import psnr
-from functa.pipeline import load
 from functa.runtime import config as config_lib
 from functa.runtime import image_io
 from functa.runtime.batching import apply_in_batches
@@ -65,28 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the files and prints the table; returns the exit status."""
-    out = epath.Path(args.out)
-    validate_arguments(args, out)
+    out = new_directory(args.out)
+    validate_arguments(args)
+    task = DEGRADATIONS[args.task]
     with as_user_errors():
-        config = config_lib.load(args.run)
-        trained = load.load_generator(args.run)
-        validate_pooling(DEGRADATIONS[args.task], trained.field.image_shape)
-        data: dict[str, Any] = dict(config.data)
-        if args.data_dir is not None:
-            data["data_dir"] = args.data_dir
-        splits = images_lib.open_splits(**data)
-        test_count = splits["test"].num_examples
-        if args.images > test_count:
-            raise UserError(f"--images={args.images} must be at most {test_count}, the test images")
-        image_ids = np.linspace(0, test_count - 1, args.images).astype(np.int64)
-        images = splits["test"].read(image_ids)["image"].astype(np.float32) / np.float32(255)
-        mean_image = mean_training_image(splits["train"], trained.field.image_shape)
-        inpainter = Inpainter(
-            trained,
-            DEGRADATIONS[args.task],
-            steps=args.steps,
-            seed=args.seed,
-        )
+        trained = functa.load(args.run, data_dir=args.data_dir)
+        validate_pooling(task, trained.image_shape)
+        test = trained.images("test")
+        if args.images > len(test):
+            raise UserError(f"--images={args.images} must be at most {len(test)}, the test images")
+        image_ids = np.linspace(0, len(test) - 1, args.images).astype(np.int64)
+        images = to_float(test[image_ids])
+        mean_image = mean_training_image(trained.images("train").source, trained.image_shape)
+        inpainter = Inpainter(trained.generator, task, steps=args.steps, seed=args.seed)
     result = compare_in_batches(
         inpainter, images, image_ids=image_ids, samples=args.samples, mean_image=mean_image
     )
@@ -96,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {
         name: getattr(args, name) for name in ("task", "images", "samples", "steps", "seed")
     }
-    digest = trained.functaset.manifest.digest
+    digest = trained.generator.functaset.manifest.digest
     record = settings | {"functaset_digest": digest, "methods": methods}
     config_lib.write_json(out / "inpainting.json", record)
     print(f"{args.task}, {args.images} test images; PSNR in dB, mean and standard error")
@@ -109,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def validate_arguments(args: argparse.Namespace, out: epath.Path) -> None:
+def validate_arguments(args: argparse.Namespace) -> None:
     """Raises UserError with all arguments that are out of range."""
     errors = range_errors(
         {
@@ -119,8 +109,6 @@ def validate_arguments(args: argparse.Namespace, out: epath.Path) -> None:
             "--seed": (args.seed, 0, 2**32 - 1),
         }
     )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        errors.append(f"--out={out} exists and is not an empty directory: name another one")
     if errors:
         raise UserError("\n".join(errors))
 

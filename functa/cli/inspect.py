@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from functa.cli.arguments import functaset_directory
 from functa.data.functaset import format, reader
 from functa.pipeline import load
 from functa.runtime import image_io
@@ -37,9 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the summary and writes the sheet; returns the exit status."""
     if args.images < 1:
         raise UserError(f"--images must be at least 1, not {args.images}")
-    path = epath.Path(args.path)
-    if (path / "functaset").is_dir():
-        path = path / "functaset"
+    path = functaset_directory(args.path)
     with as_user_errors():
         functaset = reader.open_functaset(path, field_digest=None)
         functaset.num_examples(args.split)  # raises for an unknown split

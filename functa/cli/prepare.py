@@ -2,11 +2,11 @@
 
 import argparse
 import functools
-import os
 import re
 
 from etils import epath
 
+from functa.runtime import memory
 from functa.runtime.errors import UserError, as_user_errors
 
 DESCRIPTION = """Turn an image data set into a TFDS data set in ArrayRecord files, without TensorFlow.
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from functa.data.prepare import source_formats, writer  # these imports take seconds
     from functa.data.prepare.sources import Report
 
-    jobs = len(os.sched_getaffinity(0)) if args.jobs is None else args.jobs
+    jobs = memory.usable_cores() if args.jobs is None else args.jobs
     if not re.fullmatch(r"[a-z][a-z0-9_]*", args.name):
         raise UserError(f"NAME must look like cifar10 or my_photos, not {args.name!r}")
     if "://" in args.data_dir:

@@ -1,20 +1,19 @@
 """functa sample: draws new images from a trained generator."""
 
 import argparse
+import json
 import math
 import re
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from etils import epath
 
+import functa
+from functa.cli.arguments import integers, new_directory
 from functa.diffusion.sampled_functaset import write_functaset
 from functa.diffusion.solvers import SOLVERS_WITHOUT_SETTINGS
 from functa.diffusion.trained_generator import TrainedGenerator
-from functa.fields.decoder import make_decoder
-from functa.pipeline import load
-from functa.runtime import config as config_lib
+from functa.pipeline.trained_run import TrainedRun
 from functa.runtime import image_io
 from functa.runtime.config import range_errors
 from functa.runtime.errors import UserError, as_user_errors
@@ -65,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--solver", choices=SOLVERS_WITHOUT_SETTINGS, help="default: that of the run"
     )
     parser.add_argument("--seed", type=int, help="default: that of the run")
-    parser.add_argument("--scale", type=parse_scales, default=[1, 2, 4], metavar="1,2,4")
+    parser.add_argument("--scale", type=integers(least=1), default=[1, 2, 4], metavar="1,2,4")
     parser.add_argument("--functaset", action="store_true", help="also write the latents")
     parser.add_argument("--animation", action="store_true", help="also write animation.gif")
     parser.add_argument(
@@ -76,18 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def parse_classes(text: str) -> str | list[int]:
     """`0,3` -> [0, 3]; `all` and `none` stay."""
-    if text in ("all", "none"):
-        return text
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: use numbers as in 0,3, or all, or none")
-    return list(dict.fromkeys(map(int, text.split(","))))
-
-
-def parse_scales(text: str) -> list[int]:
-    """`1,4` -> [1, 4]."""
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: use numbers as in 1,2,4")
-    return list(dict.fromkeys(map(int, text.split(","))))
+    return text if text in ("all", "none") else integers(least=0)(text)
 
 
 def parse_pair(text: str) -> tuple[bool, int, int]:
@@ -100,67 +88,33 @@ def parse_pair(text: str) -> tuple[bool, int, int]:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the files and prints their paths; returns the exit status."""
-    out = epath.Path(args.out)
+    out = new_directory(args.out)
     if args.interpolate and (args.animation or args.functaset):
         raise UserError("--interpolate cannot be combined with --animation or --functaset")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out={out} exists and is not an empty directory: name another one")
     with as_user_errors():
-        config = config_lib.load(args.run)
-        trained = load.load_generator(args.run)
-        seed = config.seed if args.seed is None else args.seed
-        classes = choose_classes(args, trained, seed=seed)
-        # Guidance does not change samples of the null class, and costs a second evaluation.
-        guidance_scale = 1.0 if args.classes == "none" else args.guidance
-        trained = trained.with_sampling(
-            steps=args.steps, solver=args.solver, guidance_scale=guidance_scale
+        trained = functa.load(args.run)
+        seed = trained.config.seed if args.seed is None else args.seed
+        classes = choose_classes(args, trained.generator, seed=seed)
+        generator = trained.generator.with_sampling(
+            steps=args.steps,
+            solver=args.solver,
+            # Guidance does not change samples of the null class, and costs a second evaluation.
+            guidance_scale=1.0 if args.classes == "none" else args.guidance,
         )
-        batch_size = config.generate.sample_batch_size
-        decoders = {
-            scale: make_decoder(
-                trained.field,
-                trained.field_params,
-                batch_size=max(1, batch_size // scale**2),
-                scale=scale,
-            )
-            for scale in args.scale
-        }
         if args.interpolate:
-            latents = interpolate(trained, args.interpolate, classes, seed=seed)
+            latents = interpolate(generator, args.interpolate, classes, seed=seed)
             files = {
                 f"interpolation_{scale}x.png": image_io.png(
-                    image_io.sheet(decode(latents), gap=1, columns=_INTERPOLATION_STEPS)
+                    image_io.sheet(decode(trained, latents, scale), gap=1, columns=len(latents))
                 )
-                for scale, decode in decoders.items()
+                for scale in args.scale
             }
-            print_paths(write_files(out, files))
-            return 0
-        numbers = np.arange(args.count, dtype=np.int32)
-        batch = {"seed": seed, "labels": classes[numbers % len(classes)], "numbers": numbers}
-        latents = trained.sample(**batch, batch_size=batch_size)
-        files = sheets(trained, latents, len(classes), decoders)
-        if args.animation:
-            files["animation.gif"] = animation(trained, batch, len(classes), decoders, batch_size)
-        num_classes = trained.generator.num_classes
-        # A functaset stores an unknown class as -1.
-        labels = np.where(batch["labels"] < num_classes, batch["labels"], -1)
-        settings = {
-            "run": config.name,
-            "functaset_digest": trained.functaset.manifest.digest,
-            "seed": seed,
-            **trained.generator.sampling.settings,
-        }
-        if args.functaset:
-            write_functaset(
-                out / "functaset",
-                trained.functaset.manifest,
-                latents=latents,
-                labels=labels,
-                provenance=settings,
-            )
-    paths = write_files(out, files)
-    config_lib.write_json(out / "samples.json", settings | {"labels": labels.tolist()})
-    print_paths([*paths, out / "samples.json"])
+        else:
+            files = sample(args, trained, generator, classes, seed=seed)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (out / name).write_bytes(content)
+        print(out / name)
     return 0
 
 
@@ -197,6 +151,61 @@ def choose_classes(args: argparse.Namespace, trained: TrainedGenerator, *, seed:
     if errors:
         raise UserError("\n".join(errors))
     return np.asarray(classes, np.int32)
+
+
+def sample(
+    args: argparse.Namespace,
+    trained: TrainedRun,
+    generator: TrainedGenerator,
+    classes: np.ndarray,
+    *,
+    seed: int,
+) -> dict[str, bytes]:
+    """Samples, and writes the functaset. Returns {name: content} of the other files."""
+    numbers = np.arange(args.count, dtype=np.int32)
+    labels = classes[numbers % len(classes)]
+    batch_size = trained.config.generate.sample_batch_size
+    latents = generator.sample(seed=seed, numbers=numbers, labels=labels, batch_size=batch_size)
+    files = {}
+    h, w, _ = trained.image_shape
+    for scale in args.scale:
+        pixels = scale**2 * h * w
+        shown = select_shown(args.count, len(classes), _SHEET_SAMPLES_PER_CLASS, pixels=pixels)
+        page = arrange(decode(trained, latents[shown], scale), shown, len(classes))
+        files[f"samples_{scale}x.png"] = image_io.png(page)
+    if args.animation:
+        scales = [scale for scale in args.scale if scale * max(h, w) <= _MAX_ANIMATION_SIDE]
+        scale = max(scales or [min(args.scale)])
+        pixels = generator.generator.sampling.steps * scale**2 * h * w
+        shown = select_shown(args.count, len(classes), _ANIMATION_SAMPLES_PER_CLASS, pixels=pixels)
+        trajectory = generator.sample_trajectory(
+            seed=seed, numbers=shown, labels=labels[shown], batch_size=batch_size
+        )
+        pages = [arrange(decode(trained, step, scale), shown, len(classes)) for step in trajectory]
+        files["animation.gif"] = animation(pages)
+    stored_labels = np.where(labels < generator.generator.num_classes, labels, -1)  # -1: unknown
+    settings = {
+        "run": trained.config.name,
+        "functaset_digest": generator.functaset.manifest.digest,
+        "seed": seed,
+        **generator.generator.sampling.settings,
+    }
+    if args.functaset:
+        write_functaset(
+            epath.Path(args.out) / "functaset",
+            generator.functaset.manifest,
+            latents=latents,
+            labels=stored_labels,
+            provenance=settings,
+        )
+    record = settings | {"labels": stored_labels.tolist()}
+    return files | {"samples.json": json.dumps(record, indent=1).encode()}
+
+
+def decode(trained: TrainedRun, latents: np.ndarray, scale: int) -> np.ndarray:
+    """Images at `scale` times the training resolution."""
+    h, w, _ = trained.image_shape
+    return trained.decode(latents, size=(scale * h, scale * w))
 
 
 def interpolate(
@@ -241,60 +250,8 @@ def arrange(images: np.ndarray, numbers: np.ndarray, classes: int) -> np.ndarray
     return image_io.sheet(cells, gap=1, columns=columns)
 
 
-Decoders = dict[int, Callable[[np.ndarray], np.ndarray]]
-
-
-def sheets(
-    trained: TrainedGenerator, latents: np.ndarray, classes: int, decoders: Decoders
-) -> dict[str, bytes]:
-    """{file name: PNG} of samples at every scale."""
-    h, w, _ = trained.field.image_shape
-    files = {}
-    for scale, decode in decoders.items():
-        shown = select_shown(
-            len(latents), classes, _SHEET_SAMPLES_PER_CLASS, pixels=scale**2 * h * w
-        )
-        page = arrange(decode(latents[shown]), shown, classes)
-        files[f"samples_{scale}x.png"] = image_io.png(page)
-    return files
-
-
-def animation(
-    trained: TrainedGenerator,
-    batch: dict[str, Any],
-    classes: int,
-    decoders: Decoders,
-    batch_size: int,
-) -> bytes:
-    """GIF of a sheet per step; the last one is shown longer."""
-    h, w, _ = trained.field.image_shape
-    small = [scale for scale in decoders if scale * max(h, w) <= _MAX_ANIMATION_SIDE]
-    scale = max(small or [min(decoders)])
-    shown = select_shown(
-        len(batch["numbers"]),
-        classes,
-        _ANIMATION_SAMPLES_PER_CLASS,
-        pixels=trained.generator.sampling.steps * scale**2 * h * w,
-    )
-    trajectory = trained.sample_trajectory(
-        seed=batch["seed"], numbers=shown, labels=batch["labels"][shown], batch_size=batch_size
-    )
-    frames = np.stack(
-        [
-            image_io.to_uint8(arrange(decoders[scale](latents), shown, classes))
-            for latents in trajectory
-        ]
-    )
+def animation(pages: list[np.ndarray]) -> bytes:
+    """GIF of pages [h, w, c]; the last one is shown longer."""
+    frames = np.stack([image_io.to_uint8(page) for page in pages])
     seconds = [_FRAME_SECONDS] * (len(frames) - 1) + [_LAST_FRAME_SECONDS]
     return image_io.gif(frames, seconds=seconds)
-
-
-def write_files(out: epath.Path, files: dict[str, bytes]) -> list[epath.Path]:
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (out / name).write_bytes(content)
-    return [out / name for name in files]
-
-
-def print_paths(paths: list[epath.Path]) -> None:
-    print("\n".join(map(str, paths)))

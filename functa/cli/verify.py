@@ -3,8 +3,7 @@
 import argparse
 import sys
 
-from etils import epath
-
+from functa.cli.arguments import functaset_directory
 from functa.data.functaset import verification
 from functa.runtime.errors import UserError, as_user_errors
 
@@ -46,11 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    path = epath.Path(args.path)
+    path = functaset_directory(args.path)
     if not path.is_dir():
         raise UserError(f"{path} is not a directory")
-    if (path / "functaset").is_dir():
-        path = path / "functaset"
     digest = None if args.field is None else _field_digest(args.field)
     result = verification.verify(path, field_digest=digest, fraction=args.sample)
     for problem in result.problems:

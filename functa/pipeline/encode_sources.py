@@ -11,7 +11,7 @@ from etils import epath
 from functa.data import image_records, picture_files
 from functa.data import images as images_lib
 from functa.data.images import ImageSource
-from functa.pipeline import encode as encode_lib
+from functa.pipeline.encode import make_encoder
 from functa.pipeline.trained_run import TrainedRun
 from functa.runtime import config as config_lib
 from functa.training.checkpoint import digest
@@ -82,25 +82,24 @@ def encode_sources(
       dtype: of the stored latents.
       say: prints the progress.
     Returns:
-      The metrics of pipeline.encode.encode.
+      The metrics of Encoder.encode.
     """
-    values, settings = (
-        config_lib.to_dict(run.config),
-        run.config.encode.copy_and_resolve_references(),
-    )
+    values = config_lib.to_dict(run.config)
+    settings = run.config.encode.copy_and_resolve_references()
     settings.update(num_augmentations=1, flip=False, crop="none", dtype=dtype)
     recorded = {key: values[key] for key in ("name", "seed", "field", "inner_loop")}
-    return encode_lib.encode(
-        directory=directory,
+    encoder = make_encoder(
+        settings,
         splits=splits,
         fit=functools.partial(jax.jit(run.fitter.encode), run.params),
         field_digest=digest(run.params),
-        image_shape=run.image_shape,
         latent_shape=run.latent_shape,
-        settings=settings,
         seed=run.config.seed,
         recorded=recorded | {"data": data, "encode": config_lib.to_dict(settings)},
         class_names=class_names,
+    )
+    return encoder.encode(
+        directory,
         process_index=0,
         process_count=1,
         progress=ProgressBar(say, "encode"),

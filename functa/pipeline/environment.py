@@ -1,7 +1,6 @@
 """The environment of a run: versions, devices, processor and commit."""
 
 import importlib.metadata
-import os
 import pathlib
 import platform
 import subprocess
@@ -37,7 +36,7 @@ def _processor() -> str:
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    return f"{models[0] if models else platform.machine()}, {memory.usable_cores()} cores"
 
 
 def _commit() -> str:

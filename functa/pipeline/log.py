@@ -4,7 +4,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import IO
 
 from etils import epath
 
@@ -19,61 +18,47 @@ def log_file(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Callab
 
     Warnings of the logger `functa` and an exception that ends the run are written too.
     """
-    path = workdir / "log.txt"
-    remote = storage.is_remote(path)
-    lines = [path.read_text()] if remote and path.exists() else []
-    with contextlib.nullcontext() if remote else open(path, "a", buffering=1) as file:
-        uploaded = 0.0
+    log = _Log(workdir / "log.txt")
 
-        def upload() -> None:
-            nonlocal uploaded
-            path.write_text("".join(lines))
-            uploaded = time.monotonic()
+    def say_and_write(line: str) -> None:
+        say(line)
+        log.write(line)
 
-        def write(line: str) -> None:
-            line = _with_time(line)
-            if file is not None:
-                file.write(line)
-                return
-            # Objects cannot be appended to, so the whole log is written from time to time.
-            lines.append(line)
-            if time.monotonic() - uploaded > _UPLOAD_SECONDS:
-                upload()
-
-        def say_and_write(line: str) -> None:
-            say(line)
-            write(line)
-
-        handler = _LogHandler(file, lines)
-        logging.getLogger("functa").addHandler(handler)
-        try:
-            yield say_and_write
-        except BaseException as error:
-            write(f"stopped by {type(error).__name__}: {error}")
-            raise
-        finally:
-            logging.getLogger("functa").removeHandler(handler)
-            if remote:
-                upload()
+    logging.getLogger("functa").addHandler(log)
+    try:
+        yield say_and_write
+    except BaseException as error:
+        log.write(f"stopped by {type(error).__name__}: {error}")
+        raise
+    finally:
+        logging.getLogger("functa").removeHandler(log)
+        log.upload()
 
 
-def _with_time(line: str) -> str:
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n"
+class _Log(logging.Handler):
+    """A log file. Objects cannot be appended to, so the whole log is uploaded from time to time."""
 
-
-class _LogHandler(logging.Handler):
-    """Writes warnings to the log file, or for an object store adds them to the next upload.
-
-    It must not upload by itself: the warning may come from the code that writes to the store.
-    """
-
-    def __init__(self, file: IO[str] | None, lines: list[str]):
+    def __init__(self, path: epath.Path):
         super().__init__(logging.WARNING)
-        self._file, self._lines = file, lines
+        self._path, self._remote = path, storage.is_remote(path)
+        self._text = path.read_text() if self._remote and path.exists() else ""
+        self._uploaded = 0.0
+
+    def write(self, line: str, *, upload: bool = True) -> None:
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n"
+        if self._remote:
+            self._text += line
+            if upload and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+                self.upload()
+        else:
+            with open(self._path, "a") as file:
+                file.write(line)
+
+    def upload(self) -> None:
+        if self._remote:
+            self._path.write_text(self._text)
+            self._uploaded = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = _with_time(f"{record.levelname}: {record.getMessage()}")
-        if self._file is not None:
-            self._file.write(line)
-        else:
-            self._lines.append(line)
+        # The warning may come from the code that writes to the store, so nothing is uploaded here.
+        self.write(f"{record.levelname}: {record.getMessage()}", upload=False)

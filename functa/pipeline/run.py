@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from functa.data import images
 from functa.data.functaset import reader
 from functa.fields.fitter import Fitter, build_fitter
+from functa.pipeline.encode import Encoder, Fit, make_encoder
 from functa.runtime import config as config_lib
 from functa.runtime import mesh, storage
-from functa.runtime.errors import UserError, as_user_errors
+from functa.runtime.errors import StopRequested, UserError, as_user_errors
 from functa.runtime.preemption import PreemptionWatcher
 from functa.training.loop import Result, train
 from functa.training.tasks import Task
@@ -27,6 +28,9 @@ _INPUTS = {
     "classify": ("encode", "functaset_digest"),
     "generate": ("encode", "functaset_digest"),
 }
+# Parts of the config that determine the records of a functaset, beside the digest of the field.
+_RECORDED_KEYS = ("name", "seed", "data", "field", "inner_loop", "encode")
+_LOCATION_KEYS = ("data_dir", "cache")  # of config.data; they do not change the records
 
 
 class Run:
@@ -71,6 +75,13 @@ class Run:
         return build_fitter(self.config)
 
     @functools.cached_property
+    def class_names(self) -> list[str]:
+        data = self.config.data
+        return images.class_names(
+            source=data.source, name=data.name, data_dir=data.data_dir, num_classes=data.num_classes
+        )
+
+    @functools.cached_property
     def preemption(self) -> PreemptionWatcher:
         return PreemptionWatcher(handle_signals=self._handle_signals)
 
@@ -108,6 +119,11 @@ class Run:
             f"{self.workdir / stage}{functaset} to make it again"
         ]
 
+    def raise_if_stopping(self, message: str) -> None:
+        """Raises StopRequested if the run was asked to stop."""
+        if self.preemption.should_stop():
+            raise StopRequested(message)
+
     def bind_functaset(self, stage: str, functaset: reader.Functaset) -> None:
         """Records the functaset that a stage starts with.
 
@@ -124,6 +140,23 @@ class Run:
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             config_lib.write_json(path, {"digest": digest})
+
+    def encoder(self, fit: Fit, *, field_digest: str) -> Encoder:
+        """The encoder of the run's images; see Encoder for `fit`."""
+        config, values = self.config, config_lib.to_dict(self.config)
+        recorded = {key: values[key] for key in _RECORDED_KEYS}
+        for key in _LOCATION_KEYS:
+            del recorded["data"][key]
+        return make_encoder(
+            config.encode,
+            splits=self.sources,
+            fit=fit,
+            field_digest=field_digest,
+            latent_shape=tuple(config.field.latent_shape),
+            seed=config.seed,
+            recorded=recorded,
+            class_names=self.class_names,
+        )
 
     def train(self, task: Task) -> Result:
         """Trains a task with the settings of its stage."""

@@ -2,9 +2,9 @@
 
 import os
 import time
+from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
 from functa.runtime import config as config_lib
 from functa.runtime import storage
@@ -43,8 +43,12 @@ def _remote_problems(workdir: epath.Path) -> list[str]:
     return [f"--workdir={workdir} must be gs://BUCKET/FOLDER, and the bucket must exist"]
 
 
-def sharing_problems(workdir: epath.Path, config: ConfigDict) -> list[str]:
-    """Reports that this process does not see the config that process 0 has just written."""
+def sharing_problems(workdir: epath.Path, settings: dict[str, Any]) -> list[str]:
+    """Reports that this process does not see the config that process 0 has just written.
+
+    Args:
+      settings: `shared_settings` of the config.
+    """
     path = workdir / "config.json"
     deadline = time.monotonic() + _VISIBLE_SECONDS
     while not path.exists():
@@ -53,7 +57,7 @@ def sharing_problems(workdir: epath.Path, config: ConfigDict) -> list[str]:
                 f"{path}, written by process 0, does not exist: all processes must share --workdir"
             ]
         time.sleep(0.5)
-    if config_lib.shared_settings(config_lib.load(workdir)) != config_lib.shared_settings(config):
+    if config_lib.shared_settings(config_lib.load(workdir)) != settings:
         return [
             f"{path} is not the file that process 0 has written: all processes must share --workdir"
         ]

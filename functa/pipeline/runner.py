@@ -42,49 +42,50 @@ def run_stages(
     """
     run = Run(config, workdir, say, handle_signals=handle_signals)
     _ = run.preemption  # from here on SIGTERM and Ctrl-C request a stop
-    problems = run_directory.problems(run.workdir)
-    if problems and storage.is_remote(run.workdir):
-        # Without the object store, nothing is known about the run.
-        _raise_any(processes.gather_problems(problems))
-    problems += stage_problems(run)
-    incomplete = incomplete_stages(run)
-    reads_images = bool(_READ_IMAGES & set(incomplete))
-    if incomplete:
-        started = (run.workdir / "meta_learn").exists()
-        problems += validation.validate(
-            config,
-            (lambda: run.sources) if reads_images else None,
-            stages=incomplete,
-            first_step="meta_learn" in incomplete and not started and not problems,
-        )
+    settings = config_lib.shared_settings(config)
     identity = {"jax": jax.__version__, "functa": digests.source_digest()}
-    identity |= {
-        f"config.{key}": value for key, value in config_lib.shared_settings(config).items()
-    }
-    _raise_any(processes.gather_problems(problems, identity))
+    identity |= {f"config.{key}": value for key, value in settings.items()}
+    _raise_any(processes.gather_problems(_problems(run), identity))
     run.workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         _raise_any(processes.gather_problems(_lock_and_freeze(run, stack)))
-        _raise_any(processes.gather_problems(run_directory.sharing_problems(run.workdir, config)))
+        _raise_any(processes.gather_problems(run_directory.sharing_problems(run.workdir, settings)))
         # The previous owner of the lock may have completed stages in the meantime.
         incomplete = json.loads(
             processes.gather_texts(json.dumps(incomplete_stages(run)), "stages")[0]
         )
         if incomplete and jax.process_index() == 0:
             run.say = stack.enter_context(log.log_file(run.workdir, say))
-            run.say(describe(run, run.sources if reads_images else {}))
+            run.say(describe(run, run.sources if _READ_IMAGES & set(incomplete) else {}))
         for stage in run.stages:
             if stage not in incomplete:
                 _raise_any(run.input_problems(stage))
                 continue
-            if "stop" in processes.gather_texts(
-                "stop" if run.preemption.should_stop() else "", stage
-            ):
+            stops = processes.gather_texts("stop" if run.preemption.should_stop() else "", stage)
+            if "stop" in stops:
                 raise StopRequested(f"stopped before {stage}; everything is saved")
             run_stage(run, stage)
     if not incomplete:
         say(f"all stages of {run.workdir} are complete: {', '.join(run.stages)}")
     return {stage: run.metrics(stage) for stage in STAGES if run.is_complete(stage)}
+
+
+def _problems(run: Run) -> list[str]:
+    """What the user must fix before the run; nothing is written."""
+    problems = run_directory.problems(run.workdir)
+    if problems and storage.is_remote(run.workdir):
+        return problems  # without the object store, nothing is known about the run
+    problems += stage_problems(run)
+    incomplete = incomplete_stages(run)
+    if incomplete:
+        started = (run.workdir / "meta_learn").exists()
+        problems += validation.validate(
+            run.config,
+            (lambda: run.sources) if _READ_IMAGES & set(incomplete) else None,
+            stages=incomplete,
+            first_step="meta_learn" in incomplete and not started and not problems,
+        )
+    return problems
 
 
 def incomplete_stages(run: Run) -> list[str]:

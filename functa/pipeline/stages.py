@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functa.data import images as images_lib
 from functa.data.functaset import reader
 from functa.data.functaset.format import float32_latents
 from functa.diffusion.generator import build_generator
@@ -18,12 +17,11 @@ from functa.evaluation.evaluation_samples import EvaluationSamples
 from functa.fields.decoder import make_decoder
 from functa.fields.pixels import to_float
 from functa.fields.psnr import psnr
-from functa.pipeline import encode as encode_lib
 from functa.pipeline import load
 from functa.pipeline.run import Run
 from functa.runtime import mesh, processes, rng
 from functa.runtime.batching import apply_in_batches
-from functa.runtime.errors import StopRequested, UserError, as_user_errors
+from functa.runtime.errors import as_user_errors
 from functa.training.checkpoint import Checkpoints, digest
 from functa.training.progress import ProgressBar
 from functa.training.tasks import builders, classification
@@ -76,29 +74,15 @@ def _pca_psnr(run: Run) -> np.ndarray:
 
 def encode(run: Run) -> dict[str, Any]:
     """field + images -> functaset"""
-    config, fitter = run.config, run.fitter
     with as_user_errors():
-        params = load.load_field_params(run.workdir, fitter)
-    if not run.sources["test"].num_examples:
-        raise UserError("the test split has no images; see config.data")
+        params = load.load_field_params(run.workdir, run.fitter)
     params = jax.device_get(params)  # every process encodes on its own devices only
 
-    def stop() -> None:
-        if run.preemption.should_stop():
-            raise StopRequested("encode stopped; complete shards are kept")
-
-    data = config.data
-    result = encode_lib.encode(
-        directory=run.workdir / "functaset",
-        splits=run.sources,
-        fit=functools.partial(jax.jit(fitter.encode), params),
-        field_digest=digest(params),
-        **encode_lib.encode_arguments(config),
-        class_names=images_lib.class_names(
-            source=data.source, name=data.name, data_dir=data.data_dir, num_classes=data.num_classes
-        ),
+    fit = functools.partial(jax.jit(run.fitter.encode), params)
+    result = run.encoder(fit, field_digest=digest(params)).encode(
+        run.workdir / "functaset",
         progress=ProgressBar(run.say, "encode"),
-        stop=stop,
+        stop=lambda: run.raise_if_stopping("encode stopped; complete shards are kept"),
         **run.processes,
     )
     if jax.process_index():
@@ -109,24 +93,20 @@ def encode(run: Run) -> dict[str, Any]:
 
 def _stored_psnr(run: Run, functaset: reader.Functaset, params: Any) -> float:
     """Mean PSNR in dB of the test images decoded from the stored (quantized) latents."""
-    field, size = run.fitter.field, run.config.encode.batch_size  # of one device
-    latents, images = functaset.source("test"), run.sources["test"]
+    field, latents, images = run.fitter.field, functaset.source("test"), run.sources["test"]
 
     @jax.jit
-    def batch_psnr(params, latents, images):
+    def decoded_psnr(params, latents, images):
         errors = field(params, latents) - to_float(images)
         return psnr(jnp.mean(jnp.square(errors), axis=(1, 2, 3)))
 
-    total = 0.0
-    for start in range(0, images.num_examples, size):
-        # The last batch is padded with the last image, so that one program serves all batches.
-        rows = np.minimum(np.arange(start, start + size), images.num_examples - 1)
-        values = batch_psnr(
-            params["field"], float32_latents(latents.read(rows)), images.read(rows)["image"]
-        )
-        real = np.asarray(values)[: images.num_examples - start]
-        total += float(np.sum(real, dtype=np.float64))
-    return total / images.num_examples
+    def batch_psnr(rows):
+        stored = float32_latents(latents.read(rows))
+        return decoded_psnr(params["field"], stored, images.read(rows)["image"])
+
+    batch_size = run.config.encode.batch_size  # process 0 decodes on one device
+    values = apply_in_batches(batch_psnr, np.arange(images.num_examples), batch_size=batch_size)
+    return float(np.mean(values, dtype=np.float64))
 
 
 def classify(run: Run) -> dict[str, Any]:
@@ -156,7 +136,7 @@ def generate(run: Run) -> dict[str, Any]:
         field = run.fitter.field
         params = jax.device_get(load.load_field_params(run.workdir, run.fitter))
         functaset = reader.open_functaset(run.workdir / "functaset", field_digest=digest(params))
-        logits = load.load_classifier(config, functaset, run.workdir)
+        logits = load.load_classifier(functaset, run.workdir)
         decode = make_decoder(field, params, batch_size=settings.sample_batch_size)
         generator = build_generator(settings, functaset, num_classes=config.data.num_classes)
         task = builders.build_generation(
@@ -172,49 +152,66 @@ def generate(run: Run) -> dict[str, Any]:
         functaset=functaset,
     )
 
-    def stop() -> None:
-        if run.preemption.should_stop():
-            raise StopRequested("generate stopped; complete blocks of samples are kept")
-
-    count = min(settings.samples, functaset.num_examples("test"))
-    labels = functaset.source("test").read(np.arange(count))["label"]
-    samples = EvaluationSamples(
-        directory=run.workdir / "generate" / "samples",
-        generator=generator,
-        params=trained.params,
-        key=rng.stream_key(config.seed, "sample"),
-        labels=labels,
-        guidance_sweep=tuple(settings.guidance_sweep),
-        batch_size=settings.sample_batch_size,
+    samples = _evaluation_samples(run, trained)
+    rate = samples.write(
+        say=run.say,
+        stop=lambda: run.raise_if_stopping("generate stopped; complete samples are kept"),
+        **run.processes,
     )
-    rate = samples.write(say=run.say, stop=stop, **run.processes)
     metrics = result.metrics | {
         "functaset_digest": functaset.manifest.digest,
         "generator_parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
-        "samples": count,
+        "samples": len(samples.labels),
         "samples_per_second": rate,
     }
     processes.barrier("samples")
     if jax.process_index():
         return metrics  # process 0 evaluates
-    latents, sweep = samples.read()
+    return metrics | _evaluate_samples(run, trained, samples, decode=decode, logits=logits)
+
+
+def _evaluation_samples(run: Run, trained: TrainedGenerator) -> EvaluationSamples:
+    """The samples to evaluate, with the labels of the first test examples."""
+    settings, functaset = run.config.generate, trained.functaset
+    count = min(settings.samples, functaset.num_examples("test"))
+    return EvaluationSamples(
+        directory=run.workdir / "generate" / "samples",
+        generator=trained.generator,
+        params=trained.params,
+        key=rng.stream_key(run.config.seed, "sample"),
+        labels=functaset.source("test").read(np.arange(count))["label"],
+        guidance_sweep=tuple(settings.guidance_sweep),
+        batch_size=settings.sample_batch_size,
+    )
+
+
+def _evaluate_samples(
+    run: Run,
+    trained: TrainedGenerator,
+    samples: EvaluationSamples,
+    *,
+    decode: Callable[[np.ndarray], np.ndarray],
+    logits: Callable[[np.ndarray], np.ndarray],
+) -> dict[str, float]:
+    """Metrics of the samples; writes the arrays of the report."""
     with as_user_errors():
         evaluator = generation_eval.Evaluator(
-            settings.features,
-            functaset,
+            run.config.generate.features,
+            trained.functaset,
             sources=run.sources,
-            count=count,
+            count=len(samples.labels),
             decode=decode,
             classify=lambda latents: logits(latents).argmax(-1),
-            num_classes=config.data.num_classes,
-            seed=config.seed,
+            num_classes=run.config.data.num_classes,
+            seed=run.config.seed,
         )
-    sample_metrics, arrays = evaluator.evaluate(latents, labels)
-    arrays |= evaluator.evaluate_guidance_sweep(sweep, labels)
-    arrays |= generation_arrays.inpainting_arrays(trained, run.sources, seed=config.seed)
+    latents, sweep = samples.read()
+    metrics, arrays = evaluator.evaluate(latents, samples.labels)
+    arrays |= evaluator.evaluate_guidance_sweep(sweep, samples.labels)
+    arrays |= generation_arrays.inpainting_arrays(trained, run.sources, seed=run.config.seed)
     arrays |= generation_arrays.resolution_arrays(trained, latents)
     run.write_arrays("generate", arrays)
-    return metrics | sample_metrics
+    return metrics
 
 
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {

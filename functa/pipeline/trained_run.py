@@ -1,9 +1,4 @@
-"""The Python API of a trained run: arrays in, arrays out.
-
-run = functa.load("runs/digits")
-latents = run.encode(images)
-images = run.decode(latents, size=(128, 96))
-"""
+"""The Python API of a trained run: arrays in, arrays out."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -23,6 +18,8 @@ from functa.data.image_split import ImageSplit
 from functa.diffusion.inpainter import Inpainter
 from functa.diffusion.observation import Degradation, Observation, insert_observed
 from functa.diffusion.trained_generator import TrainedGenerator
+from functa.fields.field import Field
+from functa.fields.fitter import Fitter
 from functa.pipeline import load as load_lib
 from functa.pipeline.run_directory import STAGES
 from functa.runtime import config as config_lib
@@ -44,14 +41,15 @@ class TrainedRun:
                axis of gray images may be missing.
       latents  [n, i, j, d], or those of one image [i, j, d]: float32, not normalized.
 
-    The result for one image or one array of latents has no axis n. Programs are compiled at the first
-    use, for batch sizes that are powers of two, and reused.
+    The result for one image or one array of latents has no axis n. Programs are compiled once, for
+    batch sizes that are powers of two. All methods raise ValueError for a wrong shape or setting, and
+    if a stage that they need is not complete or does not fit the field.
 
     Attributes:
       workdir: directory of the run.
       config: its config, an ml_collections.ConfigDict.
       field: the field, a functa.fields.field.Field.
-      fitter, params: field and inner loop, and their parameters, on the host.
+      fitter, params: field and inner loop, and their parameters, on the default device.
       image_shape: (h, w, c) of the images that the field was trained on.
       latent_shape: (i, j, d).
     """
@@ -60,9 +58,9 @@ class TrainedRun:
         """See `load`."""
         self.workdir = epath.Path(workdir)
         self.config = config_lib.load(self.workdir)
-        self._data_dir = data_dir
+        self._data_dir = str(data_dir or self.config.data.data_dir)
         self.fitter, params = load_lib.load_fitter(self.workdir)
-        self.params = mesh.to_host(params)
+        self.params = jax.device_put(mesh.to_host(params))
         self.field = self.fitter.field
         h, w, c = self.field.image_shape
         i, j, d = self.field.latent_shape
@@ -95,28 +93,18 @@ class TrainedRun:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes, in the order of the labels; numbers if they have no names."""
-        names = self._functaset.manifest.class_names
-        return list(names) or [str(label) for label in range(self.config.data.num_classes)]
+        return self._functaset.manifest.class_names
 
     @functools.cached_property
     def functaset(self) -> dict[str, FunctasetSplit]:
-        """The splits of the run's functaset: {"train", "validation", "test"}.
-
-        Raises:
-          ValueError: the stage encode is not complete, or another field made the functaset.
-        """
+        """The splits of the run's functaset: {"train", "validation", "test"}."""
         return {
             name: FunctasetSplit(self._functaset, name) for name in self._functaset.manifest.splits
         }
 
     @functools.cached_property
     def generator(self) -> TrainedGenerator:
-        """The generator, for programs that need more than `sample`, `interpolate` and `inpaint`.
-
-        Raises:
-          ValueError: the stage generate is not complete, or field, functaset and generator do not
-            belong together.
-        """
+        """The generator, for programs that need more than `sample`, `interpolate` and `inpaint`."""
         return load_lib.load_generator(self.workdir)
 
     def encode(self, images: Any, *, resize: str | None = None) -> np.ndarray:
@@ -124,9 +112,9 @@ class TrainedRun:
 
         Args:
           images: see the class.
-          resize: what to do with images of another size than `image_shape`. None refuses them. "crop"
-            cuts out the largest centered part of the right aspect ratio and resizes it. "stretch"
-            resizes the whole image. Both use an antialiased bicubic filter.
+          resize: for images of another size than `image_shape`. None refuses them. "crop" cuts out the
+            largest centered part of the right aspect ratio and resizes it. "stretch" resizes the whole
+            image. Both use an antialiased bicubic filter.
         Returns:
           Latents.
         Raises:
@@ -136,9 +124,8 @@ class TrainedRun:
         images, is_single = image_arrays.to_batch(
             images, image_shape=self.image_shape, resize=resize
         )
-        latents = self._in_batches(
-            self._compiled_encode, images, limit=self.config.encode.batch_size
-        )
+        encode = functools.partial(_encode, self.fitter, self.params)
+        latents = _in_batches(encode, images, limit=self.config.encode.batch_size)
         return latents[0] if is_single else latents
 
     def decode(self, latents: Any, *, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -148,26 +135,20 @@ class TrainedRun:
           size: (height, width) in pixels; None: that of `image_shape`.
         Returns:
           Images, float32 in [0, 1].
-        Raises:
-          ValueError: a wrong shape or size.
         """
         h, w = self.image_shape[:2] if size is None else size
         if not (int(h) == h >= 1 and int(w) == w >= 1):
             raise ValueError(f"size=({h}, {w}) must be a height and a width of at least 1 pixel")
         latents, is_single = self._latent_batch(latents)
-        decode = functools.partial(self._compiled_decode, shape=(int(h), int(w)))
-        images = self._in_batches(decode, latents, limit=max(1, _DECODE_PIXELS // int(h * w)))
+        shape = int(h), int(w)
+        decode = functools.partial(_decode, self.field, self.params["field"], shape=shape)
+        images = _in_batches(decode, latents, limit=max(1, _DECODE_PIXELS // int(h * w)))
         return images[0] if is_single else images
 
     def classify(self, latents: Any) -> np.ndarray:
-        """Probabilities of the classes: [n, classes] float32, or [classes] for one array of latents.
-
-        Raises:
-          ValueError: the stage classify is not complete, or the latents have a wrong shape.
-        """
+        """Probabilities of the classes: [n, classes] float32, or [classes] for one array of latents."""
         latents, is_single = self._latent_batch(latents)
-        logits = self._classifier(latents)
-        probabilities = np.asarray(jax.nn.softmax(logits))
+        probabilities = np.asarray(jax.nn.softmax(self._classifier(latents)))
         return probabilities[0] if is_single else probabilities
 
     def sample(
@@ -193,21 +174,18 @@ class TrainedRun:
           steps, solver: of the sampler. None: as in the config.
         Returns:
           Latents [count, i, j, d] float32.
-        Raises:
-          ValueError: the stage generate is not complete, or a setting is out of range.
         """
         classes = int(self.config.data.num_classes)
-        chosen = np.arange(count) % classes if labels is None else np.asarray(labels)
-        if chosen.shape not in ((), (count,)) or not np.issubdtype(chosen.dtype, np.integer):
+        numbers = np.arange(count, dtype=np.int32)
+        chosen = np.broadcast_to(numbers % classes if labels is None else np.asarray(labels), count)
+        if count < 1 or chosen.dtype.kind not in "iu" or chosen.min() < 0 or chosen.max() > classes:
             raise ValueError(
-                f"labels must be an integer or {count} integers, not {chosen.dtype}{list(chosen.shape)}"
+                f"count={count} must be at least 1, and labels integers in [0, {classes}]"
             )
-        if count < 1 or chosen.min() < 0 or chosen.max() > classes:
-            raise ValueError(f"count={count} must be at least 1, and labels in [0, {classes}]")
-        return self._sampler(guidance, steps, solver).sample(
+        return self._sampler(guidance_scale=guidance, steps=steps, solver=solver).sample(
             seed=seed,
-            numbers=np.arange(count, dtype=np.int32),
-            labels=np.broadcast_to(chosen, count).astype(np.int32),
+            numbers=numbers,
+            labels=chosen.astype(np.int32),
             batch_size=_batch_size(count, _SAMPLE_BATCH),
         )
 
@@ -234,14 +212,13 @@ class TrainedRun:
           guidance, steps, solver: see `sample`.
         Returns:
           Latents [count, i, j, d] float32.
-        Raises:
-          ValueError: the stage generate is not complete, or a wrong shape or setting.
         """
         ends, _ = self._latent_batch(np.stack([first, last]))
         if count < 2:
             raise ValueError(f"count={count} must be at least 2")
-        classes = np.full(2, self.config.data.num_classes) if labels is None else np.asarray(labels)
-        sampler, classes = self._sampler(guidance, steps, solver), classes.astype(np.int32)
+        unknown = self.config.data.num_classes
+        classes = np.asarray((unknown, unknown) if labels is None else labels, np.int32)
+        sampler = self._sampler(guidance_scale=guidance, steps=steps, solver=solver)
         return sampler.interpolate(sampler.invert(ends, classes), classes, count=count)
 
     def inpaint(
@@ -256,6 +233,8 @@ class TrainedRun:
     ) -> np.ndarray:
         """Fills in hidden pixels by samples of the generator given the visible pixels.
 
+        The generator must have been trained with label dropout.
+
         Args:
           images: of size `image_shape`; see the class.
           hidden: [h, w] or [n, h, w] bool, True where a pixel is to be filled in.
@@ -266,9 +245,6 @@ class TrainedRun:
         Returns:
           [n, samples, h, w, c] float32 in [0, 1], without n for one image. Visible pixels are those of
           `images`.
-        Raises:
-          ValueError: the stage generate is not complete, the generator was trained without label
-            dropout, a wrong shape, or no pixel is hidden.
         """
         images, is_single = image_arrays.to_batch(images, image_shape=self.image_shape, resize=None)
         hidden = np.asarray(hidden, bool)
@@ -276,13 +252,10 @@ class TrainedRun:
             raise ValueError(
                 f"hidden must be {list(images.shape[1:3])} with a True pixel, not {list(hidden.shape)}"
             )
-        visible = np.broadcast_to(~hidden[..., None], images.shape).astype(np.float32)
+        visible = jnp.broadcast_to(~hidden[..., None], images.shape).astype(jnp.float32)
         inpainter, filled = self._inpainter(steps), []
-        for number in range(len(images)):
-            rows = slice(number, number + 1)
-            observation = Observation(
-                jnp.asarray(visible[rows]), jnp.asarray(visible[rows] * images[rows])
-            )
+        for number, (mask, image) in enumerate(zip(visible, images, strict=True)):
+            observation = Observation(mask[None], mask[None] * image[None])
             if prior:
                 # The seed takes the place of the id of the image, so one program serves all seeds.
                 ids = np.asarray([seed + number])
@@ -298,42 +271,15 @@ class TrainedRun:
         batch = latents[None] if is_single else latents
         if batch.shape[1:] != self.latent_shape or not np.issubdtype(batch.dtype, np.floating):
             expected = ", ".join(map(str, self.latent_shape))
-            raise ValueError(
-                f"latents must be float [n, {expected}] or [{expected}], not {latents.dtype}{list(latents.shape)}"
-            )
+            given = f"{latents.dtype}{list(latents.shape)}"
+            raise ValueError(f"latents must be float [n, {expected}] or [{expected}], not {given}")
         return batch.astype(np.float32), is_single
-
-    def _in_batches(
-        self, function: Callable[..., Any], rows: np.ndarray, *, limit: int
-    ) -> np.ndarray:
-        if not len(rows):
-            rows = np.zeros((1, *rows.shape[1:]), rows.dtype)  # for the shape of the result
-            return apply_in_batches(function, rows, batch_size=1)[:0]
-        return apply_in_batches(function, rows, batch_size=_batch_size(len(rows), limit))
-
-    @functools.cached_property
-    def _device_params(self) -> Any:
-        return jax.device_put(self.params)
-
-    @functools.cached_property
-    def _compiled_encode(self) -> Callable[[np.ndarray], jax.Array]:
-        encode = jax.jit(lambda params, images: self.fitter.encode(params, images)[0])
-        return lambda images: encode(self._device_params, images)
-
-    @functools.cached_property
-    def _compiled_decode(self) -> Callable[..., jax.Array]:
-        @functools.partial(jax.jit, static_argnames="shape")
-        def decode(params: Any, latents: jax.Array, shape: tuple[int, int]) -> jax.Array:
-            return jnp.clip(self.field(params["field"], latents, shape=shape), 0, 1)
-
-        return lambda latents, shape: decode(self._device_params, latents, shape=shape)
 
     @functools.cached_property
     def _image_sources(self) -> dict[str, images_lib.ImageSource]:
-        data = {**self.config.data, "cache": "none"}  # a program reads a few images at a time
-        if self._data_dir is not None:
-            data["data_dir"] = str(self._data_dir)
-        return images_lib.open_splits(**data)
+        # No cache, because a program reads a few images at a time.
+        changes = {"data_dir": self._data_dir, "cache": "none"}
+        return images_lib.open_splits(**{**self.config.data, **changes})
 
     @functools.cached_property
     def _functaset(self) -> Functaset:
@@ -341,18 +287,33 @@ class TrainedRun:
 
     @functools.cached_property
     def _classifier(self) -> Callable[[np.ndarray], np.ndarray]:
-        return load_lib.load_classifier(self.config, self._functaset, self.workdir)
+        return load_lib.load_classifier(self._functaset, self.workdir)
 
     @cachedmethod(lambda self: self._generators)
-    def _sampler(
-        self, guidance: float | None, steps: int | None, solver: str | None
-    ) -> TrainedGenerator:
+    def _sampler(self, **settings: Any) -> TrainedGenerator:
         """The generator with these settings; its programs are compiled once."""
-        return self.generator.with_sampling(guidance_scale=guidance, steps=steps, solver=solver)
+        return self.generator.with_sampling(**settings)
 
     @cachedmethod(lambda self: self._inpainters)
     def _inpainter(self, steps: int) -> Inpainter:
         return Inpainter(self.generator, _PAINTED, steps=steps, seed=0)
+
+
+@functools.partial(jax.jit, static_argnames="fitter")
+def _encode(fitter: Fitter, params: Any, images: jax.Array) -> jax.Array:
+    return fitter.encode(params, images)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("field", "shape"))
+def _decode(field: Field, params: Any, latents: jax.Array, *, shape: tuple[int, int]) -> jax.Array:
+    return jnp.clip(field(params, latents, shape=shape), 0, 1)
+
+
+def _in_batches(function: Callable[..., Any], rows: np.ndarray, *, limit: int) -> np.ndarray:
+    if not len(rows):
+        one = np.zeros((1, *rows.shape[1:]), rows.dtype)  # for the shape of the result
+        return _in_batches(function, one, limit=limit)[:0]
+    return apply_in_batches(function, rows, batch_size=_batch_size(len(rows), limit))
 
 
 def _batch_size(count: int, limit: int) -> int:

@@ -1,8 +1,8 @@
 """Validation before a run: finds every problem of a config and its data before anything compiles."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ from functa.runtime import rng
 from functa.runtime.config import range_errors
 from functa.training.tasks import builders, classification, generation, meta_learning
 
-TRAINING_STAGES = ("meta_learn", "classify", "generate")
+_TRAINING_STAGES = ("meta_learn", "classify", "generate")
 
 
 def validate(
@@ -40,40 +40,55 @@ def validate(
         config has no other problem, while images are decoded.
       mesh: that batches are sharded over; None: the mesh of this machine.
     """
-    problems = _shape_problems(config)
+    problems = _shape_problems(
+        {
+            "data.image_shape": config.data.image_shape,
+            "field.latent_shape": config.field.latent_shape,
+        }
+    )
     if problems:
         return problems  # all other checks need the shapes
-
-    def attempt(function: Callable[..., Any], *args) -> None:
-        try:
-            function(*args)
-        except (ValueError, TypeError) as error:
-            problems.extend(str(error).splitlines())
-
-    problems += _settings_problems(config, stages)
-    problems += _mesh_problems(config, stages, mesh)
+    problems = _settings_problems(config)
     sources: dict[str, ImageSource] = {}
-    if open_sources is not None:
-        attempt(lambda: sources.update(open_sources()))
+    with _collect_errors(problems):
+        mesh = mesh or mesh_lib.make_mesh(**config.mesh)
+        for stage in _TRAINING_STAGES:
+            if stage in stages:
+                problems += _training_problems(stage, config[stage], mesh)
+    with _collect_errors(problems):
+        sources = _open_splits(open_sources) if open_sources else {}
     with futures.ThreadPoolExecutor(max_workers=1) as thread:
         unstable = None
         if first_step and not problems:
             unstable = thread.submit(first_step_problems, config)
-        attempt(lambda: problems.extend(images_lib.validate_splits(sources)))
-        if "generate" in stages and sources and not problems:
-            problems += generation_eval.validate_splits(config.generate, sources)
+        with _collect_errors(problems):
+            problems += images_lib.validate_splits(sources)
         if sources and not problems:
-            problems += _cache_problems(config, sources, stages)
+            problems += _functaset_problems(config, sources, stages)
         if unstable is not None and not problems:
-            attempt(lambda: problems.extend(unstable.result()))
+            with _collect_errors(problems):
+                problems += unstable.result()
         return problems
 
 
-def _shape_problems(config: ConfigDict) -> list[str]:
-    shapes = {
-        "data.image_shape": config.data.image_shape,
-        "field.latent_shape": config.field.latent_shape,
-    }
+def _open_splits(open_sources: Callable[[], dict[str, ImageSource]]) -> dict[str, ImageSource]:
+    sources = open_sources()
+    for split, source in sources.items():
+        if not source.num_examples:
+            raise ValueError(f"the {split} split has no images: see config.data.{split}_split")
+    return sources
+
+
+@contextlib.contextmanager
+def _collect_errors(problems: list[str]) -> Iterator[None]:
+    """Appends the lines of an error of the body to `problems`."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        problems.extend(str(error).splitlines())
+
+
+def _shape_problems(shapes: dict[str, Sequence[int]]) -> list[str]:
     return [
         f"{name}={shape} must be three whole numbers from 1 to 65535, for example --config.{name}='(8, 8, 3)'"
         for name, shape in shapes.items()
@@ -81,60 +96,40 @@ def _shape_problems(config: ConfigDict) -> list[str]:
     ]
 
 
-def _settings_problems(config: ConfigDict, stages: Sequence[str]) -> list[str]:
-    problems = builders.validate_meta_learning(config)
-    problems += encode.validate(config.encode, image_shape=tuple(config.data.image_shape))
-    problems += classification.validate(
-        config.classify,
-        latent_shape=tuple(config.field.latent_shape),
-        num_classes=config.data.num_classes,
-    )
-    problems += generation.validate(
-        config.generate,
-        latent_shape=tuple(config.field.latent_shape),
-        num_classes=config.data.num_classes,
-    )
-    problems += generation_eval.validate(
-        config.generate, image_shape=tuple(config.data.image_shape)
-    )
-    ranges: dict[str, tuple[float, float, float]] = {"seed": (config.seed, 0, 2**32 - 1)}
-    for stage in _training(stages):
-        for name in ("log_every", "eval_every", "checkpoint_every", "steps"):
-            ranges[f"{stage}.{name}"] = (config[stage][name], 1, 2**31 - 1)
-        ranges[f"{stage}.ema_decay"] = (config[stage].ema_decay, 0, 1 - 1e-9)
-    return problems + range_errors(ranges)
+def _settings_problems(config: ConfigDict) -> list[str]:
+    image_shape, latent_shape = tuple(config.data.image_shape), tuple(config.field.latent_shape)
+    labels = {"latent_shape": latent_shape, "num_classes": config.data.num_classes}
+    return [
+        *builders.validate_meta_learning(config),
+        *encode.validate(config.encode, image_shape=image_shape),
+        *classification.validate(config.classify, **labels),
+        *generation.validate(config.generate, **labels),
+        *generation_eval.validate(config.generate, image_shape=image_shape),
+        *range_errors({"seed": (config.seed, 0, 2**32 - 1)}),
+    ]
 
 
-def _mesh_problems(
-    config: ConfigDict, stages: Sequence[str], mesh: Mesh | AbstractMesh | None
-) -> list[str]:
-    try:
-        return batch_problems(config, mesh or mesh_lib.make_mesh(**config.mesh), stages)
-    except ValueError as error:
-        return [str(error)]
-
-
-def batch_problems(
-    config: ConfigDict, mesh: Mesh | AbstractMesh, stages: Sequence[str]
-) -> list[str]:
-    """Batches of the training stages that cannot be sharded over the mesh."""
-    problems = []
-    for stage in _training(stages):
-        parts = config[stage].micro_batches
-        if parts < 1:
-            problems.append(f"{stage}.micro_batches={parts} must be at least 1")
-        for name in ("batch_size", "eval_batch_size"):
-            size = config[stage][name]
-            by_rows = (stage, name) == ("meta_learn", "batch_size")
-            shards = mesh.size // (mesh.shape["cell"] if by_rows else 1)
-            unit = "devices" if shards == mesh.size else f"groups of the {mesh.size} devices"
-            if name == "batch_size" and parts > 1:
-                unit = f"micro-batches ({stage}.micro_batches={parts} on each of {shards} {unit})"
-                shards *= parts
-            if size < 1 or size % shards:
-                problems.append(
-                    f"{stage}.{name}={size} must be a positive multiple of the {shards} {unit}"
-                )
+def _training_problems(stage: str, settings: ConfigDict, mesh: Mesh | AbstractMesh) -> list[str]:
+    """Problems of the settings of the training loop; batches must divide by the devices."""
+    ranges: dict[str, tuple[float, float, float]] = {
+        f"{stage}.{name}": (settings[name], 1, 2**31 - 1)
+        for name in ("log_every", "eval_every", "checkpoint_every", "steps", "micro_batches")
+    }
+    ranges[f"{stage}.ema_decay"] = (settings.ema_decay, 0, 1 - 1e-9)
+    problems = range_errors(ranges)
+    parts = max(1, settings.micro_batches)
+    for name in ("batch_size", "eval_batch_size"):
+        size = settings[name]
+        by_rows = (stage, name) == ("meta_learn", "batch_size")
+        shards = mesh.size // (mesh.shape["cell"] if by_rows else 1)
+        unit = "devices" if shards == mesh.size else f"groups of the {mesh.size} devices"
+        if name == "batch_size" and parts > 1:
+            unit = f"micro-batches ({stage}.micro_batches={parts} on each of {shards} {unit})"
+            shards *= parts
+        if size < 1 or size % shards:
+            problems.append(
+                f"{stage}.{name}={size} must be a positive multiple of the {shards} {unit}"
+            )
     return problems
 
 
@@ -145,20 +140,19 @@ def first_step_problems(config: ConfigDict) -> list[str]:
     return fitter.first_step_problems(key, meta_learning.train_field(config.meta_learn, fitter))
 
 
-def _cache_problems(
+def _functaset_problems(
     config: ConfigDict, sources: dict[str, ImageSource], stages: Sequence[str]
 ) -> list[str]:
-    """Caches of the functaset that do not fit in memory."""
-    layout = RecordLayout(latent_shape=tuple(config.field.latent_shape), dtype=config.encode.dtype)
+    """Images that cannot be evaluated, and caches of the functaset that do not fit in memory."""
     problems = []
-    for stage in {"classify", "generate"} & set(stages):
+    if "generate" in stages:
+        problems += generation_eval.validate_splits(config.generate, sources)
+    layout = RecordLayout(latent_shape=tuple(config.field.latent_shape), dtype=config.encode.dtype)
+    for stage in ("classify", "generate"):
         records = {split: source.num_examples for split, source in sources.items()}
         if config[stage].copies == "all":
             records["train"] *= config.encode.num_augmentations
-        if problem := memory_problem(records, layout.latent_bytes, cache=config[stage].cache):
+        problem = memory_problem(records, layout.latent_bytes, cache=config[stage].cache)
+        if stage in stages and problem:
             problems.append(f"{stage}.{problem}")
-    return sorted(problems)
-
-
-def _training(stages: Sequence[str]) -> list[str]:
-    return [stage for stage in TRAINING_STAGES if stage in stages]
+    return problems

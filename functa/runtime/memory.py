@@ -1,10 +1,17 @@
-"""Memory of the machine and of this process."""
+"""Memory and processor cores of the machine and of this process."""
 
 import ctypes
 import os
 import pathlib
 import re
 import sys
+
+
+def usable_cores() -> int:
+    """Number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def host_bytes() -> int:

@@ -81,7 +81,7 @@ def test_scale_and_resolution_exclude_each_other(stub_run, tmp_path):
     assert run_decode(stub_run[0], tmp_path / "out", scale=2, resolution="8x8") == 2
 
 
-def test_a_functaset_of_field_problem_is_refused(stub_run, other_field, tmp_path, capsys):
+def test_functaset_of_another_field_is_refused(stub_run, other_field, tmp_path, capsys):
     assert run_decode(stub_run[0], tmp_path / "out") == 2
     message = capsys.readouterr().err
     assert all(digest in message for digest in other_field)

@@ -67,7 +67,7 @@ def test_an_incomplete_functaset_is_refused(tmp_path, capsys):
     assert "manifest.json" in capsys.readouterr().err
 
 
-def test_a_functaset_of_field_problem_is_refused(stub_run, other_field, capsys):
+def test_functaset_of_another_field_is_refused(stub_run, other_field, capsys):
     assert main(["inspect", str(stub_run[0])]) == 2
     message = capsys.readouterr().err
     assert all(digest in message for digest in other_field)

@@ -7,10 +7,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+import functa
 from functa.cli import main, sample
 from functa.data.functaset import reader
 from functa.fields.decoder import make_decoder
-from functa.pipeline import load
 from tests.support import functaset_sets, generator_runs
 
 STEPS = 4  # of the schedule of digits:tiny
@@ -23,19 +23,22 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(run):
-    return load.load_generator(run)
+def loaded(run):
+    return functa.load(run)
+
+
+@pytest.fixture(scope="module")
+def trained(loaded):
+    return loaded.generator
 
 
 @pytest.fixture(autouse=True)
-def load_once(run, trained, monkeypatch):
+def load_once(run, loaded, monkeypatch):
     """Reading checkpoints would take most of the time of these tests."""
-    load_generator = load.load_generator
-
-    def cached(workdir):
-        return trained if workdir == str(run) else load_generator(workdir)
-
-    monkeypatch.setattr(load, "load_generator", cached)
+    load = functa.load
+    monkeypatch.setattr(
+        functa, "load", lambda workdir: loaded if workdir == str(run) else load(workdir)
+    )
 
 
 def sample_command(run, out, *arguments):

@@ -1,4 +1,4 @@
-"""What goes wrong in a run of several processes, and what follows (docs/SCALE.md)."""
+"""Failures of runs with several processes (docs/SCALE.md)."""
 
 import json
 import os
@@ -18,7 +18,7 @@ META = (TINY, "--config.stages=meta_learn")
 
 
 def start(program_env, workdir, faults, *arguments, folder=None, count=2, **settings):
-    """Processes of functa.main with faults (tests/failing.py); `folder` is that of their logs."""
+    """Processes of functa.main with faults (tests/support/failing.py); logs go to `folder`."""
     return processes.Processes(
         ["-m", "tests.support.failing", json.dumps(faults), *arguments, f"--workdir={workdir}"],
         count=count,
@@ -28,27 +28,27 @@ def start(program_env, workdir, faults, *arguments, folder=None, count=2, **sett
     )
 
 
-PATIENCE = {
+TIMEOUTS = {
     "functa.data.read_timeout._WARN_SECONDS": 1,
     "functa.data.read_timeout._TIMEOUT_SECONDS": 3.5,
 }
 
 
 @pytest.mark.parametrize("hanging", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_slow_input_goes_on_and_hung_input_ends_all_by_name(program_env, tmp_path, hanging):
+def test_slow_input_warns_and_hung_input_ends_all_processes(program_env, tmp_path, hanging):
     slow, hung = tmp_path / "slow", tmp_path / "hung"
     for pipe in (slow, hung):
         os.mkfifo(pipe)
     faults = {
-        "*": {"toy": 12, "constant": PATIENCE},
+        "*": {"toy": 12, "constant": TIMEOUTS},
         str(hanging): {"fifo": {str(slow): 4, str(hung): 8}},
     }
     with start(program_env, tmp_path / "run", faults, *META) as group:
         group.wait_for("has been waiting for input of step 4 for 2 s", index=hanging)
-        slow.write_text("there")
+        slow.write_text("data")
         group.wait_for("has been waiting for input of step 8", index=hanging)
         begin = time.monotonic()
-        assert group.wait(60) == [1, 1], group.told()
+        assert group.wait(60) == [1, 1], group.output()
         assert time.monotonic() - begin < 20
         logs = [log.read_text() for log in group.logs]
     own, other = logs[hanging], logs[1 - hanging]
@@ -62,10 +62,10 @@ def test_slow_input_goes_on_and_hung_input_ends_all_by_name(program_env, tmp_pat
     assert "no input of step 8" in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_a_nan_of_one_process_ends_all_with_its_step_and_name(program_env, tmp_path):
+def test_nan_in_one_process_ends_all_and_names_the_step(program_env, tmp_path):
     faults = {"*": {"toy": 12}, "1": {"nan": 8}}
     with start(program_env, tmp_path / "run", faults, *META) as group:
-        assert group.wait(60) == [1, 1], group.told()
+        assert group.wait(60) == [1, 1], group.output()
         logs = [log.read_text() for log in group.logs]
     saved = tmp_path / "run" / "meta_learn" / "checkpoints"
     for index, log in enumerate(logs):
@@ -79,14 +79,14 @@ def test_a_nan_of_one_process_ends_all_with_its_step_and_name(program_env, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ahead", [0, 1])
-def test_processes_whose_clocks_differ_by_an_hour_stop_together(program_env, tmp_path, ahead):
+def test_processes_with_different_clocks_stop_together(program_env, tmp_path, ahead):
     faults = {"*": {"alone": 60}, str(ahead): {"clock": 3600}}
     with start(program_env, tmp_path / "run", faults, *META) as group:
         for index in range(2):
             group.wait_for("alone", index=index)
         group.processes[0].send_signal(signal.SIGTERM)
         begin = time.monotonic()
-        assert group.wait(50) == [0, 0], group.told()
+        assert group.wait(50) == [0, 0], group.output()
         assert time.monotonic() - begin < 20
         for log in group.logs:
             assert "meta_learn stopped" in log.read_text()
@@ -94,7 +94,7 @@ def test_processes_whose_clocks_differ_by_an_hour_stop_together(program_env, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("full", [0, 1])
-def test_a_disk_that_is_full_for_one_ends_all_with_status_2(
+def test_full_disk_of_one_process_ends_all_with_status_2(
     program_env,
     finished,
     tmp_path,
@@ -104,11 +104,11 @@ def test_a_disk_that_is_full_for_one_ends_all_with_status_2(
     shutil.copytree(finished[0], workdir)
     for folder in ("encode", "functaset", "classify"):
         shutil.rmtree(workdir / folder)
-    # Everything else that a process writes is smaller than a shard of this many float32 latents.
+    # All other files are smaller than these shards.
     large = ("--config.encode.shard_megabytes=0.45", "--config.encode.num_augmentations=50")
     encode = (TINY, "--config.stages=encode", *large, "--config.encode.dtype=float32")
     with start(program_env, workdir, {str(full): {"file_size": 200_000}}, *encode) as group:
-        assert group.wait(60) == [2, 2], group.told()
+        assert group.wait(60) == [2, 2], group.output()
         own, other = (group.logs[k].read_text() for k in (full, 1 - full))
     assert re.search(
         rf"functa: process {full} of 2: .*File too large: about [\d,]+ bytes are required; .*functaset-",
@@ -118,11 +118,11 @@ def test_a_disk_that_is_full_for_one_ends_all_with_status_2(
     assert f"process {full} has ended: " in other
     assert "File too large: about" in other
     with start(program_env, workdir, {}, *encode) as group:
-        assert group.wait(120) == [0, 0], group.told()
+        assert group.wait(120) == [0, 0], group.output()
     assert not list(workdir.rglob("*.partial"))
 
 
-def test_who_does_not_come_is_not_called_dead():
+def test_timeout_is_distinguished_from_a_dead_process():
     gloo = "Gloo all-reduce failed: [unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation"
     assert "did not reach this operation" in distributed.error_summary(
         jax.errors.JaxRuntimeError(gloo)
@@ -132,13 +132,13 @@ def test_who_does_not_come_is_not_called_dead():
 
 
 @pytest.mark.slow
-def test_one_process_alone_does_not_wait_for_a_read_that_hangs(program_env, tmp_path):
+def test_hung_input_ends_a_single_process(program_env, tmp_path):
     os.mkfifo(tmp_path / "hung")
-    faults = {"*": {"toy": 12, "constant": PATIENCE, "fifo": {str(tmp_path / "hung"): 8}}}
+    faults = {"*": {"toy": 12, "constant": TIMEOUTS, "fifo": {str(tmp_path / "hung"): 8}}}
     with start(program_env, tmp_path / "run", faults, *META, count=1) as group:
         group.wait_for("blocks")
-        assert group.wait(20) == [1], group.told()
-        told = group.logs[0].read_text()
-    assert "functa: process 0 of 1" not in told
-    assert "functa: no input of step 8 for 4 s" in told
+        assert group.wait(20) == [1], group.output()
+        output = group.logs[0].read_text()
+    assert "functa: process 0 of 1" not in output
+    assert "functa: no input of step 8 for 4 s" in output
     assert "stopped by InputTimeoutError" in (tmp_path / "run" / "log.txt").read_text()

@@ -74,7 +74,7 @@ def test_another_functaset_is_rejected_with_both_digests(run, copy):
 
 def test_classifier_of_another_functaset_is_rejected(run, copy):
     generator = load.load_generator(run)
-    arguments = config_lib.load(run), generator.functaset, copy
+    arguments = generator.functaset, copy
     with pytest.raises(ValueError, match="the stage classify of .*copy is not complete"):
         load.load_classifier(*arguments)
     (copy / "classify").mkdir()
@@ -96,7 +96,7 @@ def test_classifier_works_in_fixed_size_batches(run, copy, monkeypatch):
     generator_runs.save(copy / "classify" / "best", params)
     digest = generator.functaset.manifest.digest
     config_lib.write_json(copy / "classify" / "metrics.json", {"functaset_digest": digest})
-    logits = load.load_classifier(config_lib.load(run), generator.functaset, copy)
+    logits = load.load_classifier(generator.functaset, copy)
     shape = tuple(config_lib.load(run).field.latent_shape)
     latents = np.random.default_rng(0).normal(size=(23, *shape)).astype(np.float32)
     expected = logits(latents)
@@ -113,7 +113,7 @@ def test_classifier_works_in_fixed_size_batches(run, copy, monkeypatch):
 
     monkeypatch.setattr(load, "apply_in_batches", watched_batches)
     monkeypatch.setattr(load, "_CLASSIFIER_BATCH", 5)
-    logits = load.load_classifier(config_lib.load(run), generator.functaset, copy)
+    logits = load.load_classifier(generator.functaset, copy)
     np.testing.assert_allclose(logits(latents), expected, atol=1e-5)
     assert sizes == [5] * 5
 

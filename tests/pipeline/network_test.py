@@ -1,4 +1,4 @@
-"""Two hosts as far as their network goes: namespaces with addresses of their own, and a link that is cut."""
+"""Two network namespaces as two hosts, and a link between them that fails."""
 
 import os
 import shutil
@@ -11,8 +11,8 @@ import pytest
 from tests.pipeline import failures_test
 from tests.pipeline.failures_test import META
 
-CABLE = "cable"  # what its end is called in each
-ENOUGH = 30  # seconds within which both must have ended
+CABLE = "cable"  # name of both ends of the link
+END_SECONDS = 30  # in which both processes must end
 
 
 def ip(*arguments):
@@ -42,7 +42,7 @@ class Hosts:
             ip("-n", name, "link", "set", CABLE, state)
 
     def inside(self):
-        """Commands that start one in each. Gloo asks for the address of the host's name: the name is the address."""
+        """Commands that start a program in each. Gloo resolves the host's name, so that is the address."""
         named = 'hostname "$0" && exec "$@"'
         return [
             ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", named, f"10.77.0.{k}"]
@@ -71,7 +71,7 @@ def hosts():
 
 
 @pytest.mark.slow
-def test_a_cut_link_ends_both_and_the_same_command_goes_on(program_env, tmp_path, hosts):
+def test_cut_link_ends_both_processes_and_the_run_resumes(program_env, tmp_path, hosts):
     settings = {"log_every": 100, "checkpoint_every": 100, "eval_every": 1500}
     command = (*META, *(f"--config.meta_learn.{name}={n}" for name, n in settings.items()))
     network = {"coordinator": "10.77.0.1:8476", "inside": hosts.inside()}
@@ -82,7 +82,7 @@ def test_a_cut_link_ends_both_and_the_same_command_goes_on(program_env, tmp_path
         hosts.link("down")
         begin = time.monotonic()
         statuses = group.wait(60)
-        assert time.monotonic() - begin < ENOUGH, group.told()
+        assert time.monotonic() - begin < END_SECONDS, group.output()
         first, second = (log.read_text() for log in group.logs)
     assert all(statuses), statuses
     assert "stopped sending heartbeats):\n1\n" in first
@@ -90,8 +90,8 @@ def test_a_cut_link_ends_both_and_the_same_command_goes_on(program_env, tmp_path
 
     hosts.link("up")
     with failures_test.start(program_env, *run, **network) as group:
-        assert group.wait(120) == [0, 0], group.told()
+        assert group.wait(120) == [0, 0], group.output()
         for log in group.logs:
-            told = log.read_text()
-            assert "resumes at step" in told
-            assert "step 1500/1500" in told
+            output = log.read_text()
+            assert "resumes at step" in output
+            assert "step 1500/1500" in output

@@ -1,4 +1,4 @@
-"""Everything in an object store: a run, its kill, its lock, its functaset, its images."""
+"""Runs in an object store."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ from tests.support import processes
 
 
 class Store:
-    """The emulator, what programs must be told to use it, and its content."""
+    """The emulator of an object store."""
 
     def __init__(self, address, env):
         self.address = address
@@ -77,13 +77,13 @@ def store(program_env):
 
 @pytest.fixture(scope="module")
 def remote(store, tmp_path_factory):
-    """(what a complete run in the store has left, copied here; what it said)."""
+    """(copy of a complete run in the store, CompletedProcess)."""
     result = store.run(*processes.main(TINY, "--workdir=gs://bucket/run"))
     assert result.returncode == 0, result.stderr
     return store.download("run", tmp_path_factory.mktemp("remote")), result
 
 
-def test_a_run_in_a_store_is_the_run_on_a_disk(remote, finished):
+def test_run_in_a_store_equals_the_run_on_disk(remote, finished):
     folder, result = remote
     assert numbers(folder) == numbers(finished[0])
     assert functaset_bytes(folder) == functaset_bytes(finished[0])
@@ -99,13 +99,13 @@ def test_a_run_in_a_store_is_the_run_on_a_disk(remote, finished):
     assert len(events) == 1
 
 
-def test_a_complete_run_in_a_store_returns_at_once(remote, store):
+def test_complete_run_in_a_store_is_not_repeated(remote, store):
     result = store.run(*processes.main(TINY, "--workdir=gs://bucket/run"))
     assert result.returncode == 0, result.stderr
     assert "are complete" in result.stdout
 
 
-def test_a_functaset_in_a_store_is_verified_and_opened_by_tfds(remote, store, tmp_path):
+def test_functaset_in_a_store_is_verified_and_read_by_tfds(remote, store, tmp_path):
     result = store.run("-m", "functa.cli", "verify", "gs://bucket/run/functaset")
     assert result.returncode == 0, result.stderr
     read = (
@@ -118,25 +118,24 @@ def test_a_functaset_in_a_store_is_verified_and_opened_by_tfds(remote, store, tm
 
 
 @pytest.mark.parametrize(
-    ("workdir", "told"),
+    ("workdir", "part"),
     [
         ("gs://nowhere/run", "bucket must exist"),
         ("gs://bucket", "must be gs://BUCKET/FOLDER"),
         ("s3://bucket/run", "gs:// is the only supported"),
     ],
 )
-def test_a_store_that_will_not_do_is_told(store, workdir, told):
+def test_unsuitable_stores_are_refused(store, workdir, part):
     result = store.run(*processes.main(TINY, f"--workdir={workdir}"))
     assert result.returncode == 2
-    assert told in result.stderr
+    assert part in result.stderr
     assert "Traceback" not in result.stderr
 
 
 @pytest.mark.slow
-def test_two_processes_killed_in_a_store_go_on_from_there(store, finished, tmp_path):
+def test_killed_processes_resume_in_a_store(store, finished, tmp_path):
     workdir = "gs://bucket/killed"
-    # As many devices as in distributed_test, where the same is compiled; and a lock that is soon told to be
-    # of nobody.
+    # The lock of the killed processes counts as abandoned after a few seconds.
     env = store.env | {"NPROC": "4"}
     faults = {"*": {"constant": {"functa.pipeline.locks.RENEWAL_SECONDS": 2}}}
     start = functools.partial(failures_test.start, env, workdir, faults, TINY, devices=2)
@@ -146,7 +145,7 @@ def test_two_processes_killed_in_a_store_go_on_from_there(store, finished, tmp_p
         for process in group.processes:
             process.send_signal(signal.SIGKILL)
     with start(folder=tmp_path / "two") as group:
-        assert group.wait() == [0, 0], group.told()
+        assert group.wait() == [0, 0], group.output()
     folder = store.download("killed", tmp_path / "killed")
     assert functaset_bytes(folder).keys() == functaset_bytes(finished[0]).keys()
     for name, value in numbers(finished[0]).items():

@@ -79,7 +79,7 @@ def test_run_continues_after_an_outage(store, tmp_path):  # noqa: F811
     ) as group:
         group.wait_for("step 4/")
         make_unavailable(store, 10)
-        assert group.wait(90) == [0], group.told()
+        assert group.wait(90) == [0], group.output()
         assert "step 12/12" in group.logs[0].read_text()
     folder = store.download("back", tmp_path / "back")
     log = (folder / "log.txt").read_text()
@@ -106,7 +106,7 @@ def test_long_outage_ends_all_processes_and_the_same_command_resumes(store, tmp_
     ) as group:
         group.wait_for("step 8/")
         make_unavailable(store, 25)
-        assert group.wait(40) == [1, 1], group.told()
+        assert group.wait(40) == [1, 1], group.output()
         for log in group.logs:
             assert "gs:// has not answered for" in log.read_text()
     # Starts during the outage. The ended run left a lock, which expires after three renewal periods.
@@ -114,8 +114,8 @@ def test_long_outage_ends_all_processes_and_the_same_command_resumes(store, tmp_
     with failures_test.start(
         store.env, workdir, {"*": {"toy": 12, "constant": constant}}, *META, folder=tmp_path / "two"
     ) as group:
-        assert group.wait(120) == [0, 0], group.told()
-        assert "resumes at step" in group.told()
+        assert group.wait(120) == [0, 0], group.output()
+        assert "resumes at step" in group.output()
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_outage_of_a_minute_does_not_change_the_functaset(store, finished, tmp_p
     with processes.Processes(command, count=1, folder=tmp_path, env=store.env) as group:
         group.wait_for("encode  field")
         make_unavailable(store, 60)
-        assert group.wait(300) == [0], group.told()
+        assert group.wait(300) == [0], group.output()
     folder = store.download("minute", tmp_path / "minute")
     assert "answers again, after 6" in (folder / "log.txt").read_text()
     assert functaset_bytes(folder) == functaset_bytes(finished[0])

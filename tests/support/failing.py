@@ -1,13 +1,13 @@
-"""functa.main with something that fails, for tests: python -m tests.failing FAULTS ARGUMENTS...
+"""functa.main with injected faults: python -m tests.support.failing FAULTS ARGUMENTS...
 
 FAULTS is a JSON object {"PROCESS": {fault: value}}; "*" is every process. Faults:
-    constant   {"MODULE.NAME": number}: so that a test need not wait for minutes
-    toy        number of steps: meta_learn trains a linear regression, which compiles in a second, and ends there
-    alone      seconds that the stage meta_learn works, each process for itself
-    fifo       {PATH: K}: the read of the toy's batch K, counted from 1, blocks until somebody writes to PATH
-    nan        K: the toy's batch K holds a NaN
-    clock      seconds that its clock is ahead
-    file_size  bytes that a file may have, as under `ulimit -f`
+    constant   {"MODULE.NAME": number}, to shorten timeouts
+    toy        number of steps: meta_learn trains a linear regression, which compiles in a second
+    alone      seconds of meta_learn without any communication
+    fifo       {PATH: K}: the read of batch K of the toy, from 1, blocks until PATH is written
+    nan        K: batch K of the toy contains NaN
+    clock      seconds by which the clock is ahead
+    file_size  largest size of a file in bytes, as for `ulimit -f`
 """
 
 import importlib
@@ -34,12 +34,12 @@ from functa.runtime.errors import StopRequested
 from functa.training.optimizers import Optimizer
 from functa.training.tasks import Task, TaskData, TaskMetrics
 
-# Those that can be set up only once the processes know each other.
+# Faults that need to know the number of processes.
 LATER: list = []
 
 
 class Rows:
-    """Examples of a linear regression; `faults` {number of a read of a batch: what to do with it}."""
+    """Examples of a linear regression; `faults` is {indices of a batch: function of the batch}."""
 
     num_examples = 64
     faults: dict = {}
@@ -50,11 +50,11 @@ class Rows:
         return self.faults.get(tuple(indices), lambda batch: batch)(batch)
 
 
-def _on(number, do):
-    """Does it with this process's share of batch `number`."""
+def _on(number, fault):
+    """Applies `fault` to this process's share of batch `number`."""
     positions = np.arange(16 * (number - 1), 16 * number).reshape(jax.process_count(), -1)
     rows = loader.shuffled_examples(positions[jax.process_index()], num_examples=64, seed=0)
-    Rows.faults[tuple(rows)] = do
+    Rows.faults[tuple(rows)] = fault
 
 
 def constant(values):
@@ -99,7 +99,7 @@ def toy(steps):
 
     stage.__doc__ = "a toy"
     stages.STAGES["meta_learn"] = stage
-    # What is written of all stages at the end asks for the numbers of the real ones.
+    # The summary and the report need metrics of the real stage.
     metric_registry.write_summary = metric_registry.results_table = lambda *args: ""
     report.write_report = lambda *args: ""
 
@@ -114,7 +114,7 @@ def alone(seconds):
             time.sleep(0.1)
         return {"earlier_seconds": 0.0}
 
-    stage.__doc__ = "work that asks nothing of others"
+    stage.__doc__ = "work without communication"
     stages.STAGES["meta_learn"] = stage
 
 
@@ -139,7 +139,7 @@ def clock(seconds):
 
 
 def file_size(size):
-    # Without the signal the write fails with EFBIG, as on a disk that has no room.
+    # Without the signal, the write fails with EFBIG.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 

@@ -20,7 +20,7 @@ from functa.data.functaset import (
     writer as functaset_writer,
 )
 from functa.data.functaset.format import RecordLayout
-from functa.pipeline import encode as encode_lib
+from functa.pipeline.run import Run
 
 DIGEST = "sha256:" + "0" * 64
 IMAGE_SHAPE = (8, 8, 1)
@@ -99,20 +99,18 @@ def slow_fit(seconds):
 
 
 def encode(directory, **changes):
-    """encode.encode with random images, the linear fit and `changes`."""
+    """Encodes random images with the linear fit, or with `changes`."""
+    run = Run(changes.pop("config", None) or make_config(), directory, print)
+    run.sources = changes.pop("splits", None) or make_splits()
+    run.class_names = changes.pop("class_names", CLASS_NAMES)
+    encoder = run.encoder(changes.pop("fit", fit), field_digest=changes.pop("field_digest", DIGEST))
     arguments = {
-        "directory": directory,
-        "splits": make_splits(),
-        "fit": fit,
-        "field_digest": DIGEST,
-        **encode_lib.encode_arguments(changes.pop("config", None) or make_config()),
-        "class_names": CLASS_NAMES,
         "process_index": 0,
         "process_count": 1,
         "progress": lambda done, total: None,
         "stop": lambda: None,
     }
-    return encode_lib.encode(**(arguments | changes))
+    return encoder.encode(directory, **(arguments | changes))
 
 
 def make_records(num_records, latent_shape, seed):

@@ -1,9 +1,9 @@
-"""An object store on 127.0.0.1 for tests: PyPI's gcp-storage-emulator, in memory, with what it lacks.
+"""An object store on 127.0.0.1 in memory: gcp-storage-emulator with additions.
 
-python -m tests.gcs_emulator BUCKET      prints its address and serves until it is killed
+python -m tests.support.gcs_emulator BUCKET      prints its address and serves until it is killed
 
-It goes away for a while when it is sent a POST to /away/SECONDS: half of the requests are then
-answered with 503, half by closing the connection.
+A POST to /away/SECONDS starts an outage: half of the requests are then answered with 503, for the
+others the connection is closed.
 """
 
 import functools
@@ -22,7 +22,7 @@ _download, _insert = objects.download, objects.insert
 
 
 def download(request, response, storage, *args, **kwargs):
-    """With ranges that count from the end and the generation, which TensorStore asks for."""
+    """Adds the generation and ranges that count from the end, for TensorStore."""
     place = request.params["bucket_name"], request.params["object_id"]
     try:
         response["x-goog-generation"] = storage.get_file_obj(*place)["generation"]
@@ -31,21 +31,21 @@ def download(request, response, storage, *args, **kwargs):
         response.status = _ABSENT
         return
     headers = request._request_handler.headers
-    if found := re.fullmatch(r"bytes=-(\d+)", headers.get("range", "")):
-        headers.replace_header("range", f"bytes={max(0, size - int(found[1]))}-")
+    if match := re.fullmatch(r"bytes=-(\d+)", headers.get("range", "")):
+        headers.replace_header("range", f"bytes={max(0, size - int(match[1]))}-")
     _download(request, response, storage, *args, **kwargs)
 
 
 def insert(request, response, storage, *args, **kwargs):
-    """With the precondition that an object is still the one that was read, or is not there (0)."""
+    """Adds the precondition on the generation; 0: the object must not exist."""
     wanted = request.query.get("ifGenerationMatch")
     if wanted and "name" in request.query:
         try:
             place = request.params["bucket_name"], request.query["name"][0]
-            found = storage.get_file_obj(*place)["generation"]
+            generation = storage.get_file_obj(*place)["generation"]
         except NotFound:
-            found = "0"
-        if found != wanted[0]:
+            generation = "0"
+        if generation != wanted[0]:
             _ = request.data  # the body, which must be read
             response.status = http.HTTPStatus.PRECONDITION_FAILED
             return
@@ -53,7 +53,7 @@ def insert(request, response, storage, *args, **kwargs):
 
 
 def move(request, response, storage):
-    """objects.moveTo, which gcsfs renames with."""
+    """objects.moveTo, by which gcsfs renames."""
     names = request.params
     bucket, old, new = names["bucket_name"], names["object_id"], names["target_id"]
     try:
@@ -67,9 +67,9 @@ def move(request, response, storage):
 
 def main(bucket: str) -> None:
     objects.download = download
-    better = {_download: download, _insert: insert}
+    replacements = {_download: download, _insert: insert}
     handlers = [
-        (path, {method: better.get(handler, handler) for method, handler in of.items()})
+        (path, {method: replacements.get(handler, handler) for method, handler in of.items()})
         for path, of in server.HANDLERS
     ]
     path = (
@@ -86,8 +86,8 @@ def main(bucket: str) -> None:
         def parse_request(self):
             if not super().parse_request():
                 return False
-            if found := re.fullmatch(r"/away/([\d.]+)", self.path):
-                away[:] = [time.monotonic() + float(found[1]), 0]
+            if match := re.fullmatch(r"/away/([\d.]+)", self.path):
+                away[:] = [time.monotonic() + float(match[1]), 0]
                 self.send_error(http.HTTPStatus.OK)
                 return False
             if time.monotonic() > away[0]:

@@ -30,7 +30,6 @@ from functa.data.prepare import source_formats, sources, writer
 from functa.diffusion.generator import Generator, build_generator
 from functa.evaluation import features, generation_eval
 from functa.evaluation.evaluation_samples import EvaluationSamples
-from functa.pipeline import encode as encode_lib
 from functa.pipeline import run as run_lib
 from functa.pipeline import runner
 from functa.report import report
@@ -104,17 +103,10 @@ def mean_fit(config: ConfigDict, shapes: list[tuple[int, ...]]) -> Callable:
 def encode(config: ConfigDict, directory: Path) -> list[tuple[int, ...]]:
     """Makes a functaset with `mean_fit`; returns the shapes of the batches of images."""
     shapes: list[tuple[int, ...]] = []
-    encode_lib.encode(
-        directory=directory,
-        splits=images.open_splits(**config.data),
-        fit=mean_fit(config, shapes),
-        field_digest="sha256:" + "0" * 64,
-        **encode_lib.encode_arguments(config),
-        class_names=[f"class {label}" for label in range(config.data.num_classes)],
-        progress=lambda done, total: None,
-        stop=lambda: None,
-        **ONE_PROCESS,
-    )
+    run = run_lib.Run(config, directory, print)
+    run.class_names = [f"class {label}" for label in range(config.data.num_classes)]
+    encoder = run.encoder(mean_fit(config, shapes), field_digest="sha256:" + "0" * 64)
+    encoder.encode(directory, progress=lambda done, total: None, stop=lambda: None, **ONE_PROCESS)
     return shapes
 
 

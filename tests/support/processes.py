@@ -1,4 +1,4 @@
-"""Several real processes of one run on this machine, for tests."""
+"""Real processes of one run on this machine."""
 
 import contextlib
 import os
@@ -15,13 +15,13 @@ from tests.conftest import ROOT
 
 
 class Processes:
-    """`count` processes of one command; `logs` are their outputs. A context manager that leaves none running.
+    """`count` processes of one command, as a context manager that kills those still running.
 
     Args:
       arguments: of Python; a list for every process, or one for all.
-      devices: simulated CPU devices of each; a list for every process, or one number for all.
-      coordinator: HOST:PORT of process 0; a free port of this machine where it is not given.
-      inside: command of every process in which Python is to be started; none where not given.
+      devices: simulated CPU devices of each process; a list, or one number for all.
+      coordinator: HOST:PORT of process 0; by default a free port of this machine.
+      inside: command of each process that starts Python, such as `ip netns exec`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Processes:
         self.logs = [folder / f"process-{k}.log" for k in range(count)]
         self.processes = []
         for index, (log, own) in enumerate(zip(self.logs, arguments, strict=True)):
-            told = {
+            variables = {
                 "JAX_COORDINATOR_ADDRESS": coordinator,
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(index),
@@ -57,7 +57,7 @@ class Processes:
                     subprocess.Popen(
                         [*(inside[index] if inside else ()), sys.executable, *own],
                         cwd=ROOT,
-                        env=env | told,
+                        env=env | variables,
                         stdout=file,
                         stderr=subprocess.STDOUT,
                     )
@@ -77,7 +77,7 @@ class Processes:
         deadline = time.monotonic() + seconds
         while text not in self.logs[index].read_text():
             if self.processes[index].poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"{text!r} never came:\n{self.told()}")
+                pytest.fail(f"{text!r} never came:\n{self.output()}")
             time.sleep(0.02)
 
     def wait(self, seconds: float = 300) -> list[int]:
@@ -86,9 +86,9 @@ class Processes:
         try:
             return [p.wait(max(0.1, deadline - time.monotonic())) for p in self.processes]
         except subprocess.TimeoutExpired:
-            pytest.fail(f"still running after {seconds} s:\n{self.told()}")
+            pytest.fail(f"still running after {seconds} s:\n{self.output()}")
 
-    def told(self) -> str:
+    def output(self) -> str:
         return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in self.logs)
 
 
@@ -100,7 +100,7 @@ def main(*arguments: str) -> list[str]:
 def start(
     program_env: dict[str, str], workdir: os.PathLike, *arguments: str, **settings
 ) -> Processes:
-    """Processes of functa.main with one work directory."""
+    """Processes of functa.main that share a work directory."""
     workdir = pathlib.Path(workdir)
     return Processes(
         main(*arguments, f"--workdir={workdir}"),

@@ -134,7 +134,17 @@ def _all_finished(
 def encode_metrics(
     manifest: Manifest, summaries: dict[Shard, Summary], *, process_count: int
 ) -> dict[str, Any]:
-    """Metrics of the encode stage; pipeline.encode.encode documents them."""
+    """Metrics of the encode stage.
+
+    Returns:
+      psnr, psnr_of_mean_mse: of the test split in dB, before the latents are quantized.
+      train_psnr, validation_psnr: likewise, for splits that have records.
+      examples, shards: records and files of all splits.
+      latent_bytes: bytes of the latents of a record before compression.
+      bytes_per_example: bytes of all shards divided by records.
+      examples_per_second: of all processes, without compilation. Shards of earlier calls count with
+        the seconds they took.
+    """
     examples = sum(split["examples"] for split in manifest.splits.values())
     seconds = math.fsum(summary["seconds"] for summary in summaries.values()) / process_count
     test = manifest.splits["test"]

@@ -1,0 +1,35 @@
+"""Arguments that several sub-commands take."""
+
+import argparse
+import re
+from collections.abc import Callable
+
+from etils import epath
+
+from functa.runtime.errors import UserError
+
+
+def new_directory(path: str) -> epath.Path:
+    """The directory of --out. Raises UserError unless it is absent or empty."""
+    out = epath.Path(path)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out={out} exists and is not an empty directory: choose another one")
+    return out
+
+
+def functaset_directory(path: str) -> epath.Path:
+    """The functaset of a run, or `path` itself."""
+    inside = epath.Path(path) / "functaset"
+    return inside if inside.is_dir() else epath.Path(path)
+
+
+def integers(least: int) -> Callable[[str], list[int]]:
+    """Parser of a list of different integers of at least `least`: "1,4" -> [1, 4]."""
+
+    def parse(text: str) -> list[int]:
+        numbers = [int(part) for part in text.split(",") if re.fullmatch(r"\d+", part)]
+        if len(numbers) < text.count(",") + 1 or min(numbers) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} must be integers from {least}, as in 1,4")
+        return list(dict.fromkeys(numbers))
+
+    return parse
