@@ -55,7 +55,6 @@ class TrainedRun:
     """
 
     def __init__(self, workdir: epath.PathLike, *, data_dir: epath.PathLike | None = None):
-        """See `load`."""
         self.workdir = epath.Path(workdir)
         self.config = config_lib.load(self.workdir)
         self._data_dir = str(data_dir or self.config.data.data_dir)

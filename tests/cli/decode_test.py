@@ -77,10 +77,6 @@ def test_impossible_arguments_are_refused(stub_run, tmp_path, capsys, flag, valu
     assert not (tmp_path / "out").exists()
 
 
-def test_scale_and_resolution_exclude_each_other(stub_run, tmp_path):
-    assert run_decode(stub_run[0], tmp_path / "out", scale=2, resolution="8x8") == 2
-
-
 def test_functaset_of_another_field_is_refused(stub_run, other_field, tmp_path, capsys):
     assert run_decode(stub_run[0], tmp_path / "out") == 2
     message = capsys.readouterr().err

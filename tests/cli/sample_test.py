@@ -42,7 +42,11 @@ def load_once(run, loaded, monkeypatch):
 
 
 def sample_command(run, out, *arguments):
-    return main.main(["sample", str(run), f"--out={out}", *arguments])
+    """Exit status of the command, also for arguments that argparse refuses."""
+    try:
+        return main.main(["sample", str(run), f"--out={out}", *arguments])
+    except SystemExit as error:
+        return error.code
 
 
 def sample_records(run, out, *arguments):
@@ -168,22 +172,16 @@ def test_interpolation_writes_a_strip(run, tmp_path, pair):
         (["--steps=0"], "steps=0"),
         (["--scale=1,1251"], "--scale=1251"),
         (["--guidance=-1"], "scale=-1"),
+        (["--classes=-1"], "--classes"),
+        (["--scale=0"], "--scale"),
+        (["--interpolate=1,test:2"], "--interpolate"),
+        (["--solver=magic"], "--solver"),
     ],
 )
 def test_invalid_arguments_are_refused(run, tmp_path, capsys, arguments, key):
     assert sample_command(run, tmp_path / "out", *arguments) == 2
     assert key in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "argument", ["--classes=-1", "--scale=0", "--interpolate=1,test:2", "--solver=magic"]
-)
-def test_malformed_arguments_are_refused(run, tmp_path, capsys, argument):
-    with pytest.raises(SystemExit) as exit_info:
-        sample_command(run, tmp_path / "out", argument)
-    assert exit_info.value.code == 2
-    assert argument.split("=")[0] in capsys.readouterr().err
 
 
 def test_existing_output_and_missing_runs_are_refused(run, tmp_path, capsys):
