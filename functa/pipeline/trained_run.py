@@ -74,7 +74,7 @@ class TrainedRun:
 
     @functools.cached_property
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """{stage: metrics} of the complete stages; docs/CONFIGS.md lists the keys."""
+        """{stage: metrics} of the complete stages; functa/report/metric_registry.py lists the keys."""
         paths = {stage: self.workdir / stage / "metrics.json" for stage in STAGES}
         return {stage: config_lib.read_json(path) for stage, path in paths.items() if path.exists()}
 
