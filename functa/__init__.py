@@ -73,10 +73,11 @@ def train(
     Raises:
       ValueError: the config, the data or the directory must be changed; lists every problem.
     """
-    from functa.pipeline import runner
+    from functa.pipeline.run import Run
+    from functa.pipeline.runner import run_stages
     from functa.report import metric_registry, report
 
-    runner.run_stages(config, workdir, say=say, handle_signals=False)
+    run_stages(Run(config, workdir, say, handle_signals=False))
     metric_registry.write_summary(workdir)
     report.write_report(workdir)
     return load(workdir)

@@ -7,6 +7,7 @@ import pytest
 from functa.configs import digits
 from functa.data import images
 from functa.pipeline import runner, validation
+from functa.pipeline.run import Run
 from functa.runtime import errors, memory
 
 TINY = "--config=configs/digits.py:tiny"
@@ -121,7 +122,7 @@ def test_first_step_is_not_measured_if_there_are_other_problems(tmp_path, monkey
     with config.unlocked():
         config.update_from_flattened_dict(dict([changes[wrong]]))
     with pytest.raises(errors.UserError):
-        runner.run_stages(config, tmp_path / "run", say=print)
+        runner.run_stages(Run(config, tmp_path / "run", say=print))
     assert len(measured) == 1
     assert not (tmp_path / "run").exists()
 

@@ -87,13 +87,14 @@ def _run_stages(config: ConfigDict, workdir: str, *, stopped_status: int) -> int
     import jax
 
     from functa.pipeline import runner
+    from functa.pipeline.run import Run
     from functa.report import metric_registry, report
     from functa.runtime import distributed, errors
     from functa.training.progress import Console
 
     try:
         distributed.initialize()
-        summary = runner.run_stages(config, workdir, say=Console())
+        summary = runner.run_stages(Run(config, workdir, say=Console()))
         if jax.process_index() == 0:
             metric_registry.write_summary(workdir)
             print(metric_registry.results_table(summary))

@@ -40,6 +40,8 @@ class Run:
       config: of the run.
       workdir: its directory.
       say: prints a line for the user.
+      handle_signals: whether SIGTERM and Ctrl-C save and stop the run; of one process. If not, Ctrl-C
+        raises KeyboardInterrupt, and the run resumes from the last checkpoint.
       stages: names of the stages of this command, in order.
       processes: index and number of processes, as keyword arguments.
     """

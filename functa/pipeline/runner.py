@@ -3,12 +3,9 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
-from etils import epath
-from ml_collections import ConfigDict
 
 from functa.data.images import ImageSource
 from functa.pipeline import environment, locks, log, run_directory, validation
@@ -21,18 +18,9 @@ from functa.runtime.errors import StopRequested, UserError
 _READ_IMAGES = {"meta_learn", "encode", "generate"}  # stages that read images
 
 
-def run_stages(
-    config: ConfigDict,
-    workdir: epath.PathLike,
-    say: Callable[[str], None],
-    *,
-    handle_signals: bool = True,
-) -> dict[str, dict[str, Any]]:
-    """Runs config.stages.
+def run_stages(run: Run) -> dict[str, dict[str, Any]]:
+    """Runs the stages of a run.
 
-    Args:
-      handle_signals: whether SIGTERM and Ctrl-C save and stop the run; of one process. If not, Ctrl-C
-        raises KeyboardInterrupt, and the run resumes from the last checkpoint.
     Returns:
       {stage: metrics} of all complete stages.
     Raises:
@@ -40,9 +28,9 @@ def run_stages(
         except the check of the first inner step, which runs only if there are no other problems.
       StopRequested, FloatingPointError: see training.loop.train.
     """
-    run = Run(config, workdir, say, handle_signals=handle_signals)
+    say = run.say
     _ = run.preemption  # from here on SIGTERM and Ctrl-C request a stop
-    settings = config_lib.shared_settings(config)
+    settings = config_lib.shared_settings(run.config)
     identity = {"jax": jax.__version__, "functa": digests.source_digest()}
     identity |= {f"config.{key}": value for key, value in settings.items()}
     _raise_any(processes.gather_problems(_problems(run), identity))

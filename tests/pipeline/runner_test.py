@@ -12,6 +12,7 @@ import pytest
 
 from functa.evaluation import generation_eval
 from functa.pipeline import runner
+from functa.pipeline.run import Run
 from functa.runtime import config as config_lib
 from functa.runtime import digests, errors
 from tests.conftest import ROOT
@@ -164,7 +165,7 @@ def refusal(workdir, **changes):
     config = config_lib.load(workdir)
     config.update_from_flattened_dict(changes)
     with pytest.raises(errors.UserError) as caught:
-        runner.run_stages(config, workdir, say=print, handle_signals=False)
+        runner.run_stages(Run(config, workdir, say=print, handle_signals=False))
     return str(caught.value)
 
 
@@ -245,7 +246,7 @@ def test_changed_classifier_repeats_only_its_stage(copy):
     shutil.rmtree(copy / "classify")
     config, lines = config_lib.load(copy), []
     config.update_from_flattened_dict(changes)
-    summary = runner.run_stages(config, copy, say=lines.append, handle_signals=False)
+    summary = runner.run_stages(Run(config, copy, say=lines.append, handle_signals=False))
     assert summary["classify"]["steps"] == 6
     assert not any(line.startswith(("meta_learn", "encode", "generate")) for line in lines)
 

@@ -312,7 +312,7 @@ class Probes:
 
         stubs = {stage: functools.partial(note, stage) for stage in runner.STAGES}
         with mock.patch.object(runner, "STAGES", stubs):
-            runner.run_stages(config, self._folder(), say=lambda line: None)
+            runner.run_stages(run_lib.Run(config, self._folder(), say=lambda line: None))
         return done
 
     def _report(self, config):
