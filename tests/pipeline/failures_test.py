@@ -34,7 +34,8 @@ TIMEOUTS = {
 }
 
 
-@pytest.mark.parametrize("hanging", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("hanging", [0, 1])
 def test_slow_input_warns_and_hung_input_ends_all_processes(program_env, tmp_path, hanging):
     slow, hung = tmp_path / "slow", tmp_path / "hung"
     for pipe in (slow, hung):

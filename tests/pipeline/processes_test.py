@@ -75,6 +75,7 @@ def sample_bytes(workdir):
     return {str(path.relative_to(samples)): path.read_bytes() for path in samples.rglob("*.npy")}
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_the_number_of_processes(finished, program_env, tmp_path):
     """One process has written some blocks, two processes write the rest."""
     workdir = tmp_path / "run"
@@ -282,6 +283,7 @@ def test_different_configs_are_refused_by_all_processes(program_env, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_different_work_directories_are_refused(program_env, tmp_path):
     each = [processes.main(TINY, f"--workdir={tmp_path / name}") for name in ("here", "there")]
     with processes.Processes(each, count=2, folder=tmp_path, env=program_env) as group:

@@ -83,6 +83,7 @@ def remote(store, tmp_path_factory):
     return store.download("run", tmp_path_factory.mktemp("remote")), result
 
 
+@pytest.mark.slow
 def test_run_in_a_store_equals_the_run_on_disk(remote, finished):
     folder, result = remote
     assert numbers(folder) == numbers(finished[0])
@@ -99,12 +100,14 @@ def test_run_in_a_store_equals_the_run_on_disk(remote, finished):
     assert len(events) == 1
 
 
+@pytest.mark.slow
 def test_complete_run_in_a_store_is_not_repeated(remote, store):
     result = store.run(*processes.main(TINY, "--workdir=gs://bucket/run"))
     assert result.returncode == 0, result.stderr
     assert "are complete" in result.stdout
 
 
+@pytest.mark.slow
 def test_functaset_in_a_store_is_verified_and_read_by_tfds(remote, store, tmp_path):
     result = store.run("-m", "functa.cli", "verify", "gs://bucket/run/functaset")
     assert result.returncode == 0, result.stderr

@@ -38,6 +38,7 @@ def test_reference_computes_the_loss_and_gradient_of_the_fit(kind):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(np.abs(theirs).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["step", "encode"])
 @pytest.mark.parametrize("more", [[], ["--no-reference"]])
 def test_field_measures_a_program_beside_reference_and_ceiling(capsys, program, more):

@@ -98,7 +98,7 @@ def test_shared_images_equal_single_device(cell, changes):
     assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("cell", [1, 2])
+@pytest.mark.parametrize("cell", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_micro_batches_equal_the_whole_batch(cell):
     """Windows of one image stay in one micro-batch, also if devices share images."""
     config = whole_image_config(**{"field.map": "conv3x3", "mesh.cell": cell})
