@@ -60,7 +60,9 @@ class _Sites(ast.NodeVisitor):
         skipped = ast.JoinedStr | ast.Raise | ast.AnnAssign | ast.Import | ast.ImportFrom
         if isinstance(node, skipped):
             return
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(
+            node, ast.FunctionDef | ast.ClassDef
+        ):  # without decorators such as dataclass(frozen=True)
             for child in node.body:
                 self.visit(child)
             return
