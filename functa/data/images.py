@@ -123,7 +123,7 @@ def class_names(*, source: str, name: str, data_dir: epath.PathLike, num_classes
 
 
 def stratified_order(labels: np.ndarray) -> np.ndarray:
-    """A shuffled order in which every stretch has the class proportions of the whole.
+    """A shuffled order in which every contiguous part has nearly the class proportions of the whole.
 
     Args:
       labels: [n] integers.

@@ -1,4 +1,4 @@
-"""Evaluation of a generator: metrics beside their references, and arrays of the report."""
+"""Evaluation of a generator: its metrics, those of reference images, and arrays for the report."""
 
 import math
 from collections.abc import Callable

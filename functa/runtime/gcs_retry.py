@@ -1,6 +1,6 @@
 """Google Cloud Storage file system that retries requests for ten minutes and logs outages.
 
-gcsfs retries for half a minute without a message, and has no setting for that. TensorStore, which
+gcsfs retries for half a minute without a message; neither can be configured. TensorStore, which
 Orbax uses for arrays, retries on its own for longer.
 """
 
