@@ -87,15 +87,18 @@ def psnr(images: Any, references: Any) -> "np.ndarray":
     """Peak signal-to-noise ratio of images in dB, at most 100.
 
     Args:
-      images, references: [n, h, w, c], or one image [h, w, c]; uint8 in [0, 255] or float in [0, 1].
+      images, references: [n, h, w, c], or one image [h, w, c] with its channel axis; uint8 in [0, 255]
+        or float in [0, 1].
     Returns:
       [n] float64, or a scalar for one image. The mean over the images of a data set is the PSNR that
       this project reports.
     Raises:
-      ValueError: the shapes differ.
+      TypeError: the dtype is neither uint8 nor floating.
+      ValueError: the shapes differ, or values lie outside [0, 1].
     """
     import numpy as np
 
+    from functa.data.image_arrays import to_unit_range
     from functa.fields.psnr import psnr_of_images
 
-    return psnr_of_images(np.asarray(images), np.asarray(references))
+    return psnr_of_images(*(to_unit_range(np.asarray(a)) for a in (images, references)))

@@ -102,6 +102,8 @@ def test_decode_is_the_field_at_any_size(run, images):
     expected = run.field(run.params["field"], latents, shape=(20, 12)).clip(0, 1)
     np.testing.assert_allclose(run.decode(latents, size=(20, 12)), expected, atol=1e-5)
     assert run.decode(latents[:0]).shape == (0, 8, 8, 1)
+    assert run.classify(latents[:0]).shape == (0, 10)
+    assert run.encode(np.zeros((0, 9, 9, 1)), resize="crop").shape == (0, 2, 2, 8)
 
 
 def test_classify_gives_the_probabilities_that_the_stage_measured(run):
@@ -171,6 +173,14 @@ def test_batches_cover_a_split_once_per_epoch(run):
         lambda run: run.encode(np.zeros((8, 8, 1), np.uint8), resize="pad"),
         lambda run: run.decode(np.zeros((2, 2))),
         lambda run: run.decode(np.zeros((2, 2, 8)), size=(0, 4)),
+        lambda run: run.decode(np.zeros((2, 2, 8)), size=(10**6, 10**6)),
+        lambda run: run.decode(np.zeros((2, 2, 8)), size=5),
+        lambda run: run.encode(np.full((8, 8, 1), np.nan)),
+        lambda run: run.encode(np.zeros((0, 9, 8, 1), np.uint8)),
+        lambda run: run.sample(2, seed=1.5),
+        lambda run: run.sample(2, seed=1 << 32),
+        lambda run: functa.psnr(np.full((2, 8, 8, 1), 255.0), np.zeros((2, 8, 8, 1))),
+        lambda run: functa.config("cifar10_spatial", "0x0x0"),
         lambda run: run.classify(np.zeros((3, 2, 2, 7))),
         lambda run: run.sample(0),
         lambda run: run.sample(2, labels=11),

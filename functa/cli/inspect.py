@@ -27,7 +27,9 @@ _MIN_SIDE = 64  # pixels; smaller images are enlarged to about this side
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="directory of a functaset or of a run that has one")
     parser.add_argument("--field", metavar="RUN", help="run whose field decodes the latents")
-    parser.add_argument("--split", default="test", help="split to show (default: %(default)s)")
+    parser.add_argument(
+        "--split", help="split to show; default: test, or another one that has records"
+    )
     parser.add_argument(
         "--images", type=int, default=64, help="number of images (default: %(default)s)"
     )
@@ -41,19 +43,20 @@ def run(args: argparse.Namespace) -> int:
     path = functaset_directory(args.path)
     with as_user_errors():
         functaset = reader.open_functaset(path, field_digest=None)
-        functaset.num_examples(args.split)  # raises for an unknown split
+        counts = {name: functaset.num_examples(name) for name in ("test", "validation", "train")}
+        split = args.split or next(filter(counts.get, counts), "test")
+        total = functaset.num_examples(split)  # raises for an unknown split
         print("\n".join(summary_lines(functaset)))
         run_directory = epath.Path(args.field) if args.field else path.resolve().parent
         if not (args.field or args.sheet or (run_directory / "config.json").exists()):
             print(f"\nno sheet of images: {run_directory} is not a run; name one by --field")
             return 0
-        default = path.resolve().parent / f"functaset_{args.split}.png"
+        default = path.resolve().parent / f"{path.resolve().name}_{split}.png"
         file = epath.Path(args.sheet) if args.sheet else default
         count = write_sheet(
-            functaset, run_directory, split=args.split, max_images=args.images, file=file
+            functaset, run_directory, split=split, max_images=args.images, file=file
         )
-    total = functaset.num_examples(args.split)
-    print(f"\n{count} of {total} {args.split} records, decoded: {file}")
+    print(f"\n{count} of {total} {split} records, decoded: {file}")
     return 0
 
 

@@ -26,6 +26,8 @@ COMMANDS = {
     "plan": "estimate what the stages of a config cost on other hardware",
     "explore": "serve a local page to explore a run",
 }
+DESCRIPTION = """Turns images into functions: neural fields with a small grid of latents per image.
+`functa COMMAND --help` has examples."""
 _USER_ERRNOS = {
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EEXIST),
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else ""
-    parser = argparse.ArgumentParser(prog="functa", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="functa", description=DESCRIPTION, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, help_line in COMMANDS.items():
         if command == name:

@@ -39,7 +39,7 @@ def to_batch(
         raise ValueError(f"images must be [n, {expected}] or [{expected}], not {list(array.shape)}")
     if resize is not None and resize not in RESIZE:
         raise ValueError(f"resize={resize!r} must be None, {' or '.join(map(repr, RESIZE))}")
-    floats = _to_float(batch)
+    floats = to_unit_range(batch)
     if batch.shape[1:3] != image_shape[:2]:
         if resize is None:
             h, w, _ = image_shape
@@ -47,8 +47,12 @@ def to_batch(
                 f"the images have {batch.shape[1]}x{batch.shape[2]} pixels, but the field encodes {h}x{w}: "
                 "resize them, or choose resize='crop' or resize='stretch'"
             )
+        if not min(batch.shape[1:3]):
+            raise ValueError(
+                f"images of {batch.shape[1]}x{batch.shape[2]} pixels cannot be resized"
+            )
         resized = [resize_image(image, image_shape[:2], resize) for image in floats]
-        floats = np.stack(resized).clip(0, 1)
+        floats = np.reshape(resized, (-1, *image_shape)).astype(np.float32).clip(0, 1)
     return floats, is_single
 
 
@@ -59,13 +63,18 @@ def _is_single(array: np.ndarray, channels: int) -> bool:
     return array.ndim == 3 and (channels > 1 or array.shape[2] == 1)
 
 
-def _to_float(images: np.ndarray) -> np.ndarray:
+def to_unit_range(images: np.ndarray) -> np.ndarray:
+    """Images as float32 in [0, 1].
+
+    Raises:
+      TypeError, ValueError: see `to_batch`.
+    """
     if images.dtype == np.uint8:
         return images.astype(np.float32) / np.float32(255)
     if not np.issubdtype(images.dtype, np.floating):
         raise TypeError(f"images must be uint8 in [0, 255] or float in [0, 1], not {images.dtype}")
     least, greatest = (float(images.min()), float(images.max())) if images.size else (0.0, 0.0)
-    if min(least, 1 - greatest) < -_MAX_ERROR:
+    if not min(least, 1 - greatest) >= -_MAX_ERROR:  # also if a value is NaN
         raise ValueError(
             f"float images must lie in [0, 1], but their values are {least:g} to {greatest:g}"
         )

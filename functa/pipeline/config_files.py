@@ -40,6 +40,6 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         argv = ["functa", *overrides]
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (flags.Error, ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(cli_errors.explain_config_error(error)) from error
     return config

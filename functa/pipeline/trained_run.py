@@ -23,10 +23,11 @@ from functa.fields.fitter import Fitter
 from functa.pipeline import load as load_lib
 from functa.pipeline.run_directory import STAGES
 from functa.runtime import config as config_lib
-from functa.runtime import mesh
-from functa.runtime.batching import apply_in_batches
+from functa.runtime import memory, mesh, rng
+from functa.runtime.batching import apply_in_fitting_batches, fitting_batch_size
 from functa.training.checkpoint import digest
 
+_DECODE_BYTES = 8  # per pixel and unit: two layers of float32
 _DECODE_PIXELS = 1 << 20  # decoded at once; at least one image
 _SAMPLE_BATCH = 64
 _PAINTED = Degradation("all", 1, 0.0)  # visible pixels are observed unchanged
@@ -92,7 +93,8 @@ class TrainedRun:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes, in the order of the labels; numbers if they have no names."""
-        return self._functaset.manifest.class_names
+        numbers = map(str, range(self.config.data.num_classes))
+        return self._functaset.manifest.class_names or list(numbers)
 
     @functools.cached_property
     def functaset(self) -> dict[str, FunctasetSplit]:
@@ -124,29 +126,37 @@ class TrainedRun:
             images, image_shape=self.image_shape, resize=resize
         )
         encode = functools.partial(_encode, self.fitter, self.params)
-        latents = _in_batches(encode, images, limit=self.config.encode.batch_size)
+        latents = apply_in_fitting_batches(encode, images, limit=self.config.encode.batch_size)
         return latents[0] if is_single else latents
 
     def decode(self, latents: Any, *, size: tuple[int, int] | None = None) -> np.ndarray:
         """Decodes latents to images at any resolution.
 
         Args:
-          size: (height, width) in pixels; None: that of `image_shape`.
+          size: (height, width) in pixels; None: that of `image_shape`. Enlarged images show the borders
+            of cells if the field has nearest interpolation.
         Returns:
           Images, float32 in [0, 1].
         """
-        h, w = self.image_shape[:2] if size is None else size
-        if not (int(h) == h >= 1 and int(w) == w >= 1):
-            raise ValueError(f"size=({h}, {w}) must be a height and a width of at least 1 pixel")
+        shape = self.image_shape[:2] if size is None else size
+        if np.shape(shape) != (2,) or np.asarray(shape).dtype.kind not in "iu" or min(shape) < 1:
+            raise ValueError(f"size={size} must be a height and a width of at least 1 pixel")
+        h, w = map(int, shape)
+        needed = _DECODE_BYTES * h * w * self.field.width
+        if needed > memory.host_bytes():
+            raise ValueError(
+                f"size={size} needs about {needed / 1e9:.0f} GB of memory for an image"
+            )
         latents, is_single = self._latent_batch(latents)
-        shape = int(h), int(w)
-        decode = functools.partial(_decode, self.field, self.params["field"], shape=shape)
-        images = _in_batches(decode, latents, limit=max(1, _DECODE_PIXELS // int(h * w)))
+        decode = functools.partial(_decode, self.field, self.params["field"], shape=(h, w))
+        images = apply_in_fitting_batches(decode, latents, limit=max(1, _DECODE_PIXELS // (h * w)))
         return images[0] if is_single else images
 
     def classify(self, latents: Any) -> np.ndarray:
         """Probabilities of the classes: [n, classes] float32, or [classes] for one array of latents."""
         latents, is_single = self._latent_batch(latents)
+        if not len(latents):
+            return np.zeros((0, self.config.data.num_classes), np.float32)
         probabilities = np.asarray(jax.nn.softmax(self._classifier(latents)))
         return probabilities[0] if is_single else probabilities
 
@@ -174,6 +184,7 @@ class TrainedRun:
         Returns:
           Latents [count, i, j, d] float32.
         """
+        rng.require_seed(seed)
         classes = int(self.config.data.num_classes)
         numbers = np.arange(count, dtype=np.int32)
         chosen = np.broadcast_to(numbers % classes if labels is None else np.asarray(labels), count)
@@ -185,7 +196,7 @@ class TrainedRun:
             seed=seed,
             numbers=numbers,
             labels=chosen.astype(np.int32),
-            batch_size=_batch_size(count, _SAMPLE_BATCH),
+            batch_size=fitting_batch_size(count, _SAMPLE_BATCH),
         )
 
     def interpolate(
@@ -245,6 +256,7 @@ class TrainedRun:
           [n, samples, h, w, c] float32 in [0, 1], without n for one image. Visible pixels are those of
           `images`.
         """
+        rng.require_seed(seed)
         images, is_single = image_arrays.to_batch(images, image_shape=self.image_shape, resize=None)
         hidden = np.asarray(hidden, bool)
         if hidden.shape not in (images.shape[1:3], images.shape[:3]) or not hidden.any():
@@ -306,15 +318,3 @@ def _encode(fitter: Fitter, params: Any, images: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnames=("field", "shape"))
 def _decode(field: Field, params: Any, latents: jax.Array, *, shape: tuple[int, int]) -> jax.Array:
     return jnp.clip(field(params, latents, shape=shape), 0, 1)
-
-
-def _in_batches(function: Callable[..., Any], rows: np.ndarray, *, limit: int) -> np.ndarray:
-    if not len(rows):
-        one = np.zeros((1, *rows.shape[1:]), rows.dtype)  # for the shape of the result
-        return _in_batches(function, one, limit=limit)[:0]
-    return apply_in_batches(function, rows, batch_size=_batch_size(len(rows), limit))
-
-
-def _batch_size(count: int, limit: int) -> int:
-    """The smallest power of two that holds `count` rows, or `limit` if that is less."""
-    return min(1 << (count - 1).bit_length(), limit)

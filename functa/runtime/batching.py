@@ -35,3 +35,21 @@ def apply_in_batches(function: Callable[..., Any], *arrays: np.ndarray, batch_si
         result = jax.device_get(function(*(array[rows] for array in arrays)))
         results.append(jax.tree.map(lambda leaf: leaf[: count - start], result))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def apply_in_fitting_batches(
+    function: Callable[..., Any], rows: np.ndarray, *, limit: int
+) -> np.ndarray:
+    """Applies `function` to any number of rows, also 0, in batches of `fitting_batch_size`."""
+    if not len(rows):
+        one = np.zeros((1, *rows.shape[1:]), rows.dtype)  # for the shape of the result
+        return apply_in_batches(function, one, batch_size=1)[:0]
+    return apply_in_batches(function, rows, batch_size=fitting_batch_size(len(rows), limit))
+
+
+def fitting_batch_size(count: int, limit: int) -> int:
+    """The smallest power of two that holds `count` rows, or `limit` if that is less.
+
+    So few programs are compiled, whatever numbers of rows a program asks for.
+    """
+    return min(1 << (count - 1).bit_length(), limit)

@@ -52,6 +52,8 @@ def test_a_folder_becomes_a_functaset(finished, pictures, tmp_path, folder):
     ]
     assert main(arguments) == 0
     assert main(["verify", str(out)]) == 0
+    assert main(["inspect", str(out), f"--field={finished[0]}"]) == 0
+    assert (tmp_path / "functaset_train.png").exists()
     records = tfds.builder_from_directory(out).as_data_source("train")
     with (out / "psnr.csv").open() as file:
         rows = list(csv.DictReader(file))
