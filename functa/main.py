@@ -3,9 +3,9 @@
 Any value of the config can be set by --config.a.b=VALUE. The same command resumes a stopped run.
 `functa run` does the same; launchers use this module.
 
-Exit status: 0 done, or stopped by SIGTERM with everything saved (then FUNCTA_STOPPED_STATUS if it is set,
-which tells launchers that there is more to do); 1 failed; 2 the user must fix the command, the config,
-the data or the disk first.
+Exit status: 0 done; 1 failed; 2 the user must fix the command, the config, the data or the disk first.
+If SIGTERM stops the run, it saves everything first, and the status is FUNCTA_STOPPED_STATUS (default: 0).
+Launchers set that variable to learn that the run is not complete.
 """
 
 from absl import app, flags

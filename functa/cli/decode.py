@@ -98,9 +98,9 @@ def read_latents(
     if missing:
         limits = [id for shard in shards for id in shard["ids"]]
         raise ValueError(
-            f"the split {split} of {functaset.path} has no copy {copy} of {len(missing)} of {len(ids)} ids, "
-            f"such as {', '.join(map(str, missing[:5]))}; its ids lie in {min(limits, default=None)} to "
-            f"{max(limits, default=None)}"
+            f"{functaset.path}, split {split}: copy {copy} is missing for {len(missing)} of the {len(ids)} "
+            f"ids, such as {', '.join(map(str, missing[:5]))}; the ids of the split are "
+            f"{min(limits, default=None)} to {max(limits, default=None)}"
         )
     return np.stack([latents[id] for id in ids])
 

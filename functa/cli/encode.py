@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the files; returns the exit status."""
     if bool(args.pictures) == bool(args.source):
-        raise UserError("name pictures, or a data set by --source")
+        raise UserError("give the paths of pictures, or a folder or data set by --source")
     with as_user_errors():
         trained = functa.load(args.run)
         if args.source:

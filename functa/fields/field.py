@@ -202,7 +202,7 @@ class Field:
         return jnp.concatenate(shifted, axis=-1)
 
     def has_cell_layout(self, shape: tuple[int, int]) -> bool:
-        """Whether images of `shape` are computed in the cell layout."""
+        """Whether images of `shape` are evaluated cell by cell, with all pixels of a cell in one matrix."""
         rows, columns = self.sub_cell_grid
         return self.interpolation == "nearest" and shape[0] % rows == 0 and shape[1] % columns == 0
 
@@ -247,8 +247,8 @@ class Field:
         """Transforms a latent grid [b, i, j, k] to the basis in which interpolation is an isometry.
 
         The transform is symmetric, hence its own transpose. It is the identity for nearest
-        interpolation; for bilinear see coordinates.orthonormalizer. All sub-cells of a cell are
-        assumed to be equal, as they are at initialization.
+        interpolation; for bilinear see coordinates.orthonormalizer. The sub-cells of a
+        cell are assumed to have equal weights, as they have at initialization.
         """
         if self.interpolation == "nearest":
             return grid

@@ -14,10 +14,11 @@ _FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Makes the config of functa/configs/NAME.py, or of the file of that path.
+    """Makes the config of a config file.
 
     Args:
-      name: NAME or NAME.py, then optionally a colon and the options of its `get_config`.
+      name: NAME of functa/configs/NAME.py, or the path of another file (FILE.py); then optionally a
+        colon and the options of its `get_config`.
       overrides: flags such as "--config.field.width=64".
     Returns:
       A config that refuses unknown keys.

@@ -218,7 +218,7 @@ class Planner:
         return 2 * work.multiply_adds / (self.cluster.chip.peak * self.assumptions.utilization)
 
     def _compile(self, stage: StagePlan, devices: Sequence[jax.Device]) -> None:
-        """Adds the analysis of the compiled step and, if `measure` is set, its time."""
+        """Compiles the step of a stage; adds its memory to the plan and, with `measure`, its time."""
         whole = len(devices) == self.mesh.size
         axes = self.mesh.shape if whole else smallest_mesh(self.mesh.shape)
         count = math.prod(axes.values())

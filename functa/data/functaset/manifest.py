@@ -105,7 +105,7 @@ def wait_for_manifest(
     """Waits for the shards of all processes and for the manifest.
 
     Args:
-      summaries: known summaries; all others are added.
+      summaries: those of the shards that are known to be finished; the others are added to the dict.
       writes: whether this process writes the manifest.
       stop: called at every poll; an exception that it raises ends the wait.
     Raises:

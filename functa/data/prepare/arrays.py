@@ -98,7 +98,7 @@ def read_cifar(path: epath.Path, report: Report) -> SourceDataset:
 
 
 def _cifar_files(path: epath.Path, report: Report) -> dict[str, bytes]:
-    """{name: bytes} of the files that can be read."""
+    """The batch files of CIFAR in an archive or folder: {name: bytes}. A damaged archive is reported."""
     if path.is_dir():
         names = [file.name for file in path.iterdir() if CIFAR_NAME.fullmatch(file.name)]
         return {name: (path / name).read_bytes() for name in names}

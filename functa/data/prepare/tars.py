@@ -97,9 +97,9 @@ def read_labels(path: str, members: Sequence[_Member]) -> Mapping[str, str]:
         return {name: line[0] for name, line in zip(names, lines, strict=True)}
     if any(len(line) != 2 for line in lines):
         raise UserError(
-            f"{path}: every line must be CLASS, or every line FILE CLASS, and classes are names such"
-            " as n01440764. The numbers of ILSVRC2012_validation_ground_truth.txt follow meta.mat of"
-            " the development kit, not the order of the names"
+            f"{path}: each line must be CLASS, or each line FILE CLASS, where CLASS is a name such as"
+            " n01440764. Numbers are refused: those of ILSVRC2012_validation_ground_truth.txt are"
+            " indices into meta.mat of the development kit. Convert them to names first"
         )
     classes = dict(lines)
     missing = [name for name in names if name not in classes]

@@ -65,7 +65,9 @@ def local_field(settings: ConfigDict, fitter: Fitter, row_shards: int) -> Field:
 
 
 def draw(settings: ConfigDict, field: Field, batch: Any, key: jax.Array) -> jax.Array:
-    """Training images or windows [b, h, w, c] float32 in [0, 1] of a batch, randomly flipped if set."""
+    """Images of a training batch, or random windows of cells: [b, h, w, c] float32 in [0, 1].
+
+    With settings.flips, each is mirrored with probability one half."""
     cell_key, flip_key = jax.random.split(key)
     images = batch["image"]
     if settings.cells_per_image:
