@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from functa.configs import digits
 from functa.evaluation import generation_eval
 from functa.pipeline import runner
 from functa.pipeline.run import Run
@@ -266,3 +267,22 @@ def test_damaged_field_is_refused(copy):
             content[len(content) // 2] ^= 1
             path.write_bytes(content)
     assert "damaged" in refusal(copy)
+
+
+@pytest.mark.parametrize(
+    ("stages", "is_problem"),
+    [
+        ((), True),
+        (("meta_learn", "meta_learn"), True),
+        (("meta_learn", "decode"), True),
+        (("classify",), True),
+        (("encode", "meta_learn"), True),
+        (("meta_learn", "encode"), False),
+        (("meta_learn,encode",), False),  # one string, as on the command line
+    ],
+)
+def test_stages_must_be_known_unique_and_after_their_inputs(tmp_path, stages, is_problem):
+    config = digits.get_config("tiny")
+    config.stages = stages
+    run = Run(config, tmp_path / "run", say=print, handle_signals=False)
+    assert bool(runner.stage_problems(run)) == is_problem
