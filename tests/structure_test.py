@@ -102,7 +102,7 @@ def test_files_name_no_machine_and_no_foreign_word():
 
 
 def test_machines_and_foreign_words_are_found():
-    assert faults("cd /work/main") == ["/work/m"]
+    assert faults("cd /root/project") == ["/root/p"]
     assert faults("pip install --extra-index-url=x  # TODO") == ["index-url", "TODO"]
     assert faults("def sine(omega): ...") == ["omega"]
     assert not faults("gs://bucket/home/x and ./root/x, runs/work/x, #!/usr/bin/env bash, TODOS")

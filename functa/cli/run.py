@@ -1,6 +1,7 @@
 """`functa run`: runs the stages of a config. Also what `python -m functa.main` does."""
 
 import argparse
+import contextlib
 import errno
 import os
 import pathlib
@@ -52,7 +53,8 @@ def run_config(config: ConfigDict, workdir: str | None) -> int:
       UserError: an environment variable is wrong.
     """
     stopped = _environment_number("FUNCTA_STOPPED_STATUS", default=0, least=0, greatest=255)
-    _environment_number("JAX_NUM_CPU_DEVICES", default=1, least=1, greatest=1 << 20)
+    if os.environ.get("JAX_NUM_CPU_DEVICES") != "-1":  # JAX's own default
+        _environment_number("JAX_NUM_CPU_DEVICES", default=1, least=1, greatest=1 << 20)
     workdir = workdir or str(pathlib.Path("runs") / config.name)
     keep_freed_memory()
     from absl import logging
@@ -94,7 +96,8 @@ def _run_stages(config: ConfigDict, workdir: str, *, stopped_status: int) -> int
 
     try:
         distributed.initialize()
-        summary = runner.run_stages(Run(config, workdir, say=Console()))
+        with contextlib.closing(Console()) as say:
+            summary = runner.run_stages(Run(config, workdir, say=say))
         if jax.process_index() == 0:
             metric_registry.write_summary(workdir)
             print(metric_registry.results_table(summary))

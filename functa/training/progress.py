@@ -112,6 +112,11 @@ class Console:
         self._bar.n = line.done
         self._bar.refresh()
         if line.done == line.total:
+            self.close()
+
+    def close(self) -> None:
+        """Leaves the bar as it is; what is printed next starts on a line of its own."""
+        if self._bar:
             self._bar.close()
             self._bar = None
 

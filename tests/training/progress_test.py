@@ -48,3 +48,14 @@ def test_speed_is_reliable_after_some_seconds():
 @pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (192, "3.2 min"), (5400, "1.5 h")])
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_stage_that_stops_leaves_its_bar_on_a_line_of_its_own(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_is_terminal", lambda: True)
+    console = Console()
+    console(LINES[1])
+    console.close()
+    console("stopped")
+    out, err = capsys.readouterr()
+    assert err.endswith("\n")
+    assert out == "stopped\n"
