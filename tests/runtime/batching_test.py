@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from functa.runtime import batching
 from functa.runtime.batching import apply_in_batches
 
 
@@ -37,3 +38,10 @@ def test_function_sees_one_shape_and_every_row_once():
 def test_refuses_no_rows_and_unequal_counts(arrays):
     with pytest.raises(ValueError, match="rows"):
         apply_in_batches(lambda *arrays: arrays[0], *arrays, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "size"), [(1, 64, 1), (2, 64, 2), (3, 64, 4), (64, 64, 64), (65, 48, 48)]
+)
+def test_fitting_batches_are_powers_of_two_up_to_the_limit(count, limit, size):
+    assert batching.fitting_batch_size(count, limit) == size
