@@ -31,11 +31,12 @@ __all__ = ["config", "load", "psnr", "train"]
 # Imports are inside the functions: `import functa` must not import JAX, which reads its settings from
 # the environment when it is imported.
 def load(run: "str | os.PathLike", *, data_dir: "str | os.PathLike | None" = None) -> "TrainedRun":
-    """Opens a trained run.
+    """Opens a trained run or a released model.
 
     Args:
-      run: its directory, a local path or gs://.
-      data_dir: directory of the run's data set, if it has moved.
+      run: directory of a run, a local path or gs://; or the name of a released model: "digits",
+        "mnist" or "cifar10_spatial".
+      data_dir: directory of the run's data set, if it is not that of the config.
     Returns:
       A functa.pipeline.trained_run.TrainedRun.
     Raises:

@@ -16,7 +16,7 @@ from functa.evaluation.analysis import inner_steps, latent_space, storage
 from functa.evaluation.analysis.table import Table
 from functa.evaluation.analysis.trained_field import TrainedField
 from functa.fields.fitter import Fitter
-from functa.pipeline import load
+from functa.pipeline import load, released
 from functa.report.rate_distortion import rate_distortion_chart
 from functa.runtime import config as config_lib
 from functa.runtime.errors import UserError, as_user_errors
@@ -61,7 +61,7 @@ MEASURES: dict[str, Callable[..., dict[str, Table]]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("run", type=epath.Path, help="run directory")
+    add("run", help="run directory, or a released model")
     add(
         "--measure",
         type=_measure_list,
@@ -88,16 +88,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chart",
         type=epath.Path,
         metavar="FILE.svg",
-        help="rate-distortion chart (default: RUN/analysis.svg)",
+        help="rate-distortion chart (default: analysis.svg in RUN, or here for a released model)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     names = args.measure or [name for name in MEASURES if name != "resolution" or args.pictures]
     outputs = {"--json": epath.Path(args.json)} if args.json not in (None, "-") else {}
-    if "rate_distortion" in names:
-        outputs["--chart"] = args.chart or args.run / "analysis.svg"
     with as_user_errors():
+        args.run = released.find_run(args.run)
+        if "rate_distortion" in names:
+            default = args.run if not released.is_model(args.run) else epath.Path(".")
+            outputs["--chart"] = args.chart or default / "analysis.svg"
         fitter, params = load.load_fitter(args.run)
         if problems := _flag_problems(args, names) + _output_problems(outputs):
             raise UserError("\n".join(problems))

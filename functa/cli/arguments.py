@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from etils import epath
 
-from functa.runtime.errors import UserError
+from functa.runtime.errors import UserError, as_user_errors
 
 
 def new_directory(path: str) -> epath.Path:
@@ -17,10 +17,19 @@ def new_directory(path: str) -> epath.Path:
     return out
 
 
-def functaset_directory(path: str) -> epath.Path:
-    """The functaset of a run, or `path` itself."""
-    inside = epath.Path(path) / "functaset"
-    return inside if inside.is_dir() else epath.Path(path)
+def functaset_directory(name: str) -> epath.Path:
+    """Directory of a functaset: `name` itself, or that of the run or released model `name`.
+
+    Raises:
+      UserError: there is no such directory or model.
+    """
+    path = epath.Path(name)
+    if path.is_dir() and not (path / "model.json").exists():
+        return path / "functaset" if (path / "functaset").is_dir() else path
+    import functa  # imports JAX, which the other directories do not need
+
+    with as_user_errors():
+        return functa.load(name).functaset_directory
 
 
 def integers(least: int) -> Callable[[str], list[int]]:

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from etils import epath
 
+from functa.cli.arguments import functaset_directory
 from functa.data.functaset import format, reader
-from functa.pipeline import load
+from functa.pipeline import load, released
 from functa.runtime import image_io
 from functa.runtime.batching import apply_in_batches
 from functa.runtime.errors import UserError, as_user_errors
@@ -29,7 +30,7 @@ _MAX_IDS = 1_000_000  # in a range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="directory of a run with its field and functaset")
+    parser.add_argument("run", help="directory of a run, or a released model")
     parser.add_argument("--split", required=True, choices=format.SPLITS)
     parser.add_argument("--ids", required=True, type=parse_ids, metavar="0,5,10-19")
     parser.add_argument("--copy", type=int, default=0, help="augmented copy; 0: the image itself")
@@ -47,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
     if directory.name == "functaset" and not (directory / "config.json").exists():
         directory = directory.parent
     with as_user_errors():
-        field, params = load.load_field(directory)
+        field, params = load.load_field(released.find_run(directory))
         functaset = reader.open_functaset(
-            directory / "functaset", field_digest=checkpoint.digest(params)
+            functaset_directory(str(directory)), field_digest=checkpoint.digest(params)
         )
         latents = read_latents(functaset, split=args.split, ids=args.ids, copy=args.copy)
     h, w, _ = field.image_shape

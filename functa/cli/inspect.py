@@ -9,7 +9,7 @@ from etils import epath
 
 from functa.cli.arguments import functaset_directory
 from functa.data.functaset import format, reader
-from functa.pipeline import load
+from functa.pipeline import load, released
 from functa.runtime import image_io
 from functa.runtime.errors import UserError, as_user_errors
 from functa.training import checkpoint
@@ -41,13 +41,16 @@ def run(args: argparse.Namespace) -> int:
     if args.images < 1:
         raise UserError(f"--images must be at least 1, not {args.images}")
     path = functaset_directory(args.path)
+    is_released = args.path in released.names() and not epath.Path(args.path).is_dir()
     with as_user_errors():
         functaset = reader.open_functaset(path, field_digest=None)
         counts = {name: functaset.num_examples(name) for name in ("test", "validation", "train")}
         split = args.split or next(filter(counts.get, counts), "test")
         total = functaset.num_examples(split)  # raises for an unknown split
         print("\n".join(summary_lines(functaset)))
-        run_directory = epath.Path(args.field) if args.field else path.resolve().parent
+        run_directory = path.resolve().parent
+        if args.field or is_released:
+            run_directory = released.find_run(args.field or args.path)
         if not (args.field or args.sheet or (run_directory / "config.json").exists()):
             print(f"\nno sheet of images: {run_directory} is not a run; name one by --field")
             return 0

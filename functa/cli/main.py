@@ -1,12 +1,15 @@
 """Entry point of the `functa` command: finds the sub-command, parses its arguments, reports user errors."""
 
 import argparse
+import difflib
 import errno
 import importlib
 import os
 import re
 import sys
 from collections.abc import Sequence
+
+import argcomplete
 
 from functa.runtime.compilation_cache import use_compilation_cache
 from functa.runtime.errors import StorageUnavailableError, UserError
@@ -41,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       Exit status: 0 done, 1 failed, 2 something the user must fix, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[0] if arguments else ""
+    completed = os.environ.get("COMP_LINE", "").split()[1:]  # set when a shell asks for completions
+    name = next(iter(completed or arguments), "")
     parser = argparse.ArgumentParser(prog="functa", description=DESCRIPTION, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, help_line in COMMANDS.items():
@@ -57,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(own)
         else:
             commands.add_parser(command, help=help_line)
+    argcomplete.autocomplete(parser)
+    similar = difflib.get_close_matches(name, COMMANDS, n=1)
+    if similar and name not in COMMANDS:
+        parser.error(f"unknown command {name!r}; did you mean {similar[0]}?")
     args, unknown = parser.parse_known_args(arguments)
     overrides = [flag for flag in unknown if re.match(r"--config\.[\w.]+=", flag)]
     if unknown and not (getattr(module, "CONFIG_OVERRIDES", False) and overrides == unknown):

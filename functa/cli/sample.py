@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
             guidance_scale=1.0 if args.classes == "none" else args.guidance,
         )
         if args.interpolate:
-            latents = interpolate(generator, args.interpolate, classes, seed=seed)
+            latents = interpolate(trained, generator, args.interpolate, classes, seed=seed)
             files = {
                 f"interpolation_{scale}x.png": image_io.png(
                     image_io.sheet(decode(trained, latents, scale), gap=1, columns=len(latents))
@@ -209,7 +209,12 @@ def decode(trained: TrainedRun, latents: np.ndarray, scale: int) -> np.ndarray:
 
 
 def interpolate(
-    trained: TrainedGenerator, pair: tuple[bool, int, int], classes: np.ndarray, *, seed: int
+    trained: TrainedRun,
+    generator: TrainedGenerator,
+    pair: tuple[bool, int, int],
+    classes: np.ndarray,
+    *,
+    seed: int,
 ) -> np.ndarray:
     """Latents [9, i, j, d] between two samples or two test images.
 
@@ -220,13 +225,16 @@ def interpolate(
     numbers = np.asarray(indices, np.int32)
     labels = classes[numbers % len(classes)]
     if not is_test:
-        noisy = trained.initial_noise(seed=seed, numbers=numbers)
+        noisy = generator.initial_noise(seed=seed, numbers=numbers)
     else:
-        latents, test_labels = trained.test_examples(tuple(indices))
-        if classes[0] != trained.generator.null_class:
-            labels = test_labels
-        noisy = trained.invert(latents, labels)
-    return trained.interpolate(noisy, labels, count=_INTERPOLATION_STEPS)
+        split = trained.functaset["test"]
+        if max(indices) >= len(split):
+            raise UserError(f"test image {max(indices)} does not exist: use 0 to {len(split) - 1}")
+        examples = split[numbers]
+        if classes[0] != generator.generator.null_class:
+            labels = examples["label"]
+        noisy = generator.invert(examples["latents"], labels)
+    return generator.interpolate(noisy, labels, count=_INTERPOLATION_STEPS)
 
 
 def select_shown(count: int, classes: int, per_class: int, *, pixels: int) -> np.ndarray:

@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _field_digest(workdir: str) -> str:
-    from functa.pipeline import load  # these imports start JAX
+    from functa.pipeline import load, released  # these imports start JAX
     from functa.training import checkpoint
 
     with as_user_errors():
-        return checkpoint.digest(load.load_field(workdir)[1])
+        return checkpoint.digest(load.load_field(released.find_run(workdir))[1])

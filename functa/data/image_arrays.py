@@ -1,4 +1,4 @@
-"""Images that come as arrays from a program: checks, conversion to float32, and resizing."""
+"""Images and latents that come as arrays from a program: checks, conversion to float32, resizing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -54,6 +54,22 @@ def to_batch(
         resized = [resize_image(image, image_shape[:2], resize) for image in floats]
         floats = np.reshape(resized, (-1, *image_shape)).astype(np.float32).clip(0, 1)
     return floats, is_single
+
+
+def to_latent_batch(latents: Any, *, latent_shape: tuple[int, ...]) -> tuple[np.ndarray, bool]:
+    """Converts the latents of one image, or a batch, to [n, i, j, d] float32; likewise.
+
+    Raises:
+      ValueError: a wrong shape or dtype.
+    """
+    latents = np.asarray(latents)
+    is_single = latents.shape == latent_shape
+    batch = latents[None] if is_single else latents
+    if batch.shape[1:] != latent_shape or not np.issubdtype(batch.dtype, np.floating):
+        expected = ", ".join(map(str, latent_shape))
+        given = f"{latents.dtype}{list(latents.shape)}"
+        raise ValueError(f"latents must be float [n, {expected}] or [{expected}], not {given}")
+    return batch.astype(np.float32), is_single
 
 
 def _is_single(array: np.ndarray, channels: int) -> bool:

@@ -62,11 +62,11 @@ def fit_without_prior(
 def denoising_mse(
     denoise: Denoiser, latents: jax.Array, labels: jax.Array, sigmas: np.ndarray, key: jax.Array
 ) -> jax.Array:
-    """Mean squared error of the denoiser at each noise level but the last, which is zero: [steps].
+    """Mean squared error of the denoiser at each noise level: [levels].
 
     Args:
       latents: [b, i, j, d] normalized, preferably not from the training split; labels: [b] int32.
-      sigmas: [steps + 1].
+      sigmas: [levels], positive.
     """
 
     def mse_at_level(level):
@@ -76,7 +76,7 @@ def denoising_mse(
         denoised = denoise(add_noise(latents, noise, sigma), sigma, labels)
         return jnp.mean(jnp.square(denoised - latents))
 
-    levels = jnp.asarray(sigmas[:-1])
+    levels = jnp.asarray(sigmas)
     return jax.lax.map(mse_at_level, (levels, jax.random.split(key, len(levels))))
 
 

@@ -10,11 +10,16 @@ import numpy as np
 
 from functa.data.functaset.format import float32_latents
 from functa.data.functaset.reader import Functaset
+from functa.diffusion import inpainting
 from functa.diffusion.generator import Generator
 from functa.fields.field import Field
 from functa.fields.fitter import Fitter
 from functa.runtime import rng
 from functa.runtime.batching import apply_in_batches
+
+# Noise levels at which the error of the denoiser is measured.
+ERROR_SIGMAS = np.geomspace(20.0, 0.02, 25, dtype=np.float32)
+_ERROR_EXAMPLES = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,7 +29,8 @@ class TrainedGenerator:
     Attributes:
       params: of `generator`, on the host.
       fitter, field_params: field and inner loop, and their parameters, on the host.
-      functaset: the training set of the generator.
+      functaset: the training set of the generator; of a released model without records.
+      known_denoising_error: see `denoising_error`; None: not measured yet.
     """
 
     generator: Generator
@@ -32,6 +38,7 @@ class TrainedGenerator:
     fitter: Fitter
     field_params: Any
     functaset: Functaset
+    known_denoising_error: np.ndarray | None = None
 
     @property
     def field(self) -> Field:
@@ -101,14 +108,28 @@ class TrainedGenerator:
         labels = np.asarray(labels, np.int32)
         return np.asarray(self._interpolate(self.params, noisy, labels, count=count))
 
-    def test_examples(self, indices: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Latents [n, i, j, d] float32 and labels [n] int32 of examples of the test split.
+    @functools.cached_property
+    def denoising_error(self) -> np.ndarray:
+        """Mean squared error of the denoiser, without a class, at ERROR_SIGMAS: [25] float32.
 
-        Raises:
-          ValueError: an index out of range.
+        It is measured on up to 512 validation latents, or training latents if there are none.
         """
-        count = self.functaset.num_examples("test")
-        if max(indices) >= count:
-            raise ValueError(f"test image {max(indices)} does not exist: use 0 to {count - 1}")
-        records = self.functaset.source("test").read(np.asarray(indices))
-        return np.asarray(float32_latents(records)), records["label"]
+        if self.known_denoising_error is not None:
+            return self.known_denoising_error
+        source = self.functaset.source(self.evaluated_split)
+        count = min(_ERROR_EXAMPLES, source.num_examples)
+        records = source.read(np.arange(count) * source.num_examples // count)
+        normalized = self.generator.normalization.normalize(jnp.asarray(float32_latents(records)))
+        labels = jnp.full(count, self.generator.null_class, jnp.int32)
+        denoise = self.generator.denoiser(jax.device_put(self.params))
+        measure = jax.jit(
+            lambda latents, key: inpainting.denoising_mse(
+                denoise, latents, labels, ERROR_SIGMAS, key
+            )
+        )
+        return np.asarray(measure(normalized, rng.stream_key(0, "noise")))
+
+    @property
+    def evaluated_split(self) -> str:
+        """The split that measures field and denoiser: validation, or train if it is empty."""
+        return "validation" if self.functaset.num_examples("validation") else "train"

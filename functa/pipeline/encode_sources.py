@@ -1,8 +1,9 @@
 """Encodes images that a run was not trained on, with its field, to a functaset of their own."""
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -10,16 +11,21 @@ from etils import epath
 
 from functa.data import image_records, picture_files
 from functa.data import images as images_lib
+from functa.data.functaset.format import MANIFEST
 from functa.data.images import ImageSource
 from functa.pipeline.encode import make_encoder
-from functa.pipeline.trained_run import TrainedRun
 from functa.runtime import config as config_lib
+from functa.runtime import digests, storage
+from functa.runtime.compilation_cache import cache_directory
 from functa.training.checkpoint import digest
 from functa.training.progress import ProgressBar
 
+if TYPE_CHECKING:
+    from functa.pipeline.trained_run import TrainedRun
+
 
 def open_folder(
-    run: TrainedRun, folder: str, *, resize: str
+    run: "TrainedRun", folder: str, *, resize: str
 ) -> tuple[dict[str, ImageSource], dict[str, Any], list[str]]:
     """Opens a folder of pictures, or of class folders, as the train split.
 
@@ -42,7 +48,7 @@ def open_folder(
 
 
 def open_data_set(
-    run: TrainedRun, name: str, *, data_dir: str
+    run: "TrainedRun", name: str, *, data_dir: str
 ) -> tuple[dict[str, ImageSource], dict[str, Any], list[str]]:
     """Opens the splits train and test of a TFDS data set; see `open_folder` for the result.
 
@@ -65,7 +71,7 @@ def open_data_set(
 
 
 def encode_sources(
-    run: TrainedRun,
+    run: "TrainedRun",
     directory: epath.PathLike,
     *,
     splits: dict[str, ImageSource],
@@ -105,3 +111,34 @@ def encode_sources(
         progress=ProgressBar(say, "encode"),
         stop=lambda: None,
     )
+
+
+def cached_functaset(run: "TrainedRun", data_dir: str) -> epath.Path:
+    """Encodes the data set of a run to a directory below XDG_CACHE_HOME, at the first call.
+
+    Returns:
+      The directory of the functaset.
+
+    Raises:
+      DataError: the data set is not there.
+      ValueError: another program is making it.
+    """
+    splits = images_lib.open_splits(**{**run.config.data, "data_dir": data_dir, "cache": "none"})
+    recorded = config_lib.to_dict(run.config)["data"]
+    key = digests.json_digest([digest(run.params), str(epath.Path(data_dir).resolve())]).split(":")[
+        1
+    ]
+    directory = cache_directory() / "functasets" / f"{run.config.name}-{key[:16]}"
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / MANIFEST).exists():
+        with storage.locked(directory / ".lock"):
+            encode_sources(
+                run,
+                directory,
+                splits=splits,
+                data={key: recorded[key] for key in recorded if key not in ("data_dir", "cache")},
+                class_names=run.class_names,
+                dtype="float16",
+                say=functools.partial(print, file=sys.stderr, flush=True),
+            )
+    return epath.Path(directory)

@@ -8,14 +8,17 @@ from typing import Any, cast
 import jax
 import numpy as np
 from etils import epath
+from flax import linen as nn
 
-from functa.data.functaset.reader import Functaset, open_functaset
+from functa.data.functaset import reader
+from functa.data.functaset.reader import Functaset
 from functa.diffusion.generator import build_generator
-from functa.diffusion.trained_generator import TrainedGenerator
+from functa.diffusion.trained_generator import ERROR_SIGMAS, TrainedGenerator
 from functa.fields.field import Field
 from functa.fields.fitter import Fitter, build_fitter
 from functa.models.classifier import make_classifier
 from functa.models.normalization import make_normalization
+from functa.pipeline import released
 from functa.runtime import config as config_lib
 from functa.runtime import mesh
 from functa.runtime.batching import apply_in_batches
@@ -52,7 +55,22 @@ def load_field_params(workdir: epath.PathLike, fitter: Fitter) -> Any:
       ValueError: the stage is not complete, or a file is damaged.
     """
     _completed_metrics(workdir, "meta_learn")
-    return _restore(epath.Path(workdir) / "meta_learn" / "field", fitter.param_shapes(), keep=1)
+    return _restore(workdir, "meta_learn/field", fitter.param_shapes(), keep=1)
+
+
+def load_functaset(workdir: epath.PathLike, field_params: Any) -> Functaset:
+    """The functaset of a run; of a released model its manifest only, which has the statistics.
+
+    Raises:
+      ValueError: there is no complete functaset, or another field made it.
+    """
+    path, field_digest = epath.Path(workdir) / "functaset", digest(field_params)
+    if not released.is_model(workdir):
+        return reader.open_functaset(path, field_digest=field_digest)
+    manifest = reader.read_manifest(path)
+    if problem := reader.field_problem(path, manifest, field_digest):
+        raise ValueError(problem)
+    return Functaset(path=path, manifest=manifest)
 
 
 def load_classifier(
@@ -65,17 +83,23 @@ def load_classifier(
         on another functaset.
     """
     config = config_lib.load(workdir)
-    _require_same_functaset(workdir, "classify", functaset)
-    module = make_classifier(num_classes=config.data.num_classes, **config.classify.model)
+    module, params = load_classifier_params(functaset, workdir)
     normalize = make_normalization(functaset, kind=config.classify.normalization).normalize
-    init = classification.make_init(module, latent_shape=tuple(functaset.manifest.latent_shape))
-    params = _restore_best(workdir, "classify", init)
 
     @jax.jit
     def logits(latents: jax.Array) -> jax.Array:
         return cast(jax.Array, module.apply({"params": params}, normalize(latents), train=False))
 
     return functools.partial(apply_in_batches, logits, batch_size=_CLASSIFIER_BATCH)
+
+
+def load_classifier_params(functaset: Functaset, workdir: epath.PathLike) -> tuple[nn.Module, Any]:
+    """(network, its params) of the classifier; see `load_classifier`."""
+    config = config_lib.load(workdir)
+    _require_same_functaset(workdir, "classify", functaset)
+    module = make_classifier(num_classes=config.data.num_classes, **config.classify.model)
+    init = classification.make_init(module, latent_shape=tuple(functaset.manifest.latent_shape))
+    return module, _restore_best(workdir, "classify", init)
 
 
 def load_generator(workdir: epath.PathLike) -> TrainedGenerator:
@@ -89,7 +113,7 @@ def load_generator(workdir: epath.PathLike) -> TrainedGenerator:
     _completed_metrics(workdir, "generate")
     fitter, field_params = load_fitter(workdir)
     field_params = mesh.to_host(field_params)
-    functaset = open_functaset(epath.Path(workdir) / "functaset", field_digest=digest(field_params))
+    functaset = load_functaset(workdir, field_params)
     _require_same_functaset(workdir, "generate", functaset)
     with _config_errors(workdir):
         generator = build_generator(config.generate, functaset, num_classes=config.data.num_classes)
@@ -99,6 +123,7 @@ def load_generator(workdir: epath.PathLike) -> TrainedGenerator:
         fitter=fitter,
         field_params=field_params,
         functaset=functaset,
+        known_denoising_error=_known_denoising_error(workdir),
     )
 
 
@@ -131,21 +156,31 @@ def _require_same_functaset(workdir: epath.PathLike, stage: str, functaset: Func
         )
 
 
+def _known_denoising_error(workdir: epath.PathLike) -> np.ndarray | None:
+    if not released.is_model(workdir):
+        return None
+    shapes = [jax.ShapeDtypeStruct(ERROR_SIGMAS.shape, np.float32)]
+    return released.read_arrays(epath.Path(workdir), "generate/denoising_error.npz", shapes)[0]
+
+
 def _restore_best(workdir: epath.PathLike, stage: str, init: Callable[[jax.Array], Any]) -> Any:
     """Params of the best checkpoint of a stage, on the host."""
     shapes = jax.eval_shape(init, jax.random.key(0))
-    return mesh.to_host(_restore(epath.Path(workdir) / stage / "best", shapes, keep=_BEST_KEPT))
+    return mesh.to_host(_restore(workdir, f"{stage}/best", shapes, keep=_BEST_KEPT))
 
 
-def _restore(directory: epath.Path, shapes: Any, *, keep: int) -> Any:
-    """The newest checkpoint in `directory`, replicated over all devices."""
+def _restore(workdir: epath.PathLike, name: str, shapes: Any, *, keep: int) -> Any:
+    """The newest checkpoint in workdir/name, replicated over all devices."""
+    workdir = epath.Path(workdir)
     replicated = mesh.replicated(mesh.make_mesh())
+    if released.is_model(workdir):
+        return jax.device_put(released.read_arrays(workdir, f"{name}.npz", shapes), replicated)
     template = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes
     )
-    checkpoints = Checkpoints(directory, keep=keep, read_only=True)
+    checkpoints = Checkpoints(workdir / name, keep=keep, read_only=True)
     restored = checkpoints.restore(template)
     checkpoints.close()
     if restored is None:
-        raise ValueError(f"{directory} holds no complete checkpoint")
+        raise ValueError(f"{workdir / name} holds no complete checkpoint")
     return restored[1]

@@ -20,6 +20,7 @@ from functa.diffusion.observation import Degradation, Observation, insert_observ
 from functa.diffusion.trained_generator import TrainedGenerator
 from functa.fields.field import Field
 from functa.fields.fitter import Fitter
+from functa.pipeline import encode_sources, released
 from functa.pipeline import load as load_lib
 from functa.pipeline.run_directory import STAGES
 from functa.runtime import config as config_lib
@@ -43,11 +44,12 @@ class TrainedRun:
       latents  [n, i, j, d], or those of one image [i, j, d]: float32, not normalized.
 
     The result for one image or one array of latents has no axis n. Programs are compiled once, for
-    batch sizes that are powers of two. All methods raise ValueError for a wrong shape or setting, and
-    if a stage that they need is not complete or does not fit the field.
+    batch sizes that are powers of two. All methods raise ValueError for a wrong shape, value or setting,
+    and if a stage that they need is not complete or does not fit the field; TypeError for images that
+    are neither uint8 nor floating.
 
     Attributes:
-      workdir: directory of the run.
+      workdir: directory of the run or of the released model.
       config: its config, an ml_collections.ConfigDict.
       field: the field, a functa.fields.field.Field.
       fitter, params: field and inner loop, and their parameters, on the default device.
@@ -56,7 +58,7 @@ class TrainedRun:
     """
 
     def __init__(self, workdir: epath.PathLike, *, data_dir: epath.PathLike | None = None):
-        self.workdir = epath.Path(workdir)
+        self.workdir = released.find_run(workdir)
         self.config = config_lib.load(self.workdir)
         self._data_dir = str(data_dir or self.config.data.data_dir)
         self.fitter, params = load_lib.load_fitter(self.workdir)
@@ -82,9 +84,7 @@ class TrainedRun:
     def images(self, split: str) -> ImageSplit:
         """The images of a split of the run's data set: "train", "validation" or "test".
 
-        Raises:
-          DataError: the data set is not there; see functa.load, `data_dir`.
-          ValueError: there is no such split.
+        Raises DataError if the data set is not there; see functa.load, `data_dir`.
         """
         if split not in self._image_sources:
             raise ValueError(f"no split {split!r}; there are {', '.join(self._image_sources)}")
@@ -98,10 +98,22 @@ class TrainedRun:
 
     @functools.cached_property
     def functaset(self) -> dict[str, FunctasetSplit]:
-        """The splits of the run's functaset: {"train", "validation", "test"}."""
-        return {
-            name: FunctasetSplit(self._functaset, name) for name in self._functaset.manifest.splits
-        }
+        """The splits of the run's functaset: {"train", "validation", "test"}.
+
+        A released model has no latents. The first use encodes its data set, without augmentation, to a
+        directory below XDG_CACHE_HOME.
+
+        Raises DataError if that data set is not there; see functa.load, `data_dir`.
+        """
+        functaset = open_functaset(self.functaset_directory, field_digest=digest(self.params))
+        return {name: FunctasetSplit(functaset, name) for name in functaset.manifest.splits}
+
+    @functools.cached_property
+    def functaset_directory(self) -> epath.Path:
+        """Directory of `functaset`."""
+        if released.is_model(self.workdir):
+            return encode_sources.cached_functaset(self, self._data_dir)
+        return self.workdir / "functaset"
 
     @functools.cached_property
     def generator(self) -> TrainedGenerator:
@@ -116,11 +128,6 @@ class TrainedRun:
           resize: for images of another size than `image_shape`. None refuses them. "crop" cuts out the
             largest centered part of the right aspect ratio and resizes it. "stretch" resizes the whole
             image. Both use an antialiased bicubic filter.
-        Returns:
-          Latents.
-        Raises:
-          TypeError: the dtype is neither uint8 nor floating.
-          ValueError: a wrong shape, or values outside [0, 1].
         """
         images, is_single = image_arrays.to_batch(
             images, image_shape=self.image_shape, resize=resize
@@ -277,14 +284,7 @@ class TrainedRun:
         return filled[0] if is_single else np.stack(filled)
 
     def _latent_batch(self, latents: Any) -> tuple[np.ndarray, bool]:
-        latents = np.asarray(latents)
-        is_single = latents.shape == self.latent_shape
-        batch = latents[None] if is_single else latents
-        if batch.shape[1:] != self.latent_shape or not np.issubdtype(batch.dtype, np.floating):
-            expected = ", ".join(map(str, self.latent_shape))
-            given = f"{latents.dtype}{list(latents.shape)}"
-            raise ValueError(f"latents must be float [n, {expected}] or [{expected}], not {given}")
-        return batch.astype(np.float32), is_single
+        return image_arrays.to_latent_batch(latents, latent_shape=self.latent_shape)
 
     @functools.cached_property
     def _image_sources(self) -> dict[str, images_lib.ImageSource]:
@@ -294,7 +294,7 @@ class TrainedRun:
 
     @functools.cached_property
     def _functaset(self) -> Functaset:
-        return open_functaset(self.workdir / "functaset", field_digest=digest(self.params))
+        return load_lib.load_functaset(self.workdir, self.params)
 
     @functools.cached_property
     def _classifier(self) -> Callable[[np.ndarray], np.ndarray]:

@@ -20,7 +20,7 @@ from functa.runtime.errors import DamagedFileError, UserError
 _TRANSIENT_ERRORS = (MemoryError, OSError)
 # Version of training states and exported fields. Must be increased whenever arrays are added or
 # removed, or change their meaning: old parameters would decode to wrong images without an error.
-_FORMAT = 5
+FORMAT = 5
 _METADATA_BYTES = 1 << 16  # of digests and Orbax's own files
 
 
@@ -96,7 +96,7 @@ class Checkpoints:
           ValueError: a checkpoint of this step or a later one exists; see `remove_after`.
           OSError: this save or the previous one failed because the disk is full.
         """
-        record = {"format": _FORMAT, "digests": array_digests(state), "info": info}
+        record = {"format": FORMAT, "digests": array_digests(state), "info": info}
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _METADATA_BYTES
         with storage.explain_disk_full(self.directory, self._bytes):
             saved = self._manager.save(
@@ -185,9 +185,9 @@ class Checkpoints:
         return restored, ""
 
     def _require_format(self, path: epath.Path, version: int) -> None:
-        if version != _FORMAT:
+        if version != FORMAT:
             raise UserError(
-                f"{path} has format {version}, but this version of functa reads format {_FORMAT}: use "
+                f"{path} has format {version}, but this version of functa reads format {FORMAT}: use "
                 "the version that wrote it, or train again in another directory"
             )
 
