@@ -22,7 +22,7 @@ _PORTS = range(6106, 6206)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory with a field and a functaset")
+    parser.add_argument("run", metavar="RUN", help="run directory, or a released model")
     parser.add_argument("--port", type=int, metavar="N", help="default: first free one from 6106")
     parser.add_argument("--data-dir", metavar="DIR", help="data sets; default: as in the config")
 

@@ -50,7 +50,9 @@ _BATCH_PIXELS = 1 << 18  # of all samples of a batch: derivatives store every la
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="run directory whose generate stage is complete")
+    parser.add_argument(
+        "run", help="run directory with a complete stage generate, or a released model"
+    )
     parser.add_argument("--task", required=True, choices=tuple(DEGRADATIONS))
     parser.add_argument(
         "--images", type=int, default=64, help="evenly spaced in the test split (%(default)s)"

@@ -49,7 +49,9 @@ _FRAME_SECONDS, _LAST_FRAME_SECONDS = 0.1, 1.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="run directory whose generate stage is complete")
+    parser.add_argument(
+        "run", help="run directory with a complete stage generate, or a released model"
+    )
     parser.add_argument("--count", type=int, default=100, help="samples (default: %(default)s)")
     parser.add_argument(
         "--classes",

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from functa.data import image_arrays
 from functa.data.sources import Batch, check_indices
+from functa.runtime import storage
 from functa.runtime.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -62,6 +63,20 @@ def find_classes(folder: str) -> tuple[list[pathlib.Path], np.ndarray, list[str]
     return [file for files in classes.values() for file in files], labels, list(classes)
 
 
+def damaged(files: Sequence[pathlib.Path], *, channels: int) -> dict[pathlib.Path, str]:
+    """Messages of the files that are not readable pictures; every file is decoded."""
+
+    def message(file: pathlib.Path) -> str:
+        try:
+            _decode(file, channels=channels)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    messages = zip(files, storage.thread_map(message, files), strict=True)
+    return {file: text for file, text in messages if text}
+
+
 def _pictures_in(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(
         file
@@ -84,13 +99,14 @@ class PictureSource:
         """labels: [n] int32, one for each file."""
         self.num_examples = len(files)
         self.image_shape = tuple(image_shape)
-        self._files, self._labels, self._resize = files, labels, resize
+        self.files = list(files)
+        self._labels, self._resize = labels, resize
 
     def read(self, indices: np.ndarray) -> Batch:
         """See images.ImageSource."""
         ids = check_indices(indices, self.num_examples)
         images = [
-            read_picture(self._files[k], image_shape=self.image_shape, resize=self._resize)
+            read_picture(self.files[k], image_shape=self.image_shape, resize=self._resize)
             for k in ids
         ]
         shape = (len(ids), *self.image_shape)
@@ -100,7 +116,7 @@ class PictureSource:
     def read_originals(self, indices: np.ndarray) -> dict[str, Any]:
         """See images.ImageSource."""
         ids = check_indices(indices, self.num_examples)
-        images = [_decode(self._files[k], channels=self.image_shape[2]) for k in ids]
+        images = [_decode(self.files[k], channels=self.image_shape[2]) for k in ids]
         return {"image": images, "label": self._labels[ids], "id": ids}
 
 

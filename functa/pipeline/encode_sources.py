@@ -17,6 +17,7 @@ from functa.pipeline.encode import make_encoder
 from functa.runtime import config as config_lib
 from functa.runtime import digests, storage
 from functa.runtime.compilation_cache import cache_directory
+from functa.runtime.errors import UserError
 from functa.training.checkpoint import digest
 from functa.training.progress import ProgressBar
 
@@ -25,18 +26,28 @@ if TYPE_CHECKING:
 
 
 def open_folder(
-    run: "TrainedRun", folder: str, *, resize: str
+    run: "TrainedRun", folder: str, *, resize: str, say: Callable[[str], None]
 ) -> tuple[dict[str, ImageSource], dict[str, Any], list[str]]:
     """Opens a folder of pictures, or of class folders, as the train split.
 
+    Damaged pictures are left out and reported.
+
     Args:
       resize: see image_arrays.to_batch.
+      say: prints a line for each damaged picture.
     Returns:
       The splits, the keys of config.data that describe them, and the names of the classes.
     Raises:
-      UserError: see picture_files.find_classes.
+      UserError: see picture_files.find_classes; or all pictures are damaged.
     """
     files, labels, class_names = picture_files.find_classes(folder)
+    damaged = picture_files.damaged(files, channels=run.image_shape[2])
+    for message in damaged.values():
+        say(f"left out: {message}")
+    if len(damaged) == len(files):
+        raise UserError(f"{folder} has no readable picture")
+    labels = labels[[file not in damaged for file in files]]
+    files = [file for file in files if file not in damaged]
     source = functools.partial(
         picture_files.PictureSource, image_shape=run.image_shape, resize=resize
     )

@@ -1,6 +1,7 @@
 """`functa encode` on a finished run: pictures, folders and data sets."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -66,6 +67,23 @@ def test_a_folder_becomes_a_functaset(finished, pictures, tmp_path, folder):
     written = (out / "manifest.json").stat().st_mtime_ns
     assert main(arguments) == 0
     assert (out / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_damaged_pictures_of_a_folder_are_left_out_and_named(finished, pictures, tmp_path, capsys):
+    folder = shutil.copytree(pictures, tmp_path / "some, pictures")
+    (folder / "a" / "0.png").write_text("text")
+    run = str(finished[0])
+    assert main(["encode", run, str(folder / "a"), f"--out={tmp_path / 'out'}"]) == 0
+    assert "0.png" in capsys.readouterr().err
+    with np.load(tmp_path / "out" / "latents.npz") as arrays:
+        assert list(arrays["names"]) == [str(folder / "a" / "1.jpg")]
+    assert main(["encode", run, f"--source={folder}", f"--out={tmp_path / 'functaset'}"]) == 0
+    assert "0.png" in capsys.readouterr().err
+    with (tmp_path / "functaset" / "psnr.csv").open() as file:
+        files = [row["file"] for row in csv.DictReader(file)]
+    assert files == [str(folder / "a" / "1.jpg"), str(folder / "b" / "0.png")]
+    (folder / "a" / "1.jpg").write_text("text")
+    assert main(["encode", run, str(folder / "a"), f"--out={tmp_path / 'none'}"]) == 2
 
 
 @pytest.mark.parametrize(

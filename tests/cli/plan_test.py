@@ -38,6 +38,7 @@ def test_json_has_every_number(capsys):
     assert found["stages"][0]["analysis"] is None
 
 
+@pytest.mark.slow
 def test_several_clusters_are_compared(capsys):
     arguments = ["--config.stages=meta_learn", "--utilization=0.3", "--compile"]
     assert main(["plan", "digits:tiny", "1xH100", "2xA100", *arguments]) == 0
@@ -48,6 +49,7 @@ def test_several_clusters_are_compared(capsys):
     assert "TOO MUCH" not in output
 
 
+@pytest.mark.slow
 def test_a_step_is_measured_on_the_devices_of_this_machine(capsys):
     assert main(["plan", "digits:tiny", "cpu:4", "--measure", "--config.stages=classify"]) == 0
     rows = capsys.readouterr().out.splitlines()

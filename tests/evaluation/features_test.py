@@ -69,6 +69,7 @@ def linear_kernel(images=None, labels=None, steps=2, flip=True, seed=0):
     return params["Dense_0"]["kernel"]
 
 
+@pytest.mark.slow
 def test_training_is_determined_by_the_seed_and_the_settings():
     kernel = linear_kernel()
     np.testing.assert_array_equal(kernel, linear_kernel())

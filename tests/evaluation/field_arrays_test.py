@@ -17,7 +17,7 @@ FIELD = Field(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("lr_per_step", [False, True])
+@pytest.mark.parametrize("lr_per_step", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_field_arrays(lr_per_step, monkeypatch):
     monkeypatch.setattr(field_arrays, "MAX_SIDE", 4 * 8)
     inner_loop = InnerLoop(

@@ -63,6 +63,7 @@ def test_slow_input_warns_and_hung_input_ends_all_processes(program_env, tmp_pat
     assert "no input of step 8" in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_nan_in_one_process_ends_all_and_names_the_step(program_env, tmp_path):
     faults = {"*": {"toy": 12}, "1": {"nan": 8}}
     with start(program_env, tmp_path / "run", faults, *META) as group:

@@ -174,6 +174,7 @@ def test_model_sharded_over_processes_is_saved_and_restored(pair, program_env, t
     assert numbers(workdir)["classify.loss"] < 1.5  # it starts at log 10
 
 
+@pytest.mark.slow
 def test_unequal_numbers_of_devices_are_refused(program_env, tmp_path):
     group = processes.Processes(
         processes.main(TINY, f"--workdir={tmp_path / 'run'}"),

@@ -15,7 +15,7 @@ from functa.training.tasks.builders import build_meta_learning
 from tools.benchmarks import field, functaset, reference, scaling
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv3x3"])
+@pytest.mark.parametrize("kind", [pytest.param("linear", marks=pytest.mark.slow), "conv3x3"])
 def test_reference_computes_the_loss_and_gradient_of_the_fit(kind):
     config = cifar10_spatial.get_config("8x8x16,nearest,tiny")
     config.field.update(latent_shape=(4, 4, 6), depth=4, map=kind)

@@ -83,8 +83,14 @@ def assert_close(actual, expected, tolerance=1e-5):
     [
         (4, {"field.map": "conv3x3", "meta_learn.flips": True}),
         (2, {"field.map": "conv3x3", "field.upsampling": 2, "inner_loop.lr_shape": "full"}),
-        (4, {"field.map": "mlp", "meta_learn.loss": "mse", "inner_loop.lr_shape": "cell"}),
-        (2, {"field.map": "linear", "field.coordinates": "periodic", "inner_loop.chunks": 2}),
+        pytest.param(
+            *(4, {"field.map": "mlp", "meta_learn.loss": "mse", "inner_loop.lr_shape": "cell"}),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(2, {"field.map": "linear", "field.coordinates": "periodic", "inner_loop.chunks": 2}),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
@@ -146,11 +152,12 @@ TRANSFORMER = common.transformer(
             (128, 256),
             1e-5,
         ),
-        (
+        pytest.param(
             {"classify.model": TRANSFORMER, "classify.augment.crop": 1},
             ("transformer", "block_1", "attention", "query_key_value"),
             (128, 192),
             0.02,
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["convnext", "transformer"],
@@ -167,6 +174,7 @@ def test_fsdp_equals_single_device(changes, kernel_path, shard_shape, tolerance)
     assert {shard.data.shape for shard in gradient.addressable_shards} == {shard_shape}
 
 
+@pytest.mark.slow
 def test_state_over_fsdp_trains_like_single_device():
     task = make_task(**{"classify.model": CONVNEXT})
     states = []
