@@ -32,11 +32,9 @@ def make_page(session: Session) -> gr.Blocks:
     """Builds the page."""
     shapes = session.run.image_shape, session.run.latent_shape
     image, latents = ("×".join(map(str, shape)) for shape in shapes)
-    with gr.Blocks(title=f"{session.run.config.name}: explore", analytics_enabled=False) as page:
-        count = sum(session.splits.values())
-        gr.Markdown(
-            f"# {session.run.config.name}\n{count:,} functa: images {image}, latents {latents}"
-        )
+    name, count = session.run.config.name, sum(session.splits.values())
+    with gr.Blocks(title=f"{name}: explore", analytics_enabled=False) as page:
+        gr.Markdown(f"# {name}\n{count:,} functa: images {image}, latents {latents}")
         panels = _Panels(session)
         for name in ("Browse", "Picture", "Decode", "Generate", "Interpolate", "Inpaint"):
             with gr.Tab(name) as tab:
@@ -101,9 +99,10 @@ class _Panels:
     def browse(self, tab: gr.Tab) -> None:
         """Records of the functaset, page by page."""
         session, splits = self.session, list(self.session.splits)
+        if not widgets.can_work(session.functaset_problem):
+            return
         with gr.Row():
-            first = "test" if "test" in splits else splits[0]
-            split = gr.Dropdown(splits, value=first, label="Split")
+            split = gr.Dropdown(splits, value=splits[-1], label="Split")
             label = self._class_menu(("all", -1))
             count = gr.Dropdown([24, 48, 96], value=48, label="Images per page")
             start = gr.Number(0, precision=0, minimum=0, label="First row")

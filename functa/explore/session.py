@@ -14,6 +14,7 @@ from functa.data.augmentation import read_copies
 from functa.fields.pixels import to_float
 from functa.fields.psnr import psnr, psnr_of_images
 from functa.pipeline.trained_run import TrainedRun
+from functa.runtime.errors import DataError
 
 _AUGMENTATION = ("flip", "crop", "crop_padding", "crop_min_area")  # keys of config.encode
 _MAX_SCALE, _MAX_SIDE = 16, 512  # 512 x 512 pixels take about 1 GiB at width 256
@@ -51,6 +52,7 @@ class Session:
       run: the run.
       splits: number of records of each split that is not empty.
       num_classes, max_scale: number of classes; largest scale at which images may be decoded.
+      functaset_problem: why a released model has no functaset; "" if it has.
       images_problem, generator_problem: why there are no images, no generator; "" if there are.
     """
 
@@ -60,10 +62,15 @@ class Session:
         Args:
           data_dir: replaces config.data.data_dir.
         Raises:
-          ValueError: no run, no field, no functaset, or a functaset of another field.
+          ValueError: no run, no field, or a run without functaset or with that of another field.
         """
         self.run = TrainedRun(workdir, data_dir=data_dir)
-        self.splits = {name: len(split) for name, split in self.run.functaset.items() if len(split)}
+        self.splits, self.functaset_problem = {}, ""
+        try:
+            functaset = self.run.functaset.items()
+            self.splits = {name: len(split) for name, split in functaset if len(split)}
+        except DataError as error:  # a released model whose data set is not prepared
+            self.functaset_problem = f"There are no records to browse: {error}"
         self.num_classes = int(self.run.config.data.num_classes)
         self.max_scale = min(_MAX_SCALE, max(2, _MAX_SIDE // max(self.run.image_shape[:2])))
         self.images_problem = self.generator_problem = ""

@@ -1,5 +1,6 @@
 """Answers of the explore page, without the page, for a run with a random field and generator."""
 
+import json
 import shutil
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from functa.explore.session import Example, Sampling, Session
+from functa.pipeline.released import find_run
 from tests.support import generator_runs
 
 SAMPLING = Sampling(guidance=1.5, steps=4, solver="heun")
@@ -44,6 +46,19 @@ def test_rare_class_is_searched_in_parts(session, monkeypatch):
     second, _ = session.browse("test", start=start, count=7, label=int(labels[7]))
     assert start == 5
     assert [len(first), len(second)] == [np.sum(labels[k : k + 5] == labels[7]) for k in (0, 5)]
+
+
+def test_a_released_model_without_its_data_set_takes_pictures_and_samples(tmp_path):
+    model = shutil.copytree(find_run("digits"), tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["data"].update(source="tfds", name="absent", data_dir=str(tmp_path))
+    (model / "config.json").write_text(json.dumps(config))
+    session = Session(model, data_dir=None)
+    assert "absent" in session.functaset_problem
+    assert "absent" in session.images_problem
+    assert not session.splits
+    assert not session.generator_problem
+    assert session.encode(np.zeros((8, 8, 1), np.uint8), name="mine").latents.shape == (2, 2, 8)
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

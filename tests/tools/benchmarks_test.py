@@ -12,7 +12,7 @@ from functa.fields import inner_loop
 from functa.fields.fitter import build_field
 from functa.fields.pixels import to_float
 from functa.training.tasks.builders import build_meta_learning
-from tools.benchmarks import field, functaset, reference, scaling
+from tools.benchmarks import api, field, functaset, reference, scaling
 
 
 @pytest.mark.parametrize("kind", [pytest.param("linear", marks=pytest.mark.slow), "conv3x3"])
@@ -57,6 +57,15 @@ def test_functaset_measures_writing_and_every_cache(capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["shards"] > 1
     assert all(result[f"read_{cache}_per_second"] > 0 for cache in ("none", "host", "device"))
+
+
+def test_api_compares_decode_and_encode_with_bare_programs(capsys):
+    assert api.main(["--images=3", "--scale=2", "--repeats=1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["size"] == "16x16"
+    for name in ("decode", "encode"):
+        rates = [result[f"{prefix}{name}_images_per_second"] for prefix in ("bare_", "")]
+        assert result[f"{name}_ratio"] == pytest.approx(rates[0] / rates[1])
 
 
 @pytest.mark.slow

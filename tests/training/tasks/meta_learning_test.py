@@ -97,7 +97,9 @@ def test_mean_loss_over_all_cells_is_the_loss_of_the_image():
     assert float(fit.losses[-1].mean()) == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize(("cells", "side"), [(0, 1), pytest.param(3, 1, marks=pytest.mark.slow), (8, 2)])
+@pytest.mark.parametrize(
+    ("cells", "side"), [(0, 1), pytest.param(3, 1, marks=pytest.mark.slow), (8, 2)]
+)
 def test_log_mse_is_the_mean_over_images_not_cells(cells, side):
     images, key = Images(4).images, jax.random.key(1)
     config = make_config(
