@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import zipfile
 from collections.abc import Sequence
 
 import jax
@@ -10,19 +11,21 @@ from etils import epath
 
 from functa.cli.arguments import functaset_directory
 from functa.data.functaset import format, reader
+from functa.data.image_arrays import to_latent_batch
 from functa.pipeline import load, released
 from functa.runtime import image_io
 from functa.runtime.batching import apply_in_batches
 from functa.runtime.errors import UserError, as_user_errors
 from functa.training import checkpoint
 
-DESCRIPTION = """Decodes latents of a functaset to PNG files at any resolution.
+DESCRIPTION = """Decodes latents to PNG files at any resolution: of a functaset, or of functa encode.
 
     functa decode runs/digits --split test --ids 0,5,10-19 --scale 8 --out decoded
     functa decode runs/digits --split train --ids 7 --copy 1 --resolution 100x60 --out decoded
+    functa decode cifar10_spatial --latents encoded/latents.npz --scale 4 --out decoded
 
 An id is the index of the image in the split of the image data set: a validation image keeps its index in the
-train split. Files are named SPLIT_ID_HxW.png."""
+train split. Files are named SPLIT_ID_HxW.png, or latents_NUMBER_HxW.png with --latents, in the order of the file."""
 
 _BLOCK_SIZE = 1024  # records read at once
 _BATCH_PIXELS = 1 << 20  # pixels decoded at once; at least one image
@@ -31,9 +34,10 @@ _MAX_IDS = 1_000_000  # in a range
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="directory of a run, or a released model")
-    parser.add_argument("--split", required=True, choices=format.SPLITS)
-    parser.add_argument("--ids", required=True, type=parse_ids, metavar="0,5,10-19")
+    parser.add_argument("--split", choices=format.SPLITS)
+    parser.add_argument("--ids", type=parse_ids, metavar="0,5,10-19")
     parser.add_argument("--copy", type=int, default=0, help="augmented copy; 0: the image itself")
+    parser.add_argument("--latents", metavar="FILE.npz", help="in place of --split and --ids")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--resolution", type=parse_resolution, metavar="HxW")
     size.add_argument(
@@ -44,15 +48,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the files; returns the exit status."""
+    if bool(args.latents) == bool(args.split) or bool(args.split) != bool(args.ids):
+        raise UserError("give --split and --ids, or --latents")
     directory = epath.Path(args.run)
     if directory.name == "functaset" and not (directory / "config.json").exists():
         directory = directory.parent
     with as_user_errors():
         field, params = load.load_field(released.find_run(directory))
-        functaset = reader.open_functaset(
-            functaset_directory(str(directory)), field_digest=checkpoint.digest(params)
-        )
-        latents = read_latents(functaset, split=args.split, ids=args.ids, copy=args.copy)
+        if args.latents:
+            latents = read_latents_file(args.latents, tuple(field.latent_shape))
+            args.split, args.ids = "latents", range(len(latents))
+        else:
+            functaset = reader.open_functaset(
+                functaset_directory(str(directory)), field_digest=checkpoint.digest(params)
+            )
+            latents = read_latents(functaset, split=args.split, ids=args.ids, copy=args.copy)
     h, w, _ = field.image_shape
     h, w = args.resolution or (h * args.scale, w * args.scale)
     decode = jax.jit(lambda latents: field(params["field"], latents, shape=(h, w)))
@@ -104,6 +114,22 @@ def read_latents(
             f"{min(limits, default=None)} to {max(limits, default=None)}"
         )
     return np.stack([latents[id] for id in ids])
+
+
+def read_latents_file(file: str, latent_shape: tuple[int, ...]) -> np.ndarray:
+    """Latents [n, i, j, d] float32 of the array `latents` of an .npz file.
+
+    Raises:
+      ValueError: the file is no .npz file with such an array, n > 0.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            latents, _ = to_latent_batch(arrays["latents"], latent_shape=latent_shape)
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} has no latents of this field: {error}") from error
+    if not len(latents):
+        raise ValueError(f"{file} has no latents")
+    return latents
 
 
 def parse_ids(text: str) -> list[int]:

@@ -11,6 +11,7 @@ from PIL import Image
 import functa
 from functa.cli.main import main
 from functa.data.picture_files import read_picture
+from functa.runtime import image_io
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,16 @@ def test_pictures_become_latents_and_a_sheet(finished, pictures, tmp_path, capsy
         np.testing.assert_allclose(arrays["latents"][0], run.encode(image), atol=1e-5)
         assert list(arrays["names"]) == [str(file), str(pictures / "b" / "0.png")]
         decoded = run.decode(arrays["latents"][0])
+        large = image_io.to_uint8(run.decode(arrays["latents"], size=(24, 24)))
+    latents = f"--latents={out / 'latents.npz'}"
+    decode = ["decode", str(finished[0]), latents, "--scale=3", f"--out={tmp_path / 'decoded'}"]
+    assert main(decode) == 0
+    for number in (0, 1):
+        with Image.open(tmp_path / "decoded" / f"latents_{number:06d}_24x24.png") as png:
+            np.testing.assert_allclose(np.asarray(png, int), large[number, ..., 0], atol=1)
+    assert main([*decode[:2], "--latents=missing.npz", *decode[3:]]) == 2
+    assert main([*decode, "--split=test"]) == 2
+    with np.load(out / "latents.npz") as arrays:
         assert arrays["psnr"][0] == pytest.approx(functa.psnr(decoded, image), abs=1e-3)
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.size == (3 * 32 + 4, 2 * 32 + 2)
