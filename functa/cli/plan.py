@@ -32,8 +32,7 @@ DESCRIPTION = """Projects what the stages of a config cost on hardware that is n
 
 CONFIG is a name in configs/ or a path. HARDWARE is a chip and a number: v5e-256, v5p-128 or v6e-64 as
 Google names them, 64xH100, or cpu:2. One HARDWARE gives a table of the stages. Several, by default one
-host of each chip, give a table with one row each. --config.KEY=VALUE sets a key of the config. As in a
-run, batch sizes must be multiples of the number of devices.
+host of each chip, give a table with one row each. --config.KEY=VALUE sets a key of the config.
 
 The programs are traced, not run: multiply-adds and traffic between devices are exact. Times are
 projections from the published peaks in functa/plan/hardware.py and from the assumptions that are

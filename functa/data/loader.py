@@ -31,6 +31,7 @@ def train_batches(
     seed: int,
     process_index: int,
     process_count: int,
+    repeats: int = 1,
 ) -> Iterator[Batch]:
     """Yields this process's share of the batches of steps first_step ... last_step - 1.
 
@@ -42,11 +43,12 @@ def train_batches(
       source: the split; all its arrays are passed on.
       batch_size: global batch size.
       seed: of the order, which also depends on the number of examples.
+      repeats: how often every example appears in its batch, one after the other.
     Raises:
-      ValueError: the processes do not divide the batch.
+      ValueError: the processes do not divide batch_size * repeats.
       InputTimeoutError: a read hangs; raised by the iterator.
     """
-    positions = _share(batch_size, process_index, process_count)
+    positions = _share(batch_size, process_index, process_count, repeats)
 
     def read(step: int) -> Batch:
         examples = shuffled_examples(positions(step), num_examples=source.num_examples, seed=seed)
@@ -67,9 +69,10 @@ def eval_batches(
     Yields:
       The arrays of the source, and "mask" [b] float32: 1, or 0 for padding.
     Raises:
-      See `train_batches`.
+      ValueError: the processes do not divide the batch.
+      InputTimeoutError: a read hangs; raised by the iterator.
     """
-    positions = _share(batch_size, process_index, process_count)
+    positions = _share(batch_size, process_index, process_count, repeats=1)
 
     def read(batch: int) -> Batch:
         rows = positions(batch)
@@ -80,14 +83,16 @@ def eval_batches(
     return _prefetch(batches, lambda number: f"batch {number + 1} of an evaluation")
 
 
-def _share(batch_size: int, process_index: int, process_count: int) -> Callable[[int], np.ndarray]:
+def _share(
+    batch_size: int, process_index: int, process_count: int, repeats: int
+) -> Callable[[int], np.ndarray]:
     """Returns number of a global batch -> positions of this process's examples, [k] int64."""
-    if batch_size % process_count:
+    share, remainder = divmod(batch_size * repeats, process_count)
+    if remainder:
         raise ValueError(
-            f"{process_count} processes do not divide a batch of {batch_size} examples"
+            f"{process_count} processes do not divide a batch of {batch_size * repeats} examples"
         )
-    share = batch_size // process_count
-    rows = process_index * share + np.arange(share, dtype=np.int64)
+    rows = (process_index * share + np.arange(share, dtype=np.int64)) // repeats
     return lambda number: number * batch_size + rows
 
 

@@ -17,6 +17,7 @@ from functa.pipeline.encode import Encoder, Fit, make_encoder
 from functa.runtime import config as config_lib
 from functa.runtime import mesh, storage
 from functa.runtime.errors import StopRequested, UserError, as_user_errors
+from functa.runtime.mesh import batch_repeats
 from functa.runtime.preemption import PreemptionWatcher
 from functa.training.loop import Result, train
 from functa.training.tasks import Task
@@ -164,6 +165,17 @@ class Run:
         """Trains a task with the settings of its stage."""
         settings = self.config[task.name]
         directory = self.workdir / task.name
+        repeats = batch_repeats(
+            settings.batch_size,
+            devices=self.mesh.size,
+            micro_batches=settings.micro_batches,
+            sharing=self.mesh.shape["cell"] if len(task.batch_spec) > 1 else 1,
+        )
+        if repeats > 1:
+            self.say(
+                f"{task.name}  every example of a batch of {settings.batch_size} is used {repeats} times a step, "
+                f"since there are {self.mesh.size} devices; a multiple of them is faster"
+            )
         writes = jax.process_index() == 0
         dashboard = Dashboard(directory, stage=task.name) if writes else NullDashboard()
         self.preemption.synchronize()

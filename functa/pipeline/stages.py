@@ -31,7 +31,7 @@ def meta_learn(run: Run) -> dict[str, Any]:
     """images -> field"""
     fitter = run.fitter
     task = builders.build_meta_learning(
-        run.config, fitter=fitter, sources=run.sources, **run.processes
+        run.config, fitter=fitter, sources=run.sources, devices=run.mesh.size, **run.processes
     )
     result = run.train(task)
     field_digest = digest(result.params)
@@ -114,7 +114,9 @@ def classify(run: Run) -> dict[str, Any]:
     with as_user_errors():
         params = load.load_field_params(run.workdir, run.fitter)
         functaset = reader.open_functaset(run.workdir / "functaset", field_digest=digest(params))
-        task = builders.build_classification(run.config, functaset, **run.processes)
+        task = builders.build_classification(
+            run.config, functaset, devices=run.mesh.size, **run.processes
+        )
         run.bind_functaset("classify", functaset)
     result = run.train(task)
     confusion = classification.confusion_matrix(
@@ -140,7 +142,12 @@ def generate(run: Run) -> dict[str, Any]:
         decode = make_decoder(field, params, batch_size=settings.sample_batch_size)
         generator = build_generator(settings, functaset, num_classes=config.data.num_classes)
         task = builders.build_generation(
-            config, functaset, generator=generator, decode=decode, **run.processes
+            config,
+            functaset,
+            generator=generator,
+            decode=decode,
+            devices=run.mesh.size,
+            **run.processes,
         )
         run.bind_functaset("generate", functaset)
     result = run.train(task)

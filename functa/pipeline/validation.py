@@ -20,6 +20,10 @@ from functa.runtime.config import range_errors
 from functa.training.tasks import builders, classification, generation, meta_learning
 
 _TRAINING_STAGES = ("meta_learn", "classify", "generate")
+_TRAINING_NUMBERS = (
+    *("batch_size", "eval_batch_size", "micro_batches", "steps"),
+    *("log_every", "eval_every", "checkpoint_every"),
+)
 
 
 def validate(
@@ -35,10 +39,10 @@ def validate(
     Args:
       open_sources: opens the splits of config.data; its ValueErrors are problems. None: no images are
         read.
-      stages: that will run; only their batches must divide by the devices.
+      stages: that will run; the others' settings are not all checked.
       first_step: whether to check that the first inner step is stable. It is measured only if the
         config has no other problem, while images are decoded.
-      mesh: that batches are sharded over; None: the mesh of this machine.
+      mesh: of the devices; None: that of this machine.
     """
     problems = _shape_problems(
         {
@@ -54,7 +58,7 @@ def validate(
         mesh = mesh or mesh_lib.make_mesh(**config.mesh)
         for stage in _TRAINING_STAGES:
             if stage in stages:
-                problems += _training_problems(stage, config[stage], mesh)
+                problems += _training_problems(stage, config[stage])
     with _collect_errors(problems):
         sources = _open_splits(open_sources) if open_sources else {}
     with futures.ThreadPoolExecutor(max_workers=1) as thread:
@@ -109,28 +113,13 @@ def _settings_problems(config: ConfigDict) -> list[str]:
     ]
 
 
-def _training_problems(stage: str, settings: ConfigDict, mesh: Mesh | AbstractMesh) -> list[str]:
-    """Problems of the settings of the training loop; batches must divide by the devices."""
+def _training_problems(stage: str, settings: ConfigDict) -> list[str]:
+    """Problems of the settings of the training loop."""
     ranges: dict[str, tuple[float, float, float]] = {
-        f"{stage}.{name}": (settings[name], 1, 2**31 - 1)
-        for name in ("log_every", "eval_every", "checkpoint_every", "steps", "micro_batches")
+        f"{stage}.{name}": (settings[name], 1, 2**31 - 1) for name in _TRAINING_NUMBERS
     }
     ranges[f"{stage}.ema_decay"] = (settings.ema_decay, 0, 1 - 1e-9)
-    problems = range_errors(ranges)
-    parts = max(1, settings.micro_batches)
-    for name in ("batch_size", "eval_batch_size"):
-        size = settings[name]
-        by_rows = (stage, name) == ("meta_learn", "batch_size")
-        shards = mesh.size // (mesh.shape["cell"] if by_rows else 1)
-        unit = "devices" if shards == mesh.size else f"groups of the {mesh.size} devices"
-        if name == "batch_size" and parts > 1:
-            unit = f"micro-batches ({stage}.micro_batches={parts} on each of {shards} {unit})"
-            shards *= parts
-        if size < 1 or size % shards:
-            problems.append(
-                f"{stage}.{name}={size} must be a positive multiple of the {shards} {unit}"
-            )
-    return problems
+    return range_errors(ranges)
 
 
 def first_step_problems(config: ConfigDict) -> list[str]:

@@ -46,7 +46,7 @@ class StagePlan:
     Attributes:
       examples: training examples; in encode, records of all splits.
       steps: in encode, those of the host with most batches.
-      batch_size: over all devices.
+      batch_size: over all devices, repeated examples included.
       parameters: number of trained parameters.
       state_bytes: training state on one device.
       work: of a step on one device.

@@ -55,18 +55,34 @@ class Programs:
         return builders.build_generation(self.config, self._functaset, decode=np.asarray)
 
     def train_step(self, stage: str, mesh: AnyMesh, *, batch_size: int | None = None) -> Program:
-        """The training step of a stage; the default of the global batch size is that of the config."""
+        """The training step of a stage.
+
+        Args:
+          batch_size: global; None: that of `batch_size`.
+        """
         task, settings = self.task(stage), self.config[stage]
         decay, micro_batches = settings.ema_decay, settings.micro_batches
         step = make_step(task, mesh=mesh, seed=0, ema_decay=decay, micro_batches=micro_batches)
         arguments = (
             state_shapes(task, mesh),
             _with_spec(
-                self._batch(stage, batch_size or settings.batch_size), mesh, P(task.batch_spec[0])
+                self._batch(stage, batch_size or self.batch_size(stage, mesh)),
+                mesh,
+                P(task.batch_spec[0]),
             ),
             _with_spec(ALL_FINITE, mesh, P()),
         )
         return Program(step, arguments)
+
+    def batch_size(self, stage: str, mesh: AnyMesh) -> int:
+        """Examples of a training batch on all devices, repeated ones included."""
+        settings = self.config[stage]
+        return settings.batch_size * mesh_lib.batch_repeats(
+            settings.batch_size,
+            devices=mesh.size,
+            micro_batches=settings.micro_batches,
+            sharing=mesh.shape["cell"] if len(self.task(stage).batch_spec) > 1 else 1,
+        )
 
     def evaluation(self, stage: str) -> Program:
         """The evaluation of one batch of config[stage].eval_batch_size, on one device."""

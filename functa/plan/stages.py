@@ -155,7 +155,7 @@ class Planner:
             source,
             examples=examples,
             steps=settings.steps,
-            batch_size=settings.batch_size,
+            batch_size=self.programs.batch_size(name, self.mesh),
             reads=0.0 if cached else settings.batch_size / self.cluster.hosts,
             first_reads=source.examples if cached else 0,
             parameters=parameters,

@@ -65,6 +65,24 @@ def axis_sizes(count: int, *, data: int, fsdp: int, cell: int) -> dict[str, int]
     return sizes | dict.fromkeys(free_axes, count // product)
 
 
+def batch_repeats(batch_size: int, *, devices: int, micro_batches: int, sharing: int = 1) -> int:
+    """How often every example of a training batch is repeated, so that all devices have equal parts.
+
+    A step samples a repeated example anew: with its own crop, augmentation and noise.
+
+    Args:
+      micro_batches: parts of the batch of a device.
+      sharing: devices that share every example.
+    """
+    parts = devices // sharing * micro_batches
+    return math.lcm(batch_size, parts) // batch_size
+
+
+def padded_batch(batch_size: int, devices: int) -> int:
+    """The smallest batch of at least `batch_size` examples that the devices divide."""
+    return -(-batch_size // devices) * devices
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of arrays that every device holds."""
     return NamedSharding(mesh, P())

@@ -67,7 +67,7 @@ def test_a_step_is_measured_on_the_devices_of_this_machine(capsys):
         (["digits:tiny", "cpu:2", "--config.field.width=wide"], ["width"]),
         (["digits:tiny", "cpu:2", "--config.stages=paint"], ["paint"]),
         (["digits:tiny", "cpu:2", "--config.mesh.fsdp=3"], ["mesh.fsdp=3"]),
-        (["digits:tiny", "cpu:3", "--config.encode.batch_size=0"], ["meta_learn.batch_size", "encode.batch_size"]),
+        (["digits:tiny", "cpu:3", "--config.encode.batch_size=0"], ["encode.batch_size"]),
         (["digits:tiny", "cpu:1", "cpu:2", "--measure"], ["--measure"]),
     ],
 )  # fmt: skip

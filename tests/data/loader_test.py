@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from functa.data import loader
-from functa.runtime import rng
+from functa.runtime import mesh, rng
 
 ONE = {"process_index": 0, "process_count": 1}
 
@@ -54,6 +54,22 @@ def test_steps_cut_the_endless_order_into_batches(n, batch_size):
     order = reference_order(n, seed=3, epochs=range(80 // n + 1))
     expected = [order[k * batch_size : (k + 1) * batch_size] for k in range(10)]
     assert train(n, batch_size=batch_size, seed=3) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "devices", "micro_batches"), [(6, 8, 1), (8, 3, 2), (5, 5, 1)]
+)
+def test_repeated_examples_fill_all_devices(batch_size, devices, micro_batches):
+    repeats = mesh.batch_repeats(batch_size, devices=devices, micro_batches=micro_batches)
+    assert (batch_size * repeats) % (devices * micro_batches) == 0
+    once = train(20, batch_size=batch_size)
+    shares = [
+        train(20, batch_size=batch_size, repeats=repeats, process_index=k, process_count=devices)
+        for k in range(devices)
+    ]
+    for batch, *parts in zip(once, *shares, strict=True):
+        assert len({len(part) for part in parts}) == 1
+        assert sum(parts, []) == [example for example in batch for _ in range(repeats)]
 
 
 def test_epochs_and_seeds_have_permutations_of_their_own():

@@ -39,19 +39,36 @@ def pair(program_env, tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_processes_of_two_devices_give_the_numbers_of_one(pair, finished):
-    one, two = numbers(finished[0]), numbers(pair)
+    assert_equal_numbers(finished[0], pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [4, 8])
+def test_eight_and_sixteen_devices_give_the_numbers_of_one(
+    finished, program_env, tmp_path, devices
+):
+    """The batches of digits:tiny have 16 examples; 40 validation images need padding."""
+    workdir = tmp_path / "run"
+    with processes.start(program_env, workdir, TINY, count=2, devices=devices) as group:
+        assert group.wait() == [0, 0], group.output()
+    assert_equal_numbers(finished[0], workdir)
+
+
+def assert_equal_numbers(first, second):
+    """Equal metrics, fields and functasets of two runs, up to rounding."""
+    one, two = numbers(first), numbers(second)
     assert one.keys() == two.keys()
     for name, value in one.items():
         if isinstance(value, float):
             assert two[name] == pytest.approx(value, rel=1e-5), name
         elif not name.endswith(("device", "digest")):
             assert two[name] == value, name
-    fields = (load.load_field(workdir)[1] for workdir in (finished[0], pair))
+    fields = (load.load_field(workdir)[1] for workdir in (first, second))
     jax.tree.map(lambda *leaves: np.testing.assert_allclose(*leaves, rtol=1e-4, atol=1e-5), *fields)
     for split in ("train", "validation", "test"):
         ours, theirs = (
             reader.open_functaset(workdir / "functaset", field_digest=None).source(split)
-            for workdir in (finished[0], pair)
+            for workdir in (first, second)
         )
         every = np.arange(ours.num_examples)
         ours, theirs = ours.read(every), theirs.read(every)

@@ -167,10 +167,11 @@ class Probes:
 
     def _task(self, stage: str, config: ConfigDict) -> Task:
         if stage == "meta_learn":
-            return build_meta_learning(config, sources=images.open_splits(**config.data))
+            sources = images.open_splits(**config.data)
+            return build_meta_learning(config, sources=sources, devices=jax.device_count())
         opened = reader.open_functaset(self._functaset, field_digest=None)
         if stage == "classify":
-            return build_classification(config, opened)
+            return build_classification(config, opened, devices=jax.device_count())
         return build_generation(config, opened, decode=lambda latents: latents)
 
     def _generator(self, config: ConfigDict) -> Generator:

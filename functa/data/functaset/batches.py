@@ -59,7 +59,7 @@ class LatentBatches:
         self._open = functools.cache(self._open_split)
 
     def train(
-        self, *, batch_size: int, first_step: int, last_step: int, seed: int
+        self, *, batch_size: int, first_step: int, last_step: int, seed: int, repeats: int = 1
     ) -> Iterator[dict[str, Any]]:
         """Yields batches of the train split; see loader.train_batches."""
         source, finish = self._open("train")
@@ -69,6 +69,7 @@ class LatentBatches:
             first_step=first_step,
             last_step=last_step,
             seed=seed,
+            repeats=repeats,
             **self._processes,
         )
         return map(finish, batches)

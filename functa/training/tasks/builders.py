@@ -36,6 +36,7 @@ def build_meta_learning(
     fitter: Fitter | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    devices: int = 1,
 ) -> Task:
     """Builds the task of the stage meta_learn.
 
@@ -45,6 +46,7 @@ def build_meta_learning(
     Args:
       sources: splits "train", "validation" and "test"; {} if no batches will be read.
       fitter: of the config, if it has been built.
+      devices: of all processes.
     Raises:
       ValueError: a setting is impossible; lists all of them.
     """
@@ -72,10 +74,18 @@ def build_meta_learning(
                 first_step=first,
                 last_step=last,
                 seed=config.seed,
+                repeats=mesh.batch_repeats(
+                    settings.batch_size,
+                    devices=devices,
+                    micro_batches=settings.micro_batches,
+                    sharing=1 if local is field else config.mesh.cell,
+                ),
                 **processes,
             ),
             eval_batches=lambda split: loader.eval_batches(
-                sources[split], batch_size=settings.eval_batch_size, **processes
+                sources[split],
+                batch_size=mesh.padded_batch(settings.eval_batch_size, devices),
+                **processes,
             ),
             images_per_step=settings.batch_size * image_part,
         ),
@@ -122,9 +132,12 @@ def build_classification(
     *,
     process_index: int = 0,
     process_count: int = 1,
+    devices: int = 1,
 ) -> Task:
     """Builds the task of the stage classify.
 
+    Args:
+      devices: of all processes.
     Raises:
       ValueError: a setting is impossible (lists all of them), or the statistics of the functaset
         cannot normalize.
@@ -143,7 +156,14 @@ def build_classification(
         ),
         loss=classification.make_loss(module, label_smoothing=settings.label_smoothing),
         optimizer=classification.make_optimizer(settings),
-        data=_latent_data(settings, functaset, config.seed, process_index, process_count),
+        data=_latent_data(
+            settings,
+            functaset,
+            config.seed,
+            devices,
+            process_index=process_index,
+            process_count=process_count,
+        ),
         metrics=TaskMetrics(
             classification.make_evaluate(module, normalize),
             classification.summarize,
@@ -164,12 +184,14 @@ def build_generation(
     generator: Generator | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    devices: int = 1,
 ) -> Task:
     """Builds the task of the stage generate.
 
     Args:
       decode: latents [n, i, j, d] -> images [n, h, w, c] in [0, 1], for the dashboard.
       generator: of the config, if it has been built.
+      devices: of all processes.
     Raises:
       ValueError: a setting is impossible (lists all of them), or the statistics of the functaset
         cannot normalize.
@@ -184,7 +206,14 @@ def build_generation(
         sample_inputs=generation.make_sample_inputs(generator),
         loss=generation.make_loss(generator),
         optimizer=generation.make_optimizer(settings),
-        data=_latent_data(settings, functaset, config.seed, process_index, process_count),
+        data=_latent_data(
+            settings,
+            functaset,
+            config.seed,
+            devices,
+            process_index=process_index,
+            process_count=process_count,
+        ),
         metrics=TaskMetrics(generation.make_evaluate(generator), generation.summarize, score="r2"),
         illustrate=generation.make_illustrate(generator, decode, seed=config.seed),
         shard_params=True,
@@ -197,20 +226,22 @@ def _require(problems: list[str]) -> None:
 
 
 def _latent_data(
-    settings: ConfigDict, functaset: Functaset, seed: int, process_index: int, process_count: int
+    settings: ConfigDict, functaset: Functaset, seed: int, devices: int, **processes: int
 ) -> TaskData:
     """Batches of latents with the settings of a stage."""
-    batches = LatentBatches(
-        functaset,
-        cache=settings.cache,
-        copies=settings.copies,
-        process_index=process_index,
-        process_count=process_count,
+    batches = LatentBatches(functaset, cache=settings.cache, copies=settings.copies, **processes)
+    repeats = mesh.batch_repeats(
+        settings.batch_size, devices=devices, micro_batches=settings.micro_batches
     )
+    eval_batch_size = mesh.padded_batch(settings.eval_batch_size, devices)
     return TaskData(
         train_batches=lambda first, last: batches.train(
-            batch_size=settings.batch_size, first_step=first, last_step=last, seed=seed
+            batch_size=settings.batch_size,
+            first_step=first,
+            last_step=last,
+            seed=seed,
+            repeats=repeats,
         ),
-        eval_batches=lambda split: batches.whole(split, batch_size=settings.eval_batch_size),
+        eval_batches=lambda split: batches.whole(split, batch_size=eval_batch_size),
         images_per_step=settings.batch_size,
     )
