@@ -14,6 +14,13 @@ refuse() { # MESSAGE
   exit 2
 }
 
+# Appends KEY=VALUE of --env=KEY=VALUE to the array `variables`: environment of all processes.
+variables=()
+add_variable() { # --env=KEY=VALUE
+  [[ "$1" =~ ^--env=[A-Za-z_][A-Za-z0-9_]*= ]] || refuse "$1: want --env=KEY=VALUE"
+  variables+=("${1#--env=}")
+}
+
 # Sets experiment (NAME[:OPTIONS]), name, options (with their colon) and local_workdir (runs/NAME-OPTIONS).
 read_experiment() { # ARGUMENTS OF THE LAUNCHER...
   local argument

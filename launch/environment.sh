@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Creates .venv in the project's root with the package, editable, and one extra of setup.cfg.
 #
-#   launch/environment.sh [EXTRA]      EXTRA: explore, test, cuda, tpu; none by default
+#   launch/environment.sh [EXTRA]      EXTRA: explore, test, cuda, tpu, ...; none by default
 #
+# cuda is cuda13 if the NVIDIA driver of this machine is of version 580 or later, else cuda12, which
+# works with later drivers too.
 # The launchers and tools/check.sh call it first. It returns at once if .venv is complete.
 # FUNCTA_PYTHON selects a Python (3.11, 3.12 or 3.13); the default is the first suitable one of
 # python3.12, python3.11 and python3. Exit status: 0 ready, 1 an installation failed, 2 the user must
@@ -152,6 +154,11 @@ install() {
   say "$venv is ready after $((SECONDS - start)) s"
 }
 
+if [ "$extra" = cuda ]; then
+  IFS= read -r driver < <(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null) || driver=''
+  extra=cuda12
+  if [[ "${driver%%.*}" =~ ^[0-9]+$ ]] && [ "${driver%%.*}" -ge 580 ]; then extra=cuda13; fi
+fi
 if [ -n "$extra" ] &&
   ! sed -n '/^\[options.extras_require\]/,/^$/p' "$root/setup.cfg" | grep -qx "$extra ="; then
   stop 2 "setup.cfg has no extra '$extra'"

@@ -9,7 +9,7 @@ set -euo pipefail
 help() {
   cat <<END
 usage: launch/local.sh NAME[:OPTIONS] [--processes=N] [--devices=M] [--restart=K] [--workdir=DIR]
-                       [--config.KEY=VALUE ...]
+                       [--env=KEY=VALUE ...] [--config.KEY=VALUE ...]
 
 Runs all stages of configs/NAME.py and writes all results to DIR. The same command resumes an
 interrupted run, and returns at once if the run is complete.
@@ -23,6 +23,7 @@ interrupted run, and returns at once if the run is complete.
                       bit-identical for every N
   --restart=K         restarts up to K times after a failure, except for errors of the command or config
   --workdir=DIR       default: runs/ and the experiment's name, in the current directory
+  --env=KEY=VALUE     sets an environment variable of all processes, such as XLA_FLAGS
   --config.KEY=VALUE  sets a value of the config, such as --config.field.width=128
 
   launch/local.sh digits
@@ -31,7 +32,7 @@ interrupted run, and returns at once if the run is complete.
 
 environment variables
   FUNCTA_PYTHON       the Python that creates .venv; default: python3.12, python3.11 or python3
-  FUNCTA_EXTRA        cuda or tpu: also installs JAX for this accelerator
+  FUNCTA_EXTRA        cuda (cuda12, cuda13) or tpu: installs JAX for this accelerator, and requires it
 
 configs
 $(configs)
@@ -60,10 +61,11 @@ while [ $# -gt 0 ]; do
     --devices=?*) devices="${argument#*=}" ;;
     --restart=*) restart="${argument#*=}" ;;
     --workdir=?*) workdir="${argument#*=}" && passed+=("$argument") ;;
+    --env=*) add_variable "$argument" ;;
     --config.?*=*) passed+=("$argument") ;;
     *)
-      refuse "unknown argument '$argument'; known are --processes=N, --devices=M, --restart=K, --workdir=DIR and \
---config.KEY=VALUE"
+      refuse "unknown argument '$argument'; known are --processes=N, --devices=M, --restart=K, --workdir=DIR, \
+--env=KEY=VALUE and --config.KEY=VALUE"
       ;;
   esac
 done
@@ -75,8 +77,12 @@ done
 "$root/launch/environment.sh" "${FUNCTA_EXTRA:-}"
 
 # -P keeps a folder named functa or configs in the current directory from being imported instead.
-export PYTHONUNBUFFERED=1
+export PYTHONUNBUFFERED=1 ${variables[@]+"${variables[@]}"}
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" # XLA's own log: errors only
+case "${FUNCTA_EXTRA:-}" in # without JAX_PLATFORMS, JAX would fall back to the CPU
+  cuda*) export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}" ;;
+  tpu) export JAX_PLATFORMS="${JAX_PLATFORMS:-tpu,cpu}" ;;
+esac
 python="$root/.venv/bin/python"
 program=("$python" -P -m functa.main "--config=$root/configs/$name.py$options" ${passed[@]+"${passed[@]}"})
 
@@ -113,7 +119,7 @@ start() { # INDEX PORT CORES
   [ "$3" = all ] || ! command -v taskset >/dev/null || command=(taskset -c "$3" "${command[@]}")
   if [ "$processes" -gt 1 ]; then
     export JAX_COORDINATOR_ADDRESS="127.0.0.1:$2" JAX_NUM_PROCESSES="$processes" JAX_PROCESS_ID="$1"
-    [ "${FUNCTA_EXTRA:-}" != cuda ] || export CUDA_VISIBLE_DEVICES="$1"
+    [[ "${FUNCTA_EXTRA:-}" != cuda* ]] || export CUDA_VISIBLE_DEVICES="$1"
   fi
   exec "${command[@]}"
 }

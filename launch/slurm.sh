@@ -9,7 +9,8 @@ set -euo pipefail
 help() {
   cat <<END_OF_HELP
 usage: launch/slurm.sh NAME[:OPTIONS] [--nodes=N] [--gpus-per-node=G] [--time=TIME] [--partition=NAME]
-                       [--cpus-per-task=C] [--workdir=DIR] [--dry-run] [--config.KEY=VALUE ...]
+                       [--cpus-per-task=C] [--workdir=DIR] [--dry-run] [--env=KEY=VALUE ...]
+                       [--config.KEY=VALUE ...]
 
 Submits a job with one process per GPU, or one per node without --gpus-per-node. Each process writes
 DIR.logs/process-K.log. Two minutes before the time limit, and at a preemption with notice, the
@@ -26,6 +27,7 @@ command resumes the run.
   --workdir=DIR       a folder shared by all nodes, or gs://...; default: runs/ and the experiment's
                       name, in the current directory
   --dry-run           prints the batch script
+  --env=KEY=VALUE     sets an environment variable of all processes, such as XLA_FLAGS
   --config.KEY=VALUE  sets a value of the config, such as --config.field.width=128
 
   launch/slurm.sh cifar10_spatial --nodes=4 --gpus-per-node=8 --time=8:00:00
@@ -35,7 +37,8 @@ SBATCH_CONSTRAINT, ... from the environment.
 
 environment variables
   FUNCTA_PYTHON       the Python that creates .venv; default: python3.12, python3.11 or python3
-  FUNCTA_EXTRA        cuda or tpu: also installs JAX for this accelerator; default: cuda with GPUs
+  FUNCTA_EXTRA        cuda (cuda12, cuda13) or tpu: installs JAX for this accelerator;
+                      default: cuda with GPUs
 
 configs
 $(configs)
@@ -61,10 +64,11 @@ for argument in "$@"; do
     --partition=*) partition="${argument#*=}" ;;
     --workdir=?*) workdir="${argument#*=}" ;;
     --dry-run) dry=1 ;;
+    --env=*) add_variable "$argument" ;;
     --config.?*=*) passed+=("$argument") ;;
     *)
       refuse "unknown argument '$argument'; known are --nodes=N, --gpus-per-node=G, --time=TIME, \
---partition=NAME, --cpus-per-task=C, --workdir=DIR, --dry-run and --config.KEY=VALUE"
+--partition=NAME, --cpus-per-task=C, --workdir=DIR, --dry-run, --env=KEY=VALUE and --config.KEY=VALUE"
       ;;
   esac
 done
@@ -110,6 +114,12 @@ set -euo pipefail
 export PYTHONUNBUFFERED=1 TF_CPP_MIN_LOG_LEVEL="\${TF_CPP_MIN_LOG_LEVEL:-2}"
 # Exit status of functa.main after it was stopped and saved its state.
 export FUNCTA_STOPPED_STATUS=75
+END_OF_SCRIPT
+  # Without JAX_PLATFORMS, JAX would fall back to the CPU.
+  # shellcheck disable=SC2016 # expanded by the job
+  [ "$gpus" = 0 ] || echo 'export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}"'
+  [ "${#variables[@]}" = 0 ] || printf 'export %q\n' "${variables[@]}"
+  cat <<END_OF_SCRIPT
 status=0
 # After a failure the other processes end; those that hang are killed after a minute.
 srun --kill-on-bad-exit=0 --wait=60 --cpu-bind=none --open-mode=append${cores:+ --cpus-per-task=$cores} \\

@@ -8,9 +8,10 @@ set -euo pipefail
 
 help() {
   cat <<END_OF_HELP
-usage: launch/tpu_pod.sh NAME[:OPTIONS] [--restart=K] [--dry-run] [--config.KEY=VALUE ...]
+usage: launch/tpu_pod.sh NAME[:OPTIONS] [--restart=K] [--dry-run] [--env=KEY=VALUE ...]
+                         [--config.KEY=VALUE ...]
 
-Creates the TPU if it does not exist, copies this folder to every worker, runs functa.main on all
+Checks the config and the data, creates the TPU if it does not exist, copies this folder to every worker, runs functa.main on all
 workers, and shows the output of worker 0. Each worker writes its output to its ~/functa.log. The exit
 status is that of the run. The same command resumes an interrupted run. The TPU is not deleted.
 
@@ -19,9 +20,11 @@ status is that of the run. The same command resumes an interrupted run. The TPU 
   --restart=K         restarts up to K times: recreates the TPU after a preemption, and restarts the run
                       after a failure, except for errors of the command or the config. Default: 10
   --dry-run           prints the commands and runs none
+  --env=KEY=VALUE     sets an environment variable of all workers, such as LIBTPU_INIT_ARGS
   --config.KEY=VALUE  sets a value of the config, such as --config.field.width=128
 
-  export TPU_NAME=pod ZONE=us-east5-b PROJECT=my-project WORKDIR=gs://my-bucket/cifar10
+  export TPU_NAME=pod ZONE=us-east5-b PROJECT=my-project
+  export WORKDIR=gs://my-bucket/cifar10 DATA_DIR=gs://my-bucket/data
   ACCELERATOR_TYPE=v5litepod-16 SPOT=1 launch/tpu_pod.sh cifar10_spatial
 
 Files tracked by git are copied, with uncommitted changes; untracked files are not. On Ctrl-C and
@@ -31,6 +34,7 @@ same command then stops it with its state saved, and resumes it.
 environment variables
   TPU_NAME, ZONE, PROJECT   the TPU; created if it does not exist
   WORKDIR             directory of the run: gs://BUCKET/FOLDER
+  DATA_DIR            directory of the data set: gs://BUCKET/FOLDER; not needed for the digits
   ACCELERATOR_TYPE    type of a TPU to create: v5litepod-16, v6e-8, v4-32, ...
   RUNTIME_VERSION     of a TPU to create; has a default for v4, v5litepod, v5p and v6e
   SPOT                1 requests a preemptible TPU, which costs less
@@ -52,10 +56,12 @@ for argument in "$@"; do
   case "$argument" in
     --restart=*) restart="${argument#*=}" ;;
     --dry-run) dry=1 ;;
+    --env=*) add_variable "$argument" ;;
     --config.?*=*) passed+=("$argument") ;;
     --workdir | --workdir=*) refuse "$argument: the environment variable WORKDIR names the directory" ;;
     *)
-      refuse "unknown argument '$argument'; known are --restart=K, --dry-run and --config.KEY=VALUE"
+      refuse "unknown argument '$argument'; known are --restart=K, --dry-run, --env=KEY=VALUE and \
+--config.KEY=VALUE"
       ;;
   esac
 done
@@ -90,6 +96,19 @@ git -C "$root" rev-parse --verify -q HEAD >/dev/null 2>&1 ||
   refuse "$root is not a git checkout; git lists the files to copy"
 git -C "$root" ls-files --error-unmatch "configs/$name.py" >/dev/null 2>&1 ||
   refuse "configs/$name.py is not tracked by git and would not be copied: git add configs/$name.py"
+
+data="${DATA_DIR:-}"
+for argument in ${passed[@]+"${passed[@]}"}; do
+  case "$argument" in --config.data.data_dir=*) data="${argument#*=}" ;; esac
+done
+if ! grep -q 'source="digits"' "$root/configs/$name.py"; then # the digits come with scikit-learn
+  [[ "$data" =~ ^gs://[^/]+ ]] || refuse "DATA_DIR=$data: want gs://BUCKET/FOLDER, which holds the data set of \
+configs/$name.py, made by functa prepare"
+  [ -n "$dry" ] || gcloud storage ls "$data" "--project=$PROJECT" >/dev/null 2>&1 ||
+    refuse "DATA_DIR=$data does not exist or cannot be read: copy the data set there, for example by \
+gcloud storage cp --recursive data/* $data"
+  passed+=("--config.data.data_dir=$data")
+fi
 
 place=("--zone=$ZONE" "--project=$PROJECT" --quiet)
 # A lost worker is noticed within two minutes.
@@ -244,6 +263,7 @@ copy() {
 
 printf -v command ' %q' "$experiment" "--workdir=$WORKDIR" ${passed[@]+"${passed[@]}"}
 worker='bash functa/launch/tpu_worker.sh'
+[ "${#variables[@]}" = 0 ] || worker="env$(printf ' %q' "${variables[@]}") $worker"
 
 # Prints the exit statuses of workers, in the order in which they ended.
 ends() { sed -n 's/^functa: worker .* ended with status \([0-9]\{1,3\}\)$/\1/p' "$folder/told"; }
@@ -313,6 +333,13 @@ if [ -n "$dry" ]; then
   echo "# On Ctrl-C, SIGTERM or the failure of a worker:"
   on all "$worker stop"
   exit 0
+fi
+
+# The config is checked for the devices of the TPU before anything is created.
+if [ -n "$type" ] && [ -z "${RUNTIME_VERSION:-}" ] && [ -n "$version" ]; then
+  "$root/launch/environment.sh"
+  "$root/.venv/bin/python" -P -m functa.cli plan --check "$root/configs/$name.py$options" "$type" \
+    ${passed[@]+"${passed[@]}"} || exit
 fi
 
 # The files are packed once, so that a restart runs the same code.

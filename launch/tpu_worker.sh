@@ -51,6 +51,7 @@ run() { # NAME[:OPTIONS] ARGUMENT...
   shift
   export PYTHONUNBUFFERED=1
   export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" # XLA's own log: errors only
+  export JAX_PLATFORMS="${JAX_PLATFORMS:-tpu,cpu}" # without it, JAX would fall back to the CPU
   export FUNCTA_STOPPED_STATUS=75 # exit status of a worker that was stopped before the run was complete
   echo "$$" >"$state/run"
   : >"$log" # `follow` waits for this file

@@ -70,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compile and run a step of each stage on this machine's devices, which HARDWARE must describe",
     )
+    parser.add_argument(
+        "--check", action="store_true", help="only check the config for the devices of HARDWARE"
+    )
     parser.add_argument("--json", action="store_true", help="print a list of JSON objects")
     flags: dict[str, tuple[str, Any, str]] = {
         "images": ("TRAIN,TEST", two_counts, "images of the data set (default: as published)"),
@@ -128,6 +131,9 @@ def run(args: argparse.Namespace) -> int:
     ]
     if problems:
         raise UserError("\n".join(problems))
+    if args.check:
+        print(f"{config.name} is valid for {', '.join(cluster.name for cluster in clusters)}")
+        return 0
     programs = Programs(config)
     planners = [_planner(args, programs, cluster, stages) for cluster in clusters]
     plans = [planner.plan() for planner in planners]

@@ -91,11 +91,13 @@ def _run_stages(config: ConfigDict, workdir: str, *, stopped_status: int) -> int
     from functa.pipeline import runner
     from functa.pipeline.run import Run
     from functa.report import metric_registry, report
-    from functa.runtime import distributed, errors
+    from functa.runtime import distributed, errors, platforms
     from functa.training.progress import Console
 
     try:
+        platforms.require_libraries()
         distributed.initialize()
+        platforms.start_platform()
         with contextlib.closing(Console()) as say:
             summary = runner.run_stages(Run(config, workdir, say=say))
         if jax.process_index() == 0:
@@ -111,7 +113,7 @@ def _run_stages(config: ConfigDict, workdir: str, *, stopped_status: int) -> int
         if error.errno not in _USER_ERRNOS:
             raise
         return _fail(2, f"{error} (--workdir={workdir})")
-    except FloatingPointError as error:
+    except (FloatingPointError, platforms.AcceleratorError) as error:
         return _fail(1, str(error))
     except errors.InputTimeoutError as error:
         # A normal exit would wait for the thread that is still reading.

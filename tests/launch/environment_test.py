@@ -31,12 +31,21 @@ def test_the_second_call_does_nothing(project):
 def test_extras_accumulate(project):
     for extra in ("", "test", "cuda"):
         project.run("environment.sh", extra)
-    assert project.called() == ["venv 3.11", "pip .", "pip .[test]", "pip .[test,cuda]"]
+    assert project.called() == ["venv 3.11", "pip .", "pip .[test]", "pip .[test,cuda12]"]
     project.run("environment.sh", "test")
     assert project.called() == []
     result = project.run("environment.sh", "tests")
     assert result.returncode == 2
     assert "'tests'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("driver", "extra"), [("570.86", "cuda12"), ("580.65.06", "cuda13"), ("no devices", "cuda12")]
+)
+def test_cuda_is_chosen_by_the_driver(project, driver, extra):
+    project.add("nvidia-smi", f"#!/bin/sh\necho '{driver}'\necho '{driver}'\n")
+    project.run("environment.sh", "cuda")
+    assert project.called() == ["venv 3.11", f"pip .[{extra}]"]
 
 
 def test_a_changed_setup_is_installed_with_the_same_extras(project):

@@ -23,7 +23,19 @@ def test_local_passes_the_config_and_arguments(project):
 def test_local_returns_the_exit_status_and_installs_the_extra(project):
     project.main.write_text("exit 7")
     assert project.run("local.sh", "example", FUNCTA_EXTRA="cuda").returncode == 7
-    assert project.called() == ["venv 3.11", "pip .[cuda]"]
+    assert project.called() == ["venv 3.11", "pip .[cuda12]"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "platforms"),
+    [("", ""), ("cuda", "cuda,cpu"), ("cuda13", "cuda,cpu"), ("tpu", "tpu,cpu")],
+)
+def test_local_requires_the_accelerator_and_passes_variables_on(project, extra, platforms):
+    project.main.write_text('echo "$JAX_PLATFORMS|$XLA_FLAGS|$OTHER"')
+    words = ("--env=XLA_FLAGS=--a=1 --b", "--env=OTHER=")
+    result = project.run("local.sh", "example", *words, FUNCTA_EXTRA=extra, OTHER="x")
+    assert result.stdout == f"{platforms}|--a=1 --b|\n"
+    assert project.run("local.sh", "example", "--env=2=3").returncode == 2
 
 
 @pytest.mark.parametrize("name", ["exampel", "common", "configs/example.py", ""])

@@ -30,15 +30,18 @@ def slurm(tmp_path):
 
 
 def test_slurm_passes_the_config_and_arguments(slurm):
+    slurm.main.write_text('echo "$JAX_PLATFORMS|$XLA_FLAGS"')
     result = slurm.run(
         "slurm.sh",
         "example:tiny",
+        "--env=XLA_FLAGS=--a --b",
         "--nodes=2",
         "--gpus-per-node=4",
         "--workdir=my runs/one",
         *HARD_ARGUMENTS,
     )
     assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("cuda,cpu|--a --b\n")
     assert (slurm.folder / "calls.txt.main").read_text().splitlines()[1:] == [
         *("-P", "-m", "functa.main", f"--config={slurm.root}/configs/example.py:tiny"),
         *(f"--workdir={slurm.folder}/my runs/one", *HARD_ARGUMENTS),
@@ -49,7 +52,7 @@ def test_slurm_passes_the_config_and_arguments(slurm):
     for line in ("nodes=2", "ntasks-per-node=4", "gpus-per-node=4", "signal=TERM@120", "requeue"):
         assert f"\n#SBATCH --{line}\n" in script
     assert not (slurm.folder / "calls.txt.scontrol").exists()
-    assert slurm.called() == ["venv 3.11", "pip .[cuda]"]
+    assert slurm.called() == ["venv 3.11", "pip .[cuda12]"]
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(75, True), (3, False), (2, False)])

@@ -53,6 +53,33 @@ def test_a_pod_refuses_invalid_arguments_before_it_starts(cloud, words, env, key
     assert cloud.calls() == []
 
 
+def test_the_data_is_looked_for_and_the_config_checked_before_a_pod_is_created(cloud):
+    config = cloud.project.root / "configs" / "example.py"
+    config.write_text("def get_config(options=None):\n    ...\n")
+    env = {"ACCELERATOR_TYPE": "v5litepod-16"}
+    for data in ({}, {"DATA_DIR": "/data"}):
+        result = cloud.run("example", **env, **data)
+        assert result.returncode == 2
+        assert "DATA_DIR" in result.stderr
+    (cloud.folder / "no data").touch()
+    result = cloud.run("example", **env, DATA_DIR="gs://bucket/data")
+    assert result.returncode == 2
+    assert "gs://bucket/data" in result.stderr
+    (cloud.folder / "no data").unlink()
+    result = cloud.run("example:tiny", **env, DATA_DIR="gs://bucket/data", CHECK_STATUS="2")
+    assert result.returncode == 2
+    words = f"{config}:tiny v5litepod-16 --config.data.data_dir=gs://bucket/data"
+    assert f"check {words}" in cloud.project.called()
+    assert cloud.called("queued-resources", "create") == 0
+    cloud.main('echo "$JAX_PLATFORMS|$LIBTPU_INIT_ARGS"')
+    words = ("example:tiny", "--env=LIBTPU_INIT_ARGS=--a=1 --b")
+    result = cloud.run(*words, **env, DATA_DIR="gs://bucket/data")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "tpu,cpu|--a=1 --b\n"
+    main = (cloud.folder / "0" / "calls.txt.main").read_text()
+    assert "--config.data.data_dir=gs://bucket/data" in main
+
+
 def test_creating_a_pod_needs_its_type(cloud):
     result = cloud.run("example")
     assert result.returncode == 2

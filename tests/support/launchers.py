@@ -30,6 +30,9 @@ case "$*" in
     echo "pip ${@: -1}" >>"$CALLS"
     . "$PIP" ;;
   "-c "*) exec REAL "$@" ;;
+  "-P -m functa.cli plan --check "*)
+    echo "check ${*:6}" >>"$CALLS"
+    exit "${CHECK_STATUS:-0}" ;;
   *)
     printf '%s\n' "$PWD" "$@" >"$CALLS.main"
     . "$MAIN" ;;
@@ -52,7 +55,7 @@ class Project:
         self.setup = self.root / "setup.cfg"
         shutil.copy(ROOT / "setup.cfg", self.setup)
         (self.root / "configs" / "example.py").write_text(
-            "def get_config(options=None):\n    ...\n"
+            'def get_config(options=None):\n    config.data.update(source="digits")\n'
         )
         self.stamp = self.root / ".venv" / "functa.stamp"
         self.bin.mkdir()
