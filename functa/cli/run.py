@@ -107,7 +107,7 @@ def _run_stages(config: ConfigDict, workdir: str, *, stopped_status: int) -> int
         distributed.complete()
     except errors.UserError as error:
         return _fail(2, f"cannot run {config.name}:\n{error}")
-    except errors.StorageUnavailableError as error:
+    except (errors.StorageUnavailableError, ConnectionError) as error:
         return _fail(1, str(error))
     except OSError as error:
         if error.errno not in _USER_ERRNOS:

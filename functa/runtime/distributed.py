@@ -24,15 +24,17 @@ from functa.runtime import processes
 from functa.runtime.errors import UserError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# A process without heartbeats for this time is dead, and JAX ends the other processes.
-_HEARTBEAT_SECONDS = 10
+# A process without heartbeats for this time is dead, and JAX ends the other processes. Networks of
+# clusters may be down for seconds; on one machine nothing is lost but processes.
+_HEARTBEAT_SECONDS, _LOCAL_HEARTBEAT_SECONDS = 60, 10
+_LOCAL_HOSTS = ("127.0.0.1", "localhost")
 _START_SECONDS = 300
 _START_WARNING_SECONDS = 10.0
 # Interval at which a process looks for exits of other processes, and the time for which an exiting
 # process waits until the others have seen its exit.
 _POLL_SECONDS = 1.0
 _EXIT_SECONDS = 6.0
-# Shorter than _HEARTBEAT_SECONDS, after which JAX aborts with a message that does not name a process.
+# Shorter than the time without heartbeats, after which JAX aborts with a message that does not name a process.
 _SILENCE_SECONDS = 5.0
 _EXIT_KEYS = "functa/exit"
 
@@ -43,13 +45,19 @@ _log = logging.getLogger("functa")
 def initialize() -> None:
     """Connects to the other processes of this run, if any. Must precede any other use of JAX.
 
+    A process that cannot reach the first one within five minutes is aborted by JAX (status 134).
+
     Raises:
-      UserError: the environment variables are inconsistent, or the processes did not connect.
+      UserError: the environment variables are inconsistent, or processes have unequal numbers of
+        devices.
+      ConnectionError: the processes did not connect; the same command may succeed.
     """
     variables = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     if not variables and not _jax_detects_processes():
         return
     arguments = _initialize_arguments(variables) if variables else {}
+    host = arguments.get("coordinator_address", "").rpartition(":")[0]
+    heartbeat = _LOCAL_HEARTBEAT_SECONDS if host in _LOCAL_HOSTS else _HEARTBEAT_SECONDS
     warning = threading.Timer(
         _START_WARNING_SECONDS,
         _log.warning,
@@ -60,12 +68,12 @@ def initialize() -> None:
     try:
         jax.distributed.initialize(
             **arguments,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=heartbeat,
             initialization_timeout=_START_SECONDS,
-            shutdown_timeout_seconds=2 * _HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=2 * heartbeat,
         )
     except (RuntimeError, ValueError) as error:
-        raise UserError(
+        raise ConnectionError(
             f"the processes of this run cannot connect: {str(error).splitlines()[0]}"
         ) from error
     finally:
@@ -99,7 +107,7 @@ def _initialize_arguments(variables: dict[str, str]) -> dict:
         "process_id": int(index),
         "cluster_detection_method": "deactivate",
     }
-    if host in ("127.0.0.1", "localhost"):  # not reachable from other machines
+    if host in _LOCAL_HOSTS:  # not reachable from other machines
         arguments["coordinator_bind_address"] = f"127.0.0.1:{port}"
     return arguments
 

@@ -19,3 +19,11 @@ def test_peak_includes_freed_memory_but_not_memory_of_the_parent_process(program
     del block
     assert before + 290 * MEGABYTE < memory.peak_bytes() < 2**50
     assert memory.process_bytes("VmRSS") < memory.host_bytes() < 2**50
+
+
+def test_other_systems_than_linux_need_none_of_its_calls(monkeypatch):
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("ctypes.CDLL", None)  # there is no mallopt
+    assert memory.usable_cores() >= 1
+    memory.keep_freed_memory()
