@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
@@ -17,6 +18,8 @@ from functa.training import train_step
 from functa.training.checkpoint import Checkpoints
 from functa.training.progress import ProgressLine, Stopwatch, duration
 from functa.training.tasks import Task
+
+_BATCHES_IN_FLIGHT = 8  # of an evaluation
 
 
 class Result(NamedTuple):
@@ -125,6 +128,10 @@ class Trainer:
         self.curves: dict[str, list[list[float]]] = {}
         self.stopwatch = Stopwatch()
         self._evaluate = jax.jit(task.metrics.evaluate, out_shardings=mesh_lib.batched(mesh))
+        self._join = jax.jit(
+            lambda parts: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts),
+            out_shardings=mesh_lib.replicated(mesh),
+        )
 
     def restore_or_init(self, seed: int) -> train_step.TrainState:
         """The state of the newest undamaged checkpoint, or an initial state."""
@@ -168,7 +175,7 @@ class Trainer:
 
     def log(self, step: int, params: Any, logs: dict[str, jax.Array]) -> None:
         """Logs scalars of the last step, the values of `Task.monitor` and the speed."""
-        scalars = {name: float(value) for name, value in logs.items()}
+        scalars = {name: float(value) for name, value in jax.device_get(logs).items()}
         monitored, warning = self.task.monitor(params)
         speed = self._speed()
         self._record(step, scalars | monitored | speed)
@@ -205,15 +212,15 @@ class Trainer:
         self, step: int, params: Any, split: str, *, params_step: int
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Metrics of a split, and rows of `TaskMetrics.evaluate` for its examples without padding."""
-        parts: dict[str, list[np.ndarray]] = {}
+        parts: list[dict[str, jax.Array]] = []
         for batch in self.task.data.eval_batches(split):
-            outputs: dict[str, Any] = self._evaluate(params, mesh_lib.to_devices(self.mesh, batch))
-            outputs |= mesh_lib.to_devices(self.mesh, {"mask": batch["mask"]})
-            outputs = mesh_lib.to_host(outputs)
-            is_example = outputs.pop("mask") > 0
-            for name, values in outputs.items():
-                parts.setdefault(name, []).append(values[is_example])
-        rows = {name: np.concatenate(values) for name, values in parts.items()}
+            arrays = mesh_lib.to_devices(self.mesh, batch)
+            parts.append(self._evaluate(params, arrays) | {"mask": arrays["mask"]})
+            if len(parts) > _BATCHES_IN_FLIGHT:  # bounds the memory of their inputs
+                jax.block_until_ready(parts[-_BATCHES_IN_FLIGHT])
+        rows = mesh_lib.to_host(self._join(parts))  # one gather for all batches
+        is_example = rows.pop("mask") > 0
+        rows = {name: values[is_example] for name, values in rows.items()}
         metrics = self.task.metrics.summarize(rows)
         self._record(step, {f"{split}_{name}": value for name, value in metrics.items()})
         score_name = self.task.metrics.score
