@@ -20,7 +20,7 @@ from functa.fields.psnr import psnr
 from functa.pipeline import load
 from functa.pipeline.run import Run
 from functa.runtime import mesh, processes, rng
-from functa.runtime.batching import apply_in_batches
+from functa.runtime.batching import apply_on_all_processes
 from functa.runtime.errors import as_user_errors
 from functa.training.checkpoint import Checkpoints, digest
 from functa.training.progress import ProgressBar
@@ -40,11 +40,11 @@ def meta_learn(run: Run) -> dict[str, Any]:
     export.remove_after(-1)  # left by a process that was killed at this point
     export.save(result.metrics["best_step"], result.params, {"digest": field_digest})
     export.close()
-    if jax.process_index():
-        return metrics  # process 0 evaluates the rest
-    params = jax.device_get(result.params)
+    params = mesh.to_host(result.params)
     field, test = fitter.field, run.sources["test"]
     baseline = _pca_psnr(run)
+    if jax.process_index():
+        return metrics  # process 0 writes the rest
     shown = test.read(np.arange(min(16, test.num_examples)))["image"]
     arrays = field_arrays.field_arrays(fitter, params, shown)
     run.write_arrays("meta_learn", arrays | {"psnr": result.test["psnr"], "pca_psnr": baseline})
@@ -64,10 +64,11 @@ def _pca_psnr(run: Run) -> np.ndarray:
     pca = pca_baseline.fit_cell_pca(
         train.read(np.arange(count))["image"], grid=(i, j), components=d
     )
-    mse = apply_in_batches(
+    mse = apply_on_all_processes(
         lambda rows: pca.mse(test.read(rows)["image"]),
-        np.arange(test.num_examples),
+        test.num_examples,
         batch_size=run.config.meta_learn.eval_batch_size,
+        name="PCA",
     )
     return psnr(mse)
 
@@ -85,8 +86,6 @@ def encode(run: Run) -> dict[str, Any]:
         stop=lambda: run.raise_if_stopping("encode stopped; complete shards are kept"),
         **run.processes,
     )
-    if jax.process_index():
-        return result
     functaset = reader.open_functaset(run.workdir / "functaset", field_digest=None)
     return result | {"stored_psnr": _stored_psnr(run, functaset, params)}
 
@@ -104,8 +103,12 @@ def _stored_psnr(run: Run, functaset: reader.Functaset, params: Any) -> float:
         stored = float32_latents(latents.read(rows))
         return decoded_psnr(params["field"], stored, images.read(rows)["image"])
 
-    batch_size = run.config.encode.batch_size  # process 0 decodes on one device
-    values = apply_in_batches(batch_psnr, np.arange(images.num_examples), batch_size=batch_size)
+    values = apply_on_all_processes(
+        batch_psnr,
+        images.num_examples,
+        batch_size=run.config.encode.batch_size,  # a process decodes on one device
+        name="stored PSNR",
+    )
     return float(np.mean(values, dtype=np.float64))
 
 

@@ -5,6 +5,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+
+from functa.runtime import processes
 
 
 def apply_in_batches(function: Callable[..., Any], *arrays: np.ndarray, batch_size: int) -> Any:
@@ -35,6 +38,30 @@ def apply_in_batches(function: Callable[..., Any], *arrays: np.ndarray, batch_si
         result = jax.device_get(function(*(array[rows] for array in arrays)))
         results.append(jax.tree.map(lambda leaf: leaf[: count - start], result))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def apply_on_all_processes(
+    function: Callable[..., Any], count: int, *, batch_size: int, name: str
+) -> np.ndarray:
+    """Applies `function` to rows 0 ... count - 1, each process to its part; all processes must call it.
+
+    Args:
+      function: rows [batch_size] int64 -> array [batch_size, ...] of this process.
+      name: of the barrier before the results are gathered, for example "PCA".
+    Returns:
+      [count, ...], the same on every process.
+    """
+    share = -(-count // jax.process_count())
+    start = jax.process_index() * share
+    rows = np.minimum(np.arange(start, start + share), count - 1)
+    part = apply_in_batches(function, rows, batch_size=batch_size)
+    if jax.process_count() == 1:
+        return part
+    processes.barrier(name)  # it waits longer than a collective does
+    # As bytes, since JAX would round float64 values.
+    encoded = np.ascontiguousarray(part).view(np.uint8)
+    gathered = multihost_utils.process_allgather(encoded, tiled=True)
+    return np.asarray(gathered).view(part.dtype)[:count]
 
 
 def apply_in_fitting_batches(
