@@ -130,11 +130,14 @@ def test_the_example_with_a_released_model(name, program_env, tmp_path, request)
 
 
 def prepare(name, test_data, data_dir):
-    """Writes the whole data set of a released model."""
-    source = test_data / "mnist.npz"
-    if name == "cifar10_spatial":
-        source = data_dir.parent / "cifar10.npz"
+    """Writes a part of the data set of a released model, more than its validation split."""
+    source = data_dir.parent / "part.npz"
+    if name == "mnist":
+        with np.load(test_data / "mnist.npz") as arrays:
+            np.savez(source, **{key: values[:11_000] for key, values in arrays.items()})
+    else:
         unpack = [sys.executable, test_data / "unpack_cifar10.py", source]
+        unpack += ["--train", "5500", "--test", "500"]
         subprocess.run(unpack, check=True, capture_output=True)
-    data_set = "cifar10" if name == "cifar10_spatial" else name
+    data_set = {"cifar10_spatial": "cifar10"}.get(name, name)
     assert main(["prepare", data_set, f"--source={source}", f"--data-dir={data_dir}"]) == 0
