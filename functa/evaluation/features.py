@@ -102,7 +102,7 @@ def fit_pca(images: np.ndarray, *, components: int) -> FeatureExtractor:
       components: number of features, less than n and at most h w c.
     """
     rows = to_float(images).reshape(len(images), -1)
-    mean, basis = pca_baseline.fit_pca([rows], components)
+    mean, basis = pca_baseline.principal_components(pca_baseline.moments(rows), components)
 
     def coefficients(images: np.ndarray) -> np.ndarray:
         return ((images.reshape(len(images), -1) - mean) @ basis).astype(np.float32)

@@ -1,7 +1,7 @@
 """PCA of cells, the linear baseline of a field: the same cells, as many floats per cell."""
 
+import functools
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from functa.fields.pixels import to_float
 
 MAX_IMAGES = 20_000
 MAX_VALUES = 1 << 28  # 1,365 images of 256x256x3 already have a million cells of 8x8
-_BLOCK_VALUES = 1 << 26  # converted to float32 at a time
+_BLOCK_VALUES = 1 << 23  # converted to float32 at a time
 
 
 def num_training_images(image_shape: tuple[int, int, int], available: int) -> int:
@@ -51,16 +51,50 @@ class CellPca(NamedTuple):
         return image_cells(to_float(images), self.grid) - self.mean.astype(np.float32)
 
 
-def fit_cell_pca(images: np.ndarray, *, grid: tuple[int, int], components: int) -> CellPca:
-    """Fits the PCA of the cells of images [n, h, w, c] uint8.
+class Moments(NamedTuple):
+    """Number of rows, their mean [k] and the sum of their centered outer products [k, k], float64."""
 
-    Args:
-      components: columns of the basis, limited to the number of values of a cell.
-    """
-    size = max(1, _BLOCK_VALUES // images[0].size)
-    blocks = (images[start : start + size] for start in range(0, len(images), size))
-    cells = (image_cells(to_float(block), grid) for block in blocks)
-    return CellPca(grid, *fit_pca((c.reshape(-1, c.shape[-1]) for c in cells), components))
+    rows: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    def add(self, other: "Moments") -> "Moments":
+        """Moments of the rows of both. Source: Chan, Golub and LeVeque 1983."""
+        count = self.rows + other.rows
+        offset, fraction = other.mean - self.mean, other.rows / count
+        scatter = self.scatter + other.scatter + np.outer(offset, offset) * (self.rows * fraction)
+        return Moments(count, self.mean + offset * fraction, scatter)
+
+
+def moments(rows: np.ndarray) -> Moments:
+    """Moments of rows [n, k] float32."""
+    mean = rows.mean(0, dtype=np.float64)
+    centered = rows - mean.astype(rows.dtype)
+    return Moments(len(rows), mean, (centered.T @ centered).astype(np.float64))
+
+
+def image_blocks(image_shape: tuple[int, int, int], count: int) -> list[range]:
+    """Rows of `count` images in blocks whose moments are computed at a time."""
+    size = max(1, _BLOCK_VALUES // math.prod(image_shape))
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def cell_moments(images: np.ndarray, grid: tuple[int, int]) -> Moments:
+    """Moments of the cells of images [n, h, w, c] uint8."""
+    cells = image_cells(to_float(images), grid)
+    return moments(cells.reshape(-1, cells.shape[-1]))
+
+
+def make_cell_pca(total: Moments, *, grid: tuple[int, int], components: int) -> CellPca:
+    """The PCA of cells with these moments; at most as many components as values of a cell."""
+    return CellPca(grid, *principal_components(total, components))
+
+
+def fit_cell_pca(images: np.ndarray, *, grid: tuple[int, int], components: int) -> CellPca:
+    """Fits the PCA of the cells of images [n, h, w, c] uint8; see `make_cell_pca`."""
+    blocks = image_blocks(images.shape[1:], len(images))
+    parts = (cell_moments(images[rows.start : rows.stop], grid) for rows in blocks)
+    return make_cell_pca(functools.reduce(Moments.add, parts), grid=grid, components=components)
 
 
 def image_cells(images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -71,21 +105,7 @@ def image_cells(images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return cells.reshape(b, i * j, -1)
 
 
-def fit_pca(blocks: Iterable[np.ndarray], components: int) -> tuple[np.ndarray, np.ndarray]:
-    """Principal components of rows, given as blocks [n, k] float32.
-
-    Returns:
-      (mean [k], basis [k, min(components, k)]), float64.
-    Source: Chan, Golub and LeVeque 1983, for the sums of squares of a whole from those of its parts.
-    """
-    count, mean, scatter = 0, np.zeros(()), np.zeros(())
-    for rows in blocks:
-        block_mean = rows.mean(0, dtype=np.float64)
-        centered = rows - block_mean.astype(rows.dtype)
-        offset, fraction = block_mean - mean, len(rows) / (count + len(rows))
-        scatter = scatter + (centered.T @ centered).astype(np.float64)
-        scatter = scatter + np.outer(offset, offset) * (count * fraction)
-        mean = mean + offset * fraction
-        count += len(rows)
-    _, vectors = np.linalg.eigh(scatter)
-    return mean, vectors[:, ::-1][:, :components]
+def principal_components(total: Moments, components: int) -> tuple[np.ndarray, np.ndarray]:
+    """(mean [k], basis [k, min(components, k)]), float64."""
+    _, vectors = np.linalg.eigh(total.scatter)
+    return total.mean, vectors[:, ::-1][:, :components]

@@ -61,9 +61,18 @@ def _pca_psnr(run: Run) -> np.ndarray:
     field, train, test = run.fitter.field, run.sources["train"], run.sources["test"]
     count = pca_baseline.num_training_images(field.image_shape, train.num_examples)
     i, j, d = field.latent_shape
-    pca = pca_baseline.fit_cell_pca(
-        train.read(np.arange(count))["image"], grid=(i, j), components=d
+    blocks = pca_baseline.image_blocks(field.image_shape, count)
+    parts = processes.share_work(
+        lambda block: pca_baseline.cell_moments(
+            train.read(np.asarray(blocks[block]))["image"], (i, j)
+        ),
+        len(blocks),
+        name="PCA of training images",
     )
+    total = functools.reduce(
+        pca_baseline.Moments.add, (pca_baseline.Moments(*part) for part in parts)
+    )
+    pca = pca_baseline.make_cell_pca(total, grid=(i, j), components=d)
     mse = apply_on_all_processes(
         lambda rows: pca.mse(test.read(rows)["image"]),
         test.num_examples,

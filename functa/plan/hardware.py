@@ -28,7 +28,8 @@ class Chip(NamedTuple):
       links: bytes per second that a device sends within its host or slice, half of the published sum
         of both directions.
       network: bytes per second that a device sends to other hosts.
-      per_host: devices per host; max_devices: devices of the largest cluster.
+      per_host: devices of the largest host; max_devices: of the largest cluster.
+      per_slice_host: devices per host of a cluster of several hosts; 0: per_host.
       torus: dimensions of the torus that links the devices; 0 for switches.
       hop_seconds: latency from a device to its neighbor.
       cores: cores per device, if the name of a cluster has the number of cores.
@@ -43,6 +44,7 @@ class Chip(NamedTuple):
     links: float
     network: float
     per_host: int = 8
+    per_slice_host: int = 0
     max_devices: int = 1 << 14
     torus: int = 0
     hop_seconds: float = 5e-6
@@ -60,14 +62,16 @@ CHIPS = {
         275e12, 32 * 2**30, 1200e9, 300e9, per_host=4, max_devices=4096, torus=3, cores=2,
     ),
     "v5e": _tpu(
-        "Google Cloud documentation, TPU v5e", 197e12, 16e9, 819e9, 200e9, max_devices=256, torus=2
+        "Google Cloud documentation, TPU v5e",
+        197e12, 16e9, 819e9, 200e9, per_slice_host=4, max_devices=256, torus=2,
     ),
     "v5p": _tpu(
         "Google Cloud documentation, TPU v5p",
         459e12, 95e9, 2765e9, 600e9, per_host=4, max_devices=6144, torus=3, cores=2,
     ),
     "v6e": _tpu(
-        "Google Cloud documentation, TPU v6e", 918e12, 32e9, 1638e9, 400e9, max_devices=256, torus=2
+        "Google Cloud documentation, TPU v6e",
+        918e12, 32e9, 1638e9, 400e9, per_slice_host=4, max_devices=256, torus=2,
     ),
     "A100": Chip(
         "NVIDIA A100 80GB SXM data sheet; DGX A100 data sheet",
@@ -106,8 +110,15 @@ class Cluster:
     topology: str = ""
 
     @property
+    def per_host(self) -> int:
+        """Devices of each host."""
+        if self.devices <= self.chip.per_host:
+            return self.devices
+        return self.chip.per_slice_host or self.chip.per_host
+
+    @property
     def hosts(self) -> int:
-        return -(-self.devices // self.chip.per_host)
+        return -(-self.devices // self.per_host)
 
     @property
     def bandwidth(self) -> float:
@@ -135,10 +146,9 @@ class Cluster:
           ValueError: the product of the axes is not the number of devices, or `cell` spans hosts.
         """
         sizes = mesh_lib.axis_sizes(self.devices, data=data, fsdp=fsdp, cell=cell)
-        per_host = min(self.devices, self.chip.per_host)
-        if per_host % sizes["cell"]:
+        if self.per_host % sizes["cell"]:
             raise UserError(
-                f"mesh.cell={sizes['cell']} must divide the {per_host} devices of a host of {self.name}"
+                f"mesh.cell={sizes['cell']} must divide the {self.per_host} devices of a host of {self.name}"
             )
         return AbstractMesh(tuple(sizes.values()), tuple(sizes))
 

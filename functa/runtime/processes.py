@@ -1,6 +1,8 @@
 """Communication between the processes of a run: barriers, texts and problems."""
 
+import io
 import json
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +32,38 @@ def barrier(name: str) -> None:
     """
     if jax.process_count() > 1:
         multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * _BARRIER_SECONDS)
+
+
+def share_work(
+    compute: Callable[[int], Sequence[Any]], count: int, *, name: str
+) -> Iterator[Sequence[Any]]:
+    """Yields compute(0) ... compute(count - 1), each computed by one process; all must call it.
+
+    Args:
+      compute: number -> arrays or numbers.
+      name: of the barrier before the results are exchanged.
+    """
+    if jax.process_count() == 1:
+        yield from map(compute, range(count))
+        return
+    own = {k: compute(k) for k in range(jax.process_index(), count, jax.process_count())}
+    barrier(name)  # it waits longer than a collective does
+    for number in range(count):
+        owner = number % jax.process_count()
+        content = io.BytesIO()
+        np.savez(content, *own.pop(number, ()))
+        with np.load(io.BytesIO(_broadcast(content.getvalue(), owner))) as arrays:
+            yield [arrays[f"arr_{position}"] for position in range(len(arrays.files))]
+
+
+def _broadcast(content: bytes, owner: int) -> bytes:
+    """The bytes of process `owner`."""
+    is_owner = jax.process_index() == owner
+    sizes = multihost_utils.process_allgather(np.int64(len(content)))
+    buffer = np.zeros(int(sizes[owner]), np.uint8)
+    if is_owner:
+        buffer[:] = np.frombuffer(content, np.uint8)
+    return multihost_utils.broadcast_one_to_all(buffer, is_source=is_owner).tobytes()
 
 
 def gather_texts(text: str, name: str) -> list[str]:

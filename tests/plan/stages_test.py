@@ -39,8 +39,8 @@ def plan(config, name, *, devices=8, run_stages=None, **assumed):
 @pytest.mark.parametrize(
     ("name", "chip", "devices", "hosts", "hops", "topology"),
     [
-        ("v5e-256", "v5e", 256, 32, 2 * 2 * 15, "v5e:16x16"),
-        ("v5litepod-16", "v5e", 16, 2, 2 * 2 * 3, "v5e:4x4"),
+        ("v5e-256", "v5e", 256, 64, 2 * 2 * 15, "v5e:16x16"),
+        ("v5litepod-16", "v5e", 16, 4, 2 * 2 * 3, "v5e:4x4"),
         ("v5p-128", "v5p", 64, 16, 2 * 3 * 3, "v5p:4x4x4"),  # counts cores, two per device
         ("v4-8", "v4", 4, 1, 2 * 3 * 1, "v4:2x2x1"),
         ("v6e-8", "v6e", 8, 1, 2 * 2 * 2, "v6e:2x4"),

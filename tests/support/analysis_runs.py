@@ -45,7 +45,8 @@ def pca_field(field, cells):
     components. The larger the null space part of the output layer, the closer is the field to linear.
     """
     random = np.random.default_rng(0)
-    mean, basis = pca_baseline.fit_pca([cells], field.latent_shape[2])
+    moments = pca_baseline.moments(cells)
+    mean, basis = pca_baseline.principal_components(moments, field.latent_shape[2])
     first = field.w0 * random.uniform(-1, 1, (field.num_features, field.width))
     bias = random.uniform(-3, 3, field.width)
     phases = field.layout_features(field.image_shape[:2])[0] @ first + bias
