@@ -29,11 +29,11 @@ def load(name):
 @pytest.mark.parametrize("name", [name for name in CONFIGS if load(name)])
 def test_every_config_suits_every_number_of_devices(name):
     config = load(name)
+    programs = Programs(config)
     for devices in (1, 3, 4, 8, 16, 32, 64, 256):
         sizes = mesh_lib.axis_sizes(devices, **config.mesh)
         mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
         assert validation.validate(config, None, stages=config.stages, mesh=mesh) == []
-        programs = Programs(config)
         for stage in ("meta_learn", "classify", "generate"):
             if stage in config.stages:
                 assert programs.batch_size(stage, mesh) % devices == 0

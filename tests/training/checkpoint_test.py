@@ -101,7 +101,7 @@ def test_error_names_all_damaged_checkpoints(tmp_path, open_checkpoints):
 def test_other_format_is_rejected_and_kept(tmp_path, monkeypatch, open_checkpoints):
     checkpoints = open_checkpoints(tmp_path)
     with monkeypatch.context() as earlier_version:
-        earlier_version.setattr(checkpoint, "_FORMAT", 1)
+        earlier_version.setattr(checkpoint, "FORMAT", 1)
         save(checkpoints, 1, 2)
     with pytest.raises(UserError, match="step_2 has format 1"):
         checkpoints.restore(template())

@@ -57,7 +57,6 @@ def build_meta_learning(
     local = meta_learning.local_field(settings, fitter, config.mesh.cell)
     i, j, _ = fitter.field.latent_shape
     image_part = settings.cells_per_image / (i * j) if settings.cells_per_image else 1.0
-    processes = {"process_index": process_index, "process_count": process_count}
     loop = fitter.inner_loop
     return Task(
         name="meta_learn",
@@ -67,27 +66,15 @@ def build_meta_learning(
         optimizer=meta_learning.make_optimizer(settings).followed_by(
             meta_learning.clip_inner_lrs(loop.min_lr, loop.max_lr)
         ),
-        data=TaskData(
-            train_batches=lambda first, last: loader.train_batches(
-                sources["train"],
-                batch_size=settings.batch_size,
-                first_step=first,
-                last_step=last,
-                seed=config.seed,
-                repeats=mesh.batch_repeats(
-                    settings.batch_size,
-                    devices=devices,
-                    micro_batches=settings.micro_batches,
-                    sharing=1 if local is field else config.mesh.cell,
-                ),
-                **processes,
-            ),
-            eval_batches=lambda split: loader.eval_batches(
-                sources[split],
-                batch_size=mesh.padded_batch(settings.eval_batch_size, devices),
-                **processes,
-            ),
+        data=_image_data(
+            settings,
+            sources,
+            config.seed,
+            devices,
+            sharing=1 if local is field else config.mesh.cell,
             images_per_step=settings.batch_size * image_part,
+            process_index=process_index,
+            process_count=process_count,
         ),
         metrics=TaskMetrics(
             functools.partial(meta_learning.evaluate, fitter), meta_learning.summarize, score="psnr"
@@ -225,15 +212,56 @@ def _require(problems: list[str]) -> None:
         raise ValueError("; ".join(problems))
 
 
+def _batch_sizes(settings: ConfigDict, devices: int, *, sharing: int = 1) -> tuple[int, int]:
+    """Repeats of a training example, and size of an evaluation batch; see mesh.batch_repeats."""
+    repeats = mesh.batch_repeats(
+        settings.batch_size,
+        devices=devices,
+        micro_batches=settings.micro_batches,
+        sharing=sharing,
+    )
+    return repeats, mesh.padded_batch(settings.eval_batch_size, devices)
+
+
+def _image_data(
+    settings: ConfigDict,
+    sources: dict[str, ImageSource],
+    seed: int,
+    devices: int,
+    *,
+    sharing: int,
+    images_per_step: float,
+    **processes: int,
+) -> TaskData:
+    """Batches of images with the settings of the stage meta_learn.
+
+    Args:
+      sharing: devices that share every image.
+    """
+    repeats, eval_batch_size = _batch_sizes(settings, devices, sharing=sharing)
+    return TaskData(
+        train_batches=lambda first, last: loader.train_batches(
+            sources["train"],
+            batch_size=settings.batch_size,
+            first_step=first,
+            last_step=last,
+            seed=seed,
+            repeats=repeats,
+            **processes,
+        ),
+        eval_batches=lambda split: loader.eval_batches(
+            sources[split], batch_size=eval_batch_size, **processes
+        ),
+        images_per_step=images_per_step,
+    )
+
+
 def _latent_data(
     settings: ConfigDict, functaset: Functaset, seed: int, devices: int, **processes: int
 ) -> TaskData:
     """Batches of latents with the settings of a stage."""
     batches = LatentBatches(functaset, cache=settings.cache, copies=settings.copies, **processes)
-    repeats = mesh.batch_repeats(
-        settings.batch_size, devices=devices, micro_batches=settings.micro_batches
-    )
-    eval_batch_size = mesh.padded_batch(settings.eval_batch_size, devices)
+    repeats, eval_batch_size = _batch_sizes(settings, devices)
     return TaskData(
         train_batches=lambda first, last: batches.train(
             batch_size=settings.batch_size,
