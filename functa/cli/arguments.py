@@ -17,9 +17,18 @@ def new_directory(path: str) -> epath.Path:
     return out
 
 
-def functaset_directory(name: str) -> epath.Path:
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    """Adds --data-dir, for commands that read a functaset, which a released model encodes at first."""
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="data set of a released model (default: as in its config)"
+    )
+
+
+def functaset_directory(name: str, data_dir: str | None) -> epath.Path:
     """Directory of a functaset: `name` itself, or that of the run or released model `name`.
 
+    Args:
+      data_dir: see `add_data_dir`.
     Raises:
       UserError: there is no such directory or model.
     """
@@ -29,7 +38,7 @@ def functaset_directory(name: str) -> epath.Path:
     import functa  # imports JAX, which the other directories do not need
 
     with as_user_errors():
-        return functa.load(name).functaset_directory
+        return functa.load(name, data_dir=data_dir).functaset_directory
 
 
 def integers(least: int) -> Callable[[str], list[int]]:

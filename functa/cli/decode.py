@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from functa.cli.arguments import functaset_directory
+from functa.cli.arguments import add_data_dir, functaset_directory
 from functa.data.functaset import format, reader
 from functa.data.image_arrays import to_latent_batch
 from functa.pipeline import load, released
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument(
         "--scale", type=parse_scale, default=1, help="multiple of the training resolution"
     )
+    add_data_dir(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="directory of the PNG files")
 
 
@@ -60,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
             args.split, args.ids = "latents", range(len(latents))
         else:
             functaset = reader.open_functaset(
-                functaset_directory(str(directory)), field_digest=checkpoint.digest(params)
+                functaset_directory(str(directory), args.data_dir),
+                field_digest=checkpoint.digest(params),
             )
             latents = read_latents(functaset, split=args.split, ids=args.ids, copy=args.copy)
     h, w, _ = field.image_shape

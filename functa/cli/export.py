@@ -8,15 +8,15 @@ from etils import epath
 from tqdm import tqdm
 
 import functa
-from functa.cli.arguments import functaset_directory, new_directory
+from functa.cli.arguments import add_data_dir, functaset_directory, new_directory
 from functa.data.functaset.export import FORMATS, export
 from functa.data.functaset.reader import open_functaset
 from functa.diffusion import sharded_sampling
 from functa.fields.decoder import make_decoder
-from functa.pipeline import model_export
+from functa.pipeline import model_export, released
 from functa.report.model_card import model_card
 from functa.runtime import image_io
-from functa.runtime.errors import as_user_errors
+from functa.runtime.errors import UserError, as_user_errors
 
 DESCRIPTION = """Writes a functaset, images or a model for other programs.
 
@@ -49,6 +49,7 @@ that every command and functa.load take in place of the run. It has no latents a
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="run directory; for npz, hdf5 and parquet also a functaset")
     parser.add_argument("--to", required=True, choices=[*FORMATS, "png", "model"])
+    add_data_dir(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="new or empty directory")
 
 
@@ -63,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
             model_export.write_model(trained, out, card=model_card(trained))
             print(f"{out}: add the source and the licence of the data to README.md")
         else:
-            functaset = open_functaset(functaset_directory(args.run), field_digest=None)
+            functaset = open_functaset(
+                functaset_directory(args.run, args.data_dir), field_digest=None
+            )
             out.mkdir(parents=True, exist_ok=True)
             for file in export(functaset, out, to=args.to):
                 print(file)
@@ -79,6 +82,8 @@ def evaluated_images(workdir: str) -> dict[str, Iterator[np.ndarray]]:
       ValueError: the stage is not complete, or its samples are missing.
     """
     run = functa.load(workdir)
+    if released.is_model(run.workdir):
+        raise UserError(f"{workdir} is a model, which has no evaluated samples: see functa sample")
     generator = run.generator  # refuses a field that the samples do not belong to
     count, batch_size = run.metrics["generate"]["samples"], run.config.generate.sample_batch_size
     latents = sharded_sampling.read_blocks(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from functa.cli.arguments import functaset_directory
+from functa.cli.arguments import add_data_dir, functaset_directory
 from functa.data.functaset import format, reader
 from functa.pipeline import load, released
 from functa.runtime import image_io
@@ -19,7 +19,8 @@ DESCRIPTION = """Prints a summary of a functaset and writes a sheet of images th
     functa inspect runs/digits
     functa inspect FUNCTASET --field runs/digits --split train --images 100 --sheet FILE.png
 
-The sheet is written next to the functaset, as functaset_SPLIT.png. Without a run, only the summary is printed."""
+The sheet is written next to the functaset, as functaset_SPLIT.png; for a released model as NAME_SPLIT.png
+in the current directory. Without a run, only the summary is printed."""
 
 _MIN_SIDE = 64  # pixels; smaller images are enlarged to about this side
 
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=int, default=64, help="number of images (default: %(default)s)"
     )
+    add_data_dir(parser)
     parser.add_argument("--sheet", metavar="FILE.png", help="file of the sheet of images")
 
 
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the summary and writes the sheet; returns the exit status."""
     if args.images < 1:
         raise UserError(f"--images must be at least 1, not {args.images}")
-    path = functaset_directory(args.path)
+    path = functaset_directory(args.path, args.data_dir)
     is_released = args.path in released.names() and not epath.Path(args.path).is_dir()
     with as_user_errors():
         functaset = reader.open_functaset(path, field_digest=None)
@@ -55,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"\nno sheet of images: {run_directory} is not a run; name one by --field")
             return 0
         default = path.resolve().parent / f"{path.resolve().name}_{split}.png"
+        if is_released:
+            default = epath.Path(f"{args.path}_{split}.png")
         file = epath.Path(args.sheet) if args.sheet else default
         count = write_sheet(
             functaset, run_directory, split=split, max_images=args.images, file=file

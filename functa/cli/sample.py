@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 import functa
-from functa.cli.arguments import integers, new_directory
+from functa.cli.arguments import add_data_dir, integers, new_directory
 from functa.diffusion.sampled_functaset import write_functaset
 from functa.diffusion.solvers import SOLVERS_WITHOUT_SETTINGS
 from functa.diffusion.trained_generator import TrainedGenerator
@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interpolate", type=parse_pair, metavar="A,B", help="write an interpolation only"
     )
+    add_data_dir(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="new or empty directory")
 
 
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if args.interpolate and (args.animation or args.functaset):
         raise UserError("--interpolate cannot be combined with --animation or --functaset")
     with as_user_errors():
-        trained = functa.load(args.run)
+        trained = functa.load(args.run, data_dir=args.data_dir)
         seed = trained.config.seed if args.seed is None else args.seed
         classes = choose_classes(args, trained.generator, seed=seed)
         generator = trained.generator.with_sampling(

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from functa.cli.arguments import functaset_directory
+from functa.cli.arguments import add_data_dir, functaset_directory
 from functa.data.functaset import verification
 from functa.runtime.errors import UserError, as_user_errors
 
@@ -39,13 +39,14 @@ def fraction(text: str) -> float:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="directory of a functaset, or of a run that has one")
     parser.add_argument("--field", metavar="RUN", help="run whose field must have encoded it")
+    add_data_dir(parser)
     parser.add_argument(
         "--sample", metavar="PART", type=fraction, default=1.0, help="part to read (default: all)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    path = functaset_directory(args.path)
+    path = functaset_directory(args.path, args.data_dir)
     if not path.is_dir():
         raise UserError(f"{path} is not a directory")
     digest = None if args.field is None else _field_digest(args.field)
