@@ -60,7 +60,7 @@ def run_config(config: ConfigDict, workdir: str | None) -> int:
     from absl import logging
 
     logging.set_verbosity(logging.WARNING)  # at INFO Orbax logs every step of every save
-    use_compilation_cache()
+    use_compilation_cache(workdir)
     from functa.runtime import distributed, processes
 
     try:

@@ -10,10 +10,16 @@ def cache_directory() -> pathlib.Path:
     return pathlib.Path(home) / "functa"
 
 
-def use_compilation_cache() -> None:
-    """Caches compiled programs in the cache directory, unless JAX_COMPILATION_CACHE_DIR is set."""
+def use_compilation_cache(workdir: str = "") -> None:
+    """Caches compiled programs in the cache directory, unless JAX_COMPILATION_CACHE_DIR is set.
+
+    Args:
+      workdir: of the run. In an object store it holds the cache too: the disk of a TPU that was
+        preempted is lost.
+    """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+    directory = f"{workdir}/xla" if "://" in workdir else str(cache_directory() / "xla")
+    jax.config.update("jax_compilation_cache_dir", directory)

@@ -120,6 +120,17 @@ def test_functaset_in_a_store_is_verified_and_read_by_tfds(remote, store, tmp_pa
     assert result.stdout.splitlines()[-1] == "96 (2, 2, 8)", result.stderr
 
 
+@pytest.mark.slow
+def test_compiled_programs_are_kept_in_the_run(store, monkeypatch):
+    """The disk of a TPU that is created again is empty."""
+    monkeypatch.delitem(store.env, "JAX_COMPILATION_CACHE_DIR")
+    stages = "--config.stages=meta_learn"
+    result = store.run(*processes.main(TINY, "--workdir=gs://bucket/cached", stages))
+    assert result.returncode == 0, result.stderr
+    assert "Error" not in result.stderr
+    assert len(store.names("cached/xla/")) > 3
+
+
 @pytest.mark.parametrize(
     ("workdir", "part"),
     [
