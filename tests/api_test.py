@@ -40,17 +40,29 @@ def images(run):
     return run.images("test")[:5]
 
 
-def test_example_in_a_fresh_interpreter(finished, program_env):
-    example = EXAMPLE.replace("runs/digits", str(finished[0]))
+def run_example(example, env, folder):
     result = subprocess.run(
         [sys.executable, "-c", example],
-        env=program_env,
+        env=env,
+        cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_example_in_a_fresh_interpreter(finished, program_env, tmp_path):
+    run_example(EXAMPLE.replace("runs/digits", str(finished[0])), program_env, tmp_path)
+
+
+@pytest.mark.slow
+def test_example_trains_a_changed_config(finished, program_env, tmp_path):
+    train = 'functa.train(config, workdir="runs/notebook")\n'
+    example = EXAMPLE.replace("runs/digits", str(finished[0])) + train
+    run_example(example, program_env, tmp_path)
+    assert (tmp_path / "runs" / "notebook" / "report.html").exists()
 
 
 def test_encode_gives_the_latents_of_the_functaset(run, finished):
