@@ -73,11 +73,16 @@ def train(
       say: prints a line of the log.
     Raises:
       ValueError: the config, the data or the directory must be changed; lists every problem.
+      TypeError: `config` is not a ConfigDict.
     """
+    from ml_collections import ConfigDict
+
     from functa.pipeline.run import Run
     from functa.pipeline.runner import run_stages
     from functa.report import metric_registry, report
 
+    if not isinstance(config, ConfigDict):
+        raise TypeError(f"config must be a ConfigDict, as functa.config makes it, not {config!r}")
     run_stages(Run(config, workdir, say, handle_signals=False))
     metric_registry.write_summary(workdir)
     report.write_report(workdir)

@@ -196,10 +196,15 @@ def test_batches_cover_a_split_once_per_epoch(run):
         lambda run: run.classify(np.zeros((3, 2, 2, 7))),
         lambda run: run.sample(0),
         lambda run: run.sample(2, labels=11),
+        lambda run: run.sample(2.5),
+        lambda run: run.sample(-1),
+        lambda run: run.interpolate(*np.zeros((2, 2, 2, 8)), labels=(1, 99)),
+        lambda run: run.inpaint(np.zeros((8, 8, 1), np.uint8), np.full((8, 8), 0.5)),
+        lambda run: run.functaset["tests"],
         lambda run: run.sample(2, labels=[1, 2, 3]),
         lambda run: run.inpaint(np.zeros((8, 8, 1), np.uint8), np.zeros((8, 8), bool)),
         lambda run: run.images("tests"),
-        lambda run: next(run.functaset["train"].batches(0)),
+        lambda run: run.functaset["train"].batches(0),
         lambda run: functa.psnr(np.zeros((2, 8, 8, 1)), np.zeros((3, 8, 8, 1))),
         lambda run: functa.config("digit"),
         lambda run: functa.config("digits", "small"),
@@ -211,9 +216,11 @@ def test_wrong_arguments_are_refused(run, call):
         call(run)
 
 
-def test_integers_other_than_uint8_are_refused(run):
+def test_wrong_types_are_refused(run):
     with pytest.raises(TypeError):
         run.encode(np.zeros((8, 8, 1), np.int32))
+    with pytest.raises(TypeError, match="functa.config"):
+        functa.train("digits", "run")
 
 
 def test_psnr_of_uint8_and_float_images():

@@ -1,4 +1,4 @@
-"""Images and latents that come as arrays from a program: checks, conversion to float32, resizing."""
+"""Images, latents and labels that come as arrays from a program: checks, conversion, resizing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -70,6 +70,27 @@ def to_latent_batch(latents: Any, *, latent_shape: tuple[int, ...]) -> tuple[np.
         given = f"{latents.dtype}{list(latents.shape)}"
         raise ValueError(f"latents must be float [n, {expected}] or [{expected}], not {given}")
     return batch.astype(np.float32), is_single
+
+
+def to_labels(labels: Any, count: int, *, classes: int) -> np.ndarray:
+    """Labels [count] int32 of samples.
+
+    Args:
+      labels: one class, or `count` classes, in [0, classes], where `classes` stands for an unknown class;
+        None: all classes in turn.
+    Raises:
+      ValueError: `count` is not an integer of at least 1, or wrong labels.
+    """
+    if np.ndim(count) or np.asarray(count).dtype.kind not in "iu" or count < 1:
+        raise ValueError(f"count={count} must be an integer of at least 1")
+    if labels is None:
+        return np.arange(count, dtype=np.int32) % classes
+    chosen = np.asarray(labels)
+    if chosen.shape not in ((), (count,)) or chosen.dtype.kind not in "iu":
+        raise ValueError(f"labels must be one integer or {count} integers, not {labels}")
+    if chosen.min() < 0 or chosen.max() > classes:
+        raise ValueError(f"labels={labels} must lie in [0, {classes}]")
+    return np.broadcast_to(chosen, count).astype(np.int32)
 
 
 def _is_single(array: np.ndarray, channels: int) -> bool:

@@ -13,7 +13,7 @@ from etils import epath
 from functa.data import image_arrays
 from functa.data import images as images_lib
 from functa.data.functaset.reader import Functaset, open_functaset
-from functa.data.functaset.split import FunctasetSplit
+from functa.data.functaset.split import FunctasetSplit, FunctasetSplits
 from functa.data.image_split import ImageSplit
 from functa.diffusion.inpainter import Inpainter
 from functa.diffusion.observation import Degradation, Observation, insert_observed
@@ -97,7 +97,7 @@ class TrainedRun:
         return self._functaset.manifest.class_names or list(numbers)
 
     @functools.cached_property
-    def functaset(self) -> dict[str, FunctasetSplit]:
+    def functaset(self) -> FunctasetSplits:
         """The splits of the run's functaset: {"train", "validation", "test"}.
 
         A released model has no latents. The first use encodes its data set, without augmentation, to a
@@ -106,7 +106,8 @@ class TrainedRun:
         Raises DataError if that data set is not there; see functa.load, `data_dir`.
         """
         functaset = open_functaset(self.functaset_directory, field_digest=digest(self.params))
-        return {name: FunctasetSplit(functaset, name) for name in functaset.manifest.splits}
+        splits = functaset.manifest.splits
+        return FunctasetSplits({name: FunctasetSplit(functaset, name) for name in splits})
 
     @functools.cached_property
     def functaset_directory(self) -> epath.Path:
@@ -192,17 +193,11 @@ class TrainedRun:
           Latents [count, i, j, d] float32.
         """
         rng.require_seed(seed)
-        classes = int(self.config.data.num_classes)
-        numbers = np.arange(count, dtype=np.int32)
-        chosen = np.broadcast_to(numbers % classes if labels is None else np.asarray(labels), count)
-        if count < 1 or chosen.dtype.kind not in "iu" or chosen.min() < 0 or chosen.max() > classes:
-            raise ValueError(
-                f"count={count} must be at least 1, and labels integers in [0, {classes}]"
-            )
+        chosen = image_arrays.to_labels(labels, count, classes=self.config.data.num_classes)
         return self._sampler(guidance_scale=guidance, steps=steps, solver=solver).sample(
             seed=seed,
-            numbers=numbers,
-            labels=chosen.astype(np.int32),
+            numbers=np.arange(count, dtype=np.int32),
+            labels=chosen,
             batch_size=fitting_batch_size(count, _SAMPLE_BATCH),
         )
 
@@ -234,7 +229,7 @@ class TrainedRun:
         if count < 2:
             raise ValueError(f"count={count} must be at least 2")
         unknown = self.config.data.num_classes
-        classes = np.asarray((unknown, unknown) if labels is None else labels, np.int32)
+        classes = image_arrays.to_labels(unknown if labels is None else labels, 2, classes=unknown)
         sampler = self._sampler(guidance_scale=guidance, steps=steps, solver=solver)
         return sampler.interpolate(sampler.invert(ends, classes), classes, count=count)
 
@@ -265,10 +260,15 @@ class TrainedRun:
         """
         rng.require_seed(seed)
         images, is_single = image_arrays.to_batch(images, image_shape=self.image_shape, resize=None)
-        hidden = np.asarray(hidden, bool)
-        if hidden.shape not in (images.shape[1:3], images.shape[:3]) or not hidden.any():
+        hidden = np.asarray(hidden)
+        if (
+            hidden.dtype != bool
+            or hidden.shape not in (images.shape[1:3], images.shape[:3])
+            or not hidden.any()
+        ):
             raise ValueError(
-                f"hidden must be {list(images.shape[1:3])} with a True pixel, not {list(hidden.shape)}"
+                f"hidden must be bool{list(images.shape[1:3])} with a True pixel, not "
+                f"{hidden.dtype}{list(hidden.shape)}"
             )
         visible = jnp.broadcast_to(~hidden[..., None], images.shape).astype(jnp.float32)
         inpainter, filled = self._inpainter(steps), []

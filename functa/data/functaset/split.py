@@ -51,7 +51,7 @@ class FunctasetSplit:
     def batches(
         self, batch_size: int, *, seed: int | None = None, epochs: int = 1, drop_last: bool = False
     ) -> Iterator[Batch]:
-        """Yields batches of `batch_size` examples.
+        """Iterates over batches of `batch_size` examples.
 
         Args:
           seed: of the order, which is a new permutation in every epoch; None: the stored order.
@@ -63,14 +63,16 @@ class FunctasetSplit:
         if batch_size < 1 or epochs < 1:
             raise ValueError(f"batch_size={batch_size} and epochs={epochs} must be at least 1")
         stop = len(self) - len(self) % batch_size if drop_last else len(self)
-        for epoch in range(epochs):
-            for start in range(0, stop, batch_size):
-                rows = np.arange(start, min(start + batch_size, len(self)), dtype=np.int64)
-                if seed is not None:
-                    rows = loader.shuffled_examples(
-                        rows + epoch * len(self), num_examples=len(self), seed=seed
-                    )
-                yield self._read(rows)
+        starts = ((epoch, start) for epoch in range(epochs) for start in range(0, stop, batch_size))
+        return (self._batch(epoch, start, batch_size, seed) for epoch, start in starts)
+
+    def _batch(self, epoch: int, start: int, batch_size: int, seed: int | None) -> Batch:
+        rows = np.arange(start, min(start + batch_size, len(self)), dtype=np.int64)
+        if seed is not None:
+            rows = loader.shuffled_examples(
+                rows + epoch * len(self), num_examples=len(self), seed=seed
+            )
+        return self._read(rows)
 
     def _read(self, rows: np.ndarray) -> Batch:
         records = self._source.read(rows)
@@ -78,3 +80,10 @@ class FunctasetSplit:
         return {"latents": np.asarray(float32_latents(records))} | {
             name: records[name] for name in names
         }
+
+
+class FunctasetSplits(dict[str, FunctasetSplit]):
+    """Splits of a functaset by name."""
+
+    def __missing__(self, name: str) -> FunctasetSplit:
+        raise ValueError(f"no split {name!r}; there are {', '.join(self)}")
