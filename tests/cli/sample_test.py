@@ -36,9 +36,11 @@ def trained(loaded):
 def load_once(run, loaded, monkeypatch):
     """Reading checkpoints would take most of the time of these tests."""
     load = functa.load
-    monkeypatch.setattr(
-        functa, "load", lambda workdir: loaded if workdir == str(run) else load(workdir)
-    )
+
+    def load_or_reuse(workdir, *, data_dir):
+        return loaded if workdir == str(run) else load(workdir, data_dir=data_dir)
+
+    monkeypatch.setattr(functa, "load", load_or_reuse)
 
 
 def sample_command(run, out, *arguments):
