@@ -134,7 +134,8 @@ def prepare(name, test_data, data_dir):
     source = data_dir.parent / "part.npz"
     if name == "mnist":
         with np.load(test_data / "mnist.npz") as arrays:
-            np.savez(source, **{key: values[:11_000] for key, values in arrays.items()})
+            counts = {"x_train": 11_000, "y_train": 11_000, "x_test": 500, "y_test": 500}
+            np.savez(source, **{key: arrays[key][:count] for key, count in counts.items()})
     else:
         unpack = [sys.executable, test_data / "unpack_cifar10.py", source]
         unpack += ["--train", "5500", "--test", "500"]
